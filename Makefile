@@ -1,0 +1,62 @@
+# Two commands are enough on a fresh machine: `make demo` serves the page, `make test` runs all that CI runs.
+
+SHELL  := bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+
+export GRADIO_ANALYTICS_ENABLED := False
+
+.PHONY: demo test check bench lint types browser help
+
+help:
+	@echo "make demo    install into .venv and serve the page on port $${GRADIO_SERVER_PORT:-7860}"
+	@echo "make test    everything that CI runs: lint, types, all tests, the browser included"
+	@echo "make check   lint, types and the fast tests"
+	@echo "make bench   time cluster attention against SDPA on this CPU, into assets/bench/cpu.json"
+
+demo: $(VENV)/.app-installed
+	$(PY) app.py
+
+test: $(VENV)/.dev-installed browser lint types
+	$(PY) -m pytest
+
+check: $(VENV)/.dev-installed lint types
+	$(PY) -m pytest -m "not slow and not gpu and not browser"
+
+bench: $(VENV)/.app-installed
+	$(PY) -m svg2 bench --suite cpu --out assets/bench/cpu.json
+
+lint: $(VENV)/.dev-installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/.dev-installed
+	$(PY) -m pyright
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes in first. Its default Linux wheel brings gigabytes of CUDA, so that a machine with no NVIDIA driver
+# takes the CPU wheel where PyTorch's own index can be reached.
+$(VENV)/.app-installed: requirements.txt | $(PY)
+	@index=; url=https://download.pytorch.org/whl/cpu; \
+	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null \
+	    && $(PY) -c "import urllib.request as u; u.urlopen('$$url/torch/', timeout=5)" 2>/dev/null; \
+	then index="--extra-index-url $$url"; fi; \
+	$(PIP) "$$(grep '^torch' requirements.txt)" $$index
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev-installed: requirements-dev.txt $(VENV)/.app-installed
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+# The browser tests drive a real Chromium. Without one they skip and say so, except under CI=true, where they fail.
+browser:
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
+	else echo "No Chromium, and none can be installed here: the browser tests will be skipped."; fi
