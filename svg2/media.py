@@ -1,7 +1,6 @@
-"""Video files: H.264 that every browser plays, decoding, side-by-side frames, and files written whole or not at all."""
+"""Video files that every browser plays, side-by-side frames, files written whole or not."""
 
-from __future__ import annotations
-
+import math
 import os
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ Frames = UInt8[ndarray, "F Y X 3"]
 _MIN_SIDE_PX = 256
 _CAPTION_PX = 36
 _GAP_PX = 8
+_MAX_DECODED_BYTES = 1 << 30
 
 
 class MediaError(ValueError):
@@ -24,8 +24,9 @@ class MediaError(ValueError):
 
 
 def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
-    """The clip as H.264 in yuv420p (bt709), index first, one key frame every 16 and no B frames, so that seeking is exact.
+    """The clip as H.264 in yuv420p (bt709), made for exact seeking in a browser.
 
+    The index comes first, every 16th frame is a key frame, and there are no B frames.
     Odd sizes are padded by one edge pixel, because 4:2:0 needs even ones.
 
     Args:
@@ -45,7 +46,8 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         path = Path(folder, "clip.mp4")  # a file, not a pipe: moving the index first needs seeking
         # fmt: off
         _ffmpeg(
-            "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-",
+            "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+            "-r", f"{fps:g}", "-i", "-",
             "-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709",
             "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv",
             "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-g", "16", "-bf", "0",
@@ -60,32 +62,27 @@ def decode_mp4(data: bytes, max_frames: int = 2000) -> Frames:
     """The frames of a clip, as `encode_mp4` wrote it.
 
     Raises:
-        MediaError: `data` is no video, or has more than `max_frames` frames.
+        MediaError: `data` is no MP4 video, or has more than `max_frames` frames.
     """
-    import imageio_ffmpeg
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
         path.write_bytes(data)
-        reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
-        try:
-            width, height = next(reader)["size"]
-            frames = []
-            for raw in reader:
-                if len(frames) == max_frames:
-                    raise MediaError(f"The video has more than {max_frames} frames.")
-                frames.append(np.frombuffer(raw, np.uint8).reshape(height, width, 3))
-        except (OSError, RuntimeError, StopIteration, KeyError) as error:
-            raise MediaError("The video could not be decoded.") from error
-        finally:
-            reader.close()
+        # Forced to the MP4 reader, so that a playlist dressed as one opens no other file; PPM
+        # frames carry their size.
+        raw = _ffmpeg(
+            *("-f", "mov", "-i", str(path), "-frames:v", str(max_frames + 1)),
+            *("-fs", str(_MAX_DECODED_BYTES), "-f", "image2pipe", "-c:v", "ppm", "-"),
+        )
+    frames = _split_ppm(raw)
     if not frames:
         raise MediaError("The video holds no frames.")
+    if len(frames) > max_frames:
+        raise MediaError(f"The video has more than {max_frames} frames.")
     return np.stack(frames)
 
 
 def side_by_side(left: Frames, right: Frames, captions: tuple[str, str] = ("", "")) -> Frames:
-    """Two clips of one size next to each other, captions above, small ones enlarged by a whole factor.
+    """Two clips next to each other, captions above; small ones are enlarged by a whole factor.
 
     Raises:
         MediaError: the two differ in shape.
@@ -135,18 +132,39 @@ def _caption_bar(width: int, captions: tuple[str, str], second_x: int) -> UInt8[
     draw = ImageDraw.Draw(image)
     for x0, caption in zip((0, second_x), captions, strict=True):
         size = 18
-        while size > 8 and draw.textlength(caption, font=ImageFont.load_default(size)) > second_x - 24:
+        while (
+            size > 8
+            and draw.textlength(caption, font=ImageFont.load_default(size)) > second_x - 24
+        ):
             size -= 1
         font = ImageFont.load_default(size)
         draw.text((x0 + 8, _CAPTION_PX // 2), caption, (235, 235, 235), font=font, anchor="lm")
     return np.asarray(image)
 
 
-def _ffmpeg(*arguments: str, stdin: bytes) -> None:
+def _split_ppm(raw: bytes) -> list[UInt8[ndarray, "Y X 3"]]:
+    frames, start = [], 0
+    while start < len(raw):
+        magic, width, height, depth = raw[start : start + 40].split(maxsplit=4)[:4]
+        if magic != b"P6" or depth != b"255":
+            raise MediaError("The video could not be decoded.")
+        shape = (int(height), int(width), 3)
+        start += len(b"P6\n%s %s\n255\n" % (width, height))
+        if start + math.prod(shape) > len(raw):
+            raise MediaError(f"The video unpacks to more than {_MAX_DECODED_BYTES >> 20} MB.")
+        frames.append(np.frombuffer(raw, np.uint8, math.prod(shape), start).reshape(shape))
+        start += math.prod(shape)
+    return frames
+
+
+def _ffmpeg(*arguments: str, stdin: bytes = b"") -> bytes:
     import imageio_ffmpeg
 
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y", *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"]
+    done = subprocess.run([*command, *arguments], input=stdin, capture_output=True, check=False)
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()
-        raise MediaError(f"ffmpeg could not write the video: {reason[-1] if reason else 'no reason given'}.")
+        raise MediaError(
+            f"ffmpeg refused the video: {reason[-1] if reason else 'no reason given'}."
+        )
+    return done.stdout

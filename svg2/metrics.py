@@ -1,7 +1,5 @@
 """Fidelity of one clip to another, on raw uint8 frames and never on the encoded file."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,13 +9,13 @@ Frames = UInt8[ndarray, "F Y X 3"]
 
 
 def psnr_db(a: Frames, b: Frames) -> float | None:
-    """Peak signal-to-noise ratio in dB from the mean squared error over the whole clip; None when identical."""
+    """Peak signal-to-noise ratio in dB, from the error over the whole clip; None if identical."""
     mse = float(_mse_per_frame(a, b).mean())
     return None if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
 def psnr_per_frame(a: Frames, b: Frames) -> Float[ndarray, "F"]:
-    """Peak signal-to-noise ratio in dB of each frame, float32; infinite where the two are identical."""
+    """Peak signal-to-noise ratio in dB of each frame; infinite where the two are identical."""
     with np.errstate(divide="ignore"):
         return (10 * np.log10(255**2 / _mse_per_frame(a, b))).astype(np.float32)
 
@@ -51,12 +49,14 @@ def _ssim_frame(a: UInt8[ndarray, "Y X 3"], b: UInt8[ndarray, "Y X 3"]) -> float
 def _mse_per_frame(a: Frames, b: Frames) -> Float[ndarray, "F"]:
     _check(a, b)
     return np.array(
-        [((x.astype(np.float64) - y) ** 2).mean() for x, y in zip(a, b, strict=True)]  # one frame at a time: memory
+        [
+            ((x.astype(np.float64) - y) ** 2).mean() for x, y in zip(a, b, strict=True)
+        ]  # one frame at a time: memory
     )
 
 
 def _check(a: Frames, b: Frames) -> None:
     if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8 or not a.size:
         raise ValueError(
-            f"Expected two uint8 clips of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}."
+            f"Expected two uint8 clips alike, got {a.dtype} {a.shape} and {b.dtype} {b.shape}."
         )

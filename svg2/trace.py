@@ -1,6 +1,4 @@
-"""Traces: what a comparison leaves behind, and all that is ever drawn. Frozen records, one `.npz` file, hostile files refused."""
-
-from __future__ import annotations
+"""Traces: what a comparison leaves behind, and all that is ever drawn, in one `.npz` file."""
 
 import io
 import json
@@ -13,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float16, Float32, Int32, UInt8, UInt16
+from jaxtyping import Bool, Float16, Float32, Int32, UInt8, UInt16
 from numpy import ndarray
 
+from svg2.config import ceil_fraction
 from svg2.media import write_atomic
 
 VERSION = 1
@@ -34,7 +33,7 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True)
 class RecordingPolicy:
-    """Which sparse calls are recorded in full. Statistics of every call are kept whatever the policy says.
+    """Which sparse calls are recorded in full; statistics are kept of every call.
 
     Attributes:
         steps: step numbers; None takes 4 spread over the sparse steps, first and last included.
@@ -58,11 +57,15 @@ class Record:
     Attributes:
         run: index into `Trace.runs`.
         q_labels, k_labels: cluster of each token, tokens in (frame, row, column) order.
-        P: attention mass of each key cluster per query cluster, as estimated from centroids; rows sum to 1.
+        P: attention mass of each key cluster per query cluster, as estimated from centroids; rows
+            sum to 1.
         kept: the selection that the method made.
-        q_rgb, k_rgb: colours of the centroids, by joint principal components, so that near clusters look near.
-        k_near: per key cluster the 4 nearest other ones, nearest first (its own id where there are fewer).
-        recall: share of the exact softmax mass that fell on kept keys, mean over 64 random queries.
+        q_rgb, k_rgb: colours of the centroids, by joint principal components, so that near
+            clusters look near.
+        k_near: per key cluster the 4 nearest other ones, nearest first (its own id where there are
+            fewer).
+        recall: share of the exact softmax mass that fell on kept keys, mean over 64 random
+            queries.
     """
 
     run: int
@@ -125,7 +128,8 @@ class Trace:
     """One dense run and the sparse runs of the same request.
 
     Attributes:
-        request: prompt, negative_prompt, model, seed, sizes, steps, guidance, dtype, device, and fps of the clips.
+        request: prompt, negative_prompt, model, seed, sizes, steps, guidance, dtype, device, and
+            fps of the clips.
         grid: latent frames, rows and columns of tokens (T, Y, X).
         n_tokens: video tokens, T·Y·X; n_text: text tokens in the same attention (0 for Wan).
         policy: the recording policy, with `note` saying what was thinned away, if anything was.
@@ -147,10 +151,11 @@ class Trace:
 
 
 def selection_at(record: Record, top_p: float, min_keep_ratio: float) -> Bool[ndarray, "Q K"]:
-    """What the method would keep of the recorded masses at another budget (DESIGN 2.5), in float64.
+    """What the method would keep of the recorded masses at another budget, in float64.
 
-    Rows are normalised by their own sum, since float16 moved it off 1. Heaviest first, ties by index, kept while the
-    sum of those before is below `top_p`; at least ceil(min_keep_ratio·K) and never an empty cluster; 1 keeps all.
+    Rows are normalised by their own sum, since float16 moved it off 1. Heaviest first, ties by
+    index, kept while the sum of those before is below `top_p`; at least ceil(min_keep_ratio·K) and
+    never an empty cluster; 1 keeps all.
 
     Raises:
         ValueError: `top_p` outside (0, 1] or `min_keep_ratio` outside [0, 1].
@@ -169,7 +174,7 @@ def selection_at(record: Record, top_p: float, min_keep_ratio: float) -> Bool[nd
     order = np.argsort(np.where(occupied, -mass, np.inf), axis=1, kind="stable")
     ranked = np.take_along_axis(mass, order, axis=1)
     before = np.cumsum(ranked, axis=1) - ranked
-    at_least = max(1, math.ceil(min_keep_ratio * num_k))
+    at_least = max(1, ceil_fraction(min_keep_ratio, num_k))
     kept_ranked = (before < top_p) | (np.arange(num_k) < at_least)
     kept = np.empty_like(kept_ranked)
     np.put_along_axis(kept, order, kept_ranked, axis=1)
@@ -220,8 +225,9 @@ def trace_bytes(trace: Trace) -> bytes:
 
 
 def load_trace(source: str | os.PathLike | bytes) -> Trace:
-    """Read a trace from a file or its bytes, checking every name, shape, type and bound. Nothing is ever unpickled.
+    """Read a trace from a file or its bytes, checking all names, shapes, types and bounds.
 
+    Nothing is ever unpickled.
     Raises:
         TraceError: the file is missing, truncated, foreign or hostile.
     """
@@ -229,7 +235,9 @@ def load_trace(source: str | os.PathLike | bytes) -> Trace:
     try:
         return _parse(_Members(data))
     except zipfile.BadZipFile as error:
-        raise TraceError("The file is no trace: it is not an .npz archive, or is cut short.") from error
+        raise TraceError(
+            "The file is no trace: it is not an .npz archive, or is cut short."
+        ) from error
 
 
 def policy_dict(policy: RecordingPolicy, note: str = "") -> dict[str, Any]:
@@ -253,29 +261,40 @@ _RECORD_ARRAYS = {
     "k_near": (np.uint16, 2),
 }
 _NAME = re.compile(
-    r"header|dense/mp4|r\d{1,4}/(mp4|%s)|i\d{1,5}/(index|kept|recall|%s)"
-    % ("|".join(_RUN_ARRAYS), "|".join(_RECORD_ARRAYS))
+    r"header|dense/mp4"
+    rf"|r\d{{1,4}}/(mp4|{'|'.join(_RUN_ARRAYS)})"
+    rf"|i\d{{1,5}}/(index|kept|recall|{'|'.join(_RECORD_ARRAYS)})"
 )
 
 
 class _Members:
-    """The arrays of an .npz archive, read one at a time with their size checked before any memory is taken.
+    """The arrays of an .npz archive, each checked for its size before any memory is taken.
 
     `np.load` allocates what an array's header claims, so a file of 1 kB could ask for all memory.
     """
 
     def __init__(self, data: bytes):
         if len(data) > _MAX_FILE_BYTES:
-            raise TraceError(f"The file is larger than the {_MAX_FILE_BYTES >> 20} MB a trace may have.")
+            raise TraceError(
+                f"The file is larger than the {_MAX_FILE_BYTES >> 20} MB a trace may have."
+            )
         self._zip = zipfile.ZipFile(io.BytesIO(data))
         members = self._zip.infolist()
         if len(members) > _MAX_MEMBERS or sum(m.file_size for m in members) > _MAX_UNPACKED_BYTES:
-            raise TraceError("The file is no sound trace: it unpacks to more than a trace may hold.")
+            raise TraceError(
+                "The file is no sound trace: it unpacks to more than a trace may hold."
+            )
         self._sizes = {}
         for member in members:
             name = member.filename.removesuffix(".npy")
-            if not member.filename.endswith(".npy") or not _NAME.fullmatch(name) or name in self._sizes:
-                raise TraceError(f"The file is no trace: it holds an unknown entry {member.filename[:40]!r}.")
+            if (
+                not member.filename.endswith(".npy")
+                or not _NAME.fullmatch(name)
+                or name in self._sizes
+            ):
+                raise TraceError(
+                    f"The file is no trace: it holds an unknown entry {member.filename[:40]!r}."
+                )
             self._sizes[name] = member.file_size
         if "header" not in self._sizes:
             raise TraceError("The file is no trace: its header is missing.")
@@ -297,7 +316,8 @@ class _Members:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, fortran, found = read_header(stream)
-        # zlib.error, EOFError and NotImplementedError (encrypted, odd compression) come from a damaged or odd archive
+        # zlib.error, EOFError and NotImplementedError (encrypted, odd compression) come from a
+        # damaged or odd archive
         except Exception as error:
             raise TraceError(f"The trace is damaged: {name} can't be read.") from error
         if found.hasobject or found != np.dtype(dtype) or fortran or len(shape) != ndim:
@@ -311,10 +331,14 @@ class _Members:
 def _read_file(path: Path) -> bytes:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise TraceError(f"The file is larger than the {_MAX_FILE_BYTES >> 20} MB a trace may have.")
+            raise TraceError(
+                f"The file is larger than the {_MAX_FILE_BYTES >> 20} MB a trace may have."
+            )
         return path.read_bytes()
     except OSError as error:
-        raise TraceError(f"The trace {path} can't be opened: {error.strerror or error}.") from error
+        raise TraceError(
+            f"The trace {path} can't be opened: {error.strerror or error}."
+        ) from error
 
 
 def _parse(members: _Members) -> Trace:
@@ -343,14 +367,18 @@ def _header(raw: bytes) -> dict[str, Any]:
         raise TraceError("The file is no trace: its header is not JSON.") from error
     _require(isinstance(header, dict), "its header is no object")
     if header.get("version") != VERSION:
-        raise TraceError(f"The trace has version {str(header.get('version'))[:20]!r}; this program reads {VERSION}.")
+        raise TraceError(
+            f"The trace has version {str(header.get('version'))[:20]!r}, not {VERSION}."
+        )
     for name in ("request", "policy", "provenance", "dense_result"):
         _require(isinstance(header.get(name), dict), f"{name} is no object")
     for name in ("n_tokens", "n_text", "num_records"):
         _require(_is_count(header.get(name), 1 << 24), f"{name} is no count")
     grid = header.get("grid")
     _require(
-        isinstance(grid, list) and len(grid) == 3 and all(_is_count(g, 1 << 16) and g > 0 for g in grid),
+        isinstance(grid, list)
+        and len(grid) == 3
+        and all(_is_count(g, 1 << 16) and g > 0 for g in grid),
         "grid is not three sizes",
     )
     _require(math.prod(grid) == header["n_tokens"], "n_tokens is not the size of the grid")
@@ -358,7 +386,9 @@ def _header(raw: bytes) -> dict[str, Any]:
     _require(isinstance(runs, list), "runs is no list")
     for run in runs:
         sound = isinstance(run, dict) and isinstance(run.get("method"), str)
-        sound = sound and isinstance(run.get("config"), dict) and isinstance(run.get("result"), dict)
+        sound = (
+            sound and isinstance(run.get("config"), dict) and isinstance(run.get("result"), dict)
+        )
         _require(sound, "a run lacks its method, config or result")
     return header
 
@@ -366,14 +396,20 @@ def _header(raw: bytes) -> dict[str, Any]:
 def _run(members: _Members, r: int, fields: dict[str, Any]) -> Run:
     arrays = {name: members.array(f"r{r}/{name}", *kind) for name, kind in _RUN_ARRAYS.items()}
     calls = len(arrays["call"])
-    _require(arrays["call"].shape == (calls, 3) and (arrays["call"] >= 0).all(), f"r{r}/call is off")
+    _require(
+        arrays["call"].shape == (calls, 3) and (arrays["call"] >= 0).all(), f"r{r}/call is off"
+    )
     _require(arrays["stage_ms"].shape == (calls, len(STAGES)), f"r{r}/stage_ms is off")
     _require(len(arrays["density"]) == calls, f"r{r}/density is off")
     _require(arrays["kept_mass"].shape == arrays["density"].shape, f"r{r}/kept_mass is off")
     for name in ("density", "kept_mass", "stage_ms"):
-        _require(np.isfinite(arrays[name]).all() and (arrays[name] >= 0).all(), f"r{r}/{name} is off")
+        _require(
+            np.isfinite(arrays[name]).all() and (arrays[name] >= 0).all(), f"r{r}/{name} is off"
+        )
     _require(not np.isnan(arrays["psnr_frame"]).any(), f"r{r}/psnr_frame is off")
-    return Run(fields["method"], fields["config"], fields["result"], _mp4(members, f"r{r}/mp4"), **arrays)
+    return Run(
+        fields["method"], fields["config"], fields["result"], _mp4(members, f"r{r}/mp4"), **arrays
+    )
 
 
 def _record(members: _Members, i: int, header: dict[str, Any], runs: tuple[Run, ...]) -> Record:
@@ -381,14 +417,21 @@ def _record(members: _Members, i: int, header: dict[str, Any], runs: tuple[Run, 
     index = members.array(f"i{i}/index", np.int32, 1)
     _require(index.shape == (5,) and (index >= 0).all(), f"i{i}/index is off")
     run, step, layer, branch, head = index.tolist()
-    _require(run < len(runs) and head < runs[run].density.shape[1], f"i{i}/index names no run or head")
-    _require((runs[run].call == (step, layer, branch)).all(axis=1).any(), f"i{i}/index names no call")
+    _require(
+        run < len(runs) and head < runs[run].density.shape[1], f"i{i}/index names no run or head"
+    )
+    _require(
+        (runs[run].call == (step, layer, branch)).all(axis=1).any(), f"i{i}/index names no call"
+    )
     n_tokens, (num_q, num_k) = header["n_tokens"], arrays["P"].shape
     _require(0 < num_q <= n_tokens and 0 < num_k <= n_tokens, f"i{i}/P is off")
     for name, count in (("q_labels", num_q), ("k_labels", num_k)):
         labels = arrays[name]
         _require(labels.shape == (n_tokens,) and labels.max() < count, f"i{i}/{name} is off")
-    _require(arrays["q_rgb"].shape == (num_q, 3) and arrays["k_rgb"].shape == (num_k, 3), f"i{i}/rgb is off")
+    _require(
+        arrays["q_rgb"].shape == (num_q, 3) and arrays["k_rgb"].shape == (num_k, 3),
+        f"i{i}/rgb is off",
+    )
     near = arrays["k_near"]
     _require(near.shape == (num_k, NUM_NEAR) and near.max() < num_k, f"i{i}/k_near is off")
     mass = arrays["P"]

@@ -1,6 +1,4 @@
-"""Made-up traces with real geometry: a ball over a checkered floor, clustered, selected and encoded for true."""
-
-from __future__ import annotations
+"""Made-up traces with real geometry: a ball over a checkered floor, clustered and encoded."""
 
 import numpy as np
 from numpy import ndarray
@@ -34,9 +32,10 @@ def make_synthetic_trace(
     min_keep_ratio: float = 0.1,
     warmup_steps: int = 1,
 ) -> Trace:
-    """A sound trace without a model. Times and seconds in it are invented; its clusters, masses and metrics are computed.
+    """A sound trace without a model: clusters, masses and metrics are computed, times invented.
 
-    Every run records its first and last sparse step, all layers and up to two heads, as the default policy does.
+    Every run records its first and last sparse step, all layers and up to two heads, as the
+    default policy does.
     """
     rng = np.random.default_rng(seed)
     num_frames, fps = 2 * grid[0] - 1, 8
@@ -180,7 +179,7 @@ def _clusters(
     head: int,
     seed: int,
 ) -> dict[str, ndarray]:
-    """Queries and keys of a ball on a floor, and their clusters: even heads look at content, odd ones at position."""
+    """Clustered queries and keys of a ball on a floor; even heads see content, odd position."""
     rng = np.random.default_rng([seed, layer, head, int(progress * 1000)])
     t, y, x = (
         g.ravel() for g in np.meshgrid(*(np.linspace(0, 1, n) for n in grid), indexing="ij")
