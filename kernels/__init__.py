@@ -1,0 +1,35 @@
+"""Pure tensor operations of the sparse attention: k-means, permutation, cluster attention.
+
+Dimension names used in every signature of this project:
+
+    B  batch                 Q  query clusters
+    H  heads                 K  key clusters
+    N  tokens                C  clusters of either side
+    D  head dimension
+
+`S` stands for the tokens of the key side where they may differ in number from the queries.
+Each op is one folder: `api.py` says what, `reference.py` is PyTorch and defines the truth (it is
+also what runs on a CPU).
+"""
+
+from kernels.cluster_attention.api import Compensation, cluster_attention
+from kernels.cpu import bf16_is_native
+from kernels.impl import Impl, ImplUnavailable, resolve_impl
+from kernels.kmeans.api import KMeansResult, init_centroids, kmeans
+from kernels.permutation.api import Permutation, permute, sort_by_label, unpermute
+
+__all__ = [
+    "Compensation",
+    "Impl",
+    "ImplUnavailable",
+    "KMeansResult",
+    "Permutation",
+    "bf16_is_native",
+    "cluster_attention",
+    "init_centroids",
+    "kmeans",
+    "permute",
+    "resolve_impl",
+    "sort_by_label",
+    "unpermute",
+]

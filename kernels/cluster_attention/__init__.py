@@ -1,0 +1,1 @@
+"""Exact attention over the kept (query cluster, key cluster) blocks."""

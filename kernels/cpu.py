@@ -1,0 +1,88 @@
+"""The CPU underneath the reference ops: one-thread workers, and what the chip is good at."""
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+_Item = TypeVar("_Item")
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_pools_lock = threading.Lock()
+
+
+@cache
+def bf16_is_native() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX512-BF16).
+
+    Elsewhere PyTorch emulates them, hundreds of times slower than fp32.
+    """
+    cpu = torch.cpu
+    tests = (
+        getattr(cpu, "_is_amx_tile_supported", None),
+        getattr(cpu, "_is_avx512_bf16_supported", None),
+    )
+    return any(test() for test in tests if test is not None)
+
+
+def share_work(
+    items: Sequence[_Item],
+    work: Callable[[Callable[[], _Item | None]], None],
+    device: torch.device,
+) -> None:
+    """Share `items`, in order, among one-thread workers; as many as the caller has torch threads.
+
+    Small tensor operations do not scale inside one call, so on a CPU each worker runs whole items
+    with one thread of its own; on another device this thread runs them all. `work(take)` runs once
+    a worker, in inference mode, and calls `take()` for its next item until it gives None; scratch
+    memory that it allocates lives for all its items. An error in a worker is raised here, after
+    the others have ended.
+    """
+    next_index = itertools.count()
+
+    def take() -> _Item | None:
+        index = next(next_index)  # atomic under the interpreter lock
+        return items[index] if index < len(items) else None
+
+    def in_inference_mode() -> None:
+        with torch.inference_mode():
+            work(take)
+
+    num_workers = min(torch.get_num_threads(), len(items))
+    if num_workers <= 1 or device.type != "cpu":
+        in_inference_mode()
+        return
+    pool = _pool(torch.get_num_threads())
+    futures = [pool.submit(in_inference_mode) for _ in range(num_workers)]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise errors[0]
+
+
+def _pool(num_workers: int) -> ThreadPoolExecutor:
+    """Worker threads that each run torch operations on one thread, made once a count."""
+    with _pools_lock:
+        if num_workers not in _pools:
+            callers_threads = torch.get_num_threads()
+            all_up = threading.Barrier(num_workers + 1)
+
+            def start() -> None:
+                # The first look at the count sets this thread's own to the global one; only a
+                # count set after it stays.
+                torch.get_num_threads()
+                torch.set_num_threads(1)
+                all_up.wait()
+
+            pool = ThreadPoolExecutor(num_workers, thread_name_prefix="kernels")
+            for _ in range(num_workers):
+                pool.submit(start)
+            all_up.wait()
+            # set_num_threads is per thread and global at once: give the global one back, or every
+            # later thread of the process would start with one.
+            torch.set_num_threads(callers_threads)
+            _pools[num_workers] = pool
+        return _pools[num_workers]

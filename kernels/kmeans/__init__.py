@@ -1,0 +1,1 @@
+"""k-means over the tokens of each head."""

@@ -1,0 +1,75 @@
+"""k-means: cluster the tokens of each head by squared distance."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kernels.impl import Impl, resolve_impl
+from kernels.kmeans import reference
+
+
+@dataclass(frozen=True)
+class KMeansResult:
+    """A clustering of N tokens into C clusters, per head.
+
+    Attributes:
+        labels: cluster of each token, int32, those of the last assignment.
+        centroids: fp32 means of the tokens so labelled; an empty cluster keeps its old centroid.
+        sizes: tokens per cluster, int32.
+        impl: the implementation that ran.
+    """
+
+    labels: Int[Tensor, "B H N"]
+    centroids: Float[Tensor, "B H C D"]
+    sizes: Int[Tensor, "B H C"]
+    impl: str
+
+
+def init_centroids(
+    x: Float[Tensor, "B H N D"], num_clusters: int, generator: torch.Generator
+) -> Float[Tensor, "B H C D"]:
+    """Distinct random tokens of each head, drawn from `generator` (which lives on any device).
+
+    Raises:
+        ValueError: `num_clusters` is below 1 or above the number of tokens.
+    """
+    batch, heads, num_tokens, _ = x.shape
+    if not 1 <= num_clusters <= num_tokens:
+        raise ValueError(
+            f"num_clusters must be from 1 to the {num_tokens} tokens, not {num_clusters}"
+        )
+    draw = torch.rand(
+        batch, heads, num_tokens, generator=generator, device=generator.device, dtype=torch.float64
+    )
+    chosen = draw.argsort(dim=-1)[..., :num_clusters].to(x.device)
+    return x.gather(2, chosen[..., None].expand(-1, -1, -1, x.shape[-1]))
+
+
+def kmeans(
+    x: Float[Tensor, "B H N D"],
+    centroids: Float[Tensor, "B H C D"],
+    iters: int,
+    *,
+    impl: Impl = "auto",
+) -> KMeansResult:
+    """Lloyd's k-means from given `centroids`: `iters` times assign, then update.
+
+    A token goes to the centroid c with the largest `x·c - |c|²/2`, the lowest index among equals.
+    The same input gives the same result, and nothing waits for the device.
+
+    Raises:
+        ValueError: `iters` is below 1, or the shapes do not fit.
+        ImplUnavailable: the implementation asked for cannot run here.
+    """
+    if iters < 1:
+        raise ValueError(f"iters must be at least 1, not {iters}")
+    if x.shape[:2] != centroids.shape[:2] or x.shape[3] != centroids.shape[3]:
+        raise ValueError(
+            f"tokens {tuple(x.shape)} and centroids {tuple(centroids.shape)} must agree in "
+            "batch, heads and head dimension"
+        )
+    chosen = resolve_impl(impl)
+    labels, means, sizes = reference.kmeans(x, centroids, iters)
+    return KMeansResult(labels=labels, centroids=means, sizes=sizes, impl=chosen)

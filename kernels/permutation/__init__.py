@@ -1,0 +1,1 @@
+"""Tokens put in the order of their clusters, and back."""

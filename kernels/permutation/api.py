@@ -1,0 +1,51 @@
+"""Permutation: one stable counting sort of labels, and moving tokens there and back."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from kernels.impl import Impl, resolve_impl
+from kernels.permutation import reference
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """The tokens of each head in the order of their clusters.
+
+    Attributes:
+        perm: original index of the token in each place, int64.
+        offsets: place where each cluster starts, and the end, int32; cluster c holds the places
+            from offsets[c] up to offsets[c + 1].
+    """
+
+    perm: Int[Tensor, "B H N"]
+    offsets: Int[Tensor, "B H C+1"]
+
+    @property
+    def sizes(self) -> Int[Tensor, "B H C"]:
+        """Tokens per cluster."""
+        return self.offsets.diff(dim=-1)
+
+
+def sort_by_label(
+    labels: Int[Tensor, "B H N"], num_clusters: int, *, impl: Impl = "auto"
+) -> Permutation:
+    """Sort tokens by label; tokens of one cluster keep their order. Labels are below num_clusters.
+
+    Raises:
+        ImplUnavailable: the implementation asked for cannot run here.
+    """
+    resolve_impl(impl)
+    perm, offsets = reference.sort_by_label(labels, num_clusters)
+    return Permutation(perm=perm, offsets=offsets)
+
+
+def permute(x: Shaped[Tensor, "B H N D"], permutation: Permutation) -> Shaped[Tensor, "B H N D"]:
+    """Tokens from their original order into that of their clusters."""
+    return reference.permute(x, permutation.perm)
+
+
+def unpermute(x: Shaped[Tensor, "B H N D"], permutation: Permutation) -> Shaped[Tensor, "B H N D"]:
+    """Tokens from the order of their clusters back into the original: undoes `permute`."""
+    return reference.unpermute(x, permutation.perm)
