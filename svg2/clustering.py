@@ -1,0 +1,100 @@
+"""Clusters of queries or keys, warm-started from the centroids of the step before."""
+
+import zlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kernels import KMeansResult, init_centroids, kmeans
+from svg2.config import SVG2Config
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """What centroids belong to; they pass between no models, layers, branches or shapes."""
+
+    transformer: int
+    layer: int
+    branch: int
+    shape: tuple[int, ...]
+
+
+class Centroids:
+    """Centroids of the last step under one `CacheKey`, in the model's dtype; None when cold."""
+
+    def __init__(self, key: CacheKey) -> None:
+        self.key = key
+        self.q: Float[Tensor, "B H Q D"] | None = None
+        self.k: Float[Tensor, "B H K D"] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(x.nbytes for x in (self.q, self.k) if x is not None)
+
+
+class CentroidCache:
+    """All centroids of one generation."""
+
+    def __init__(self) -> None:
+        self._entries: dict[CacheKey, Centroids] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry(self, key: CacheKey) -> Centroids:
+        """The centroids kept under `key`; a cold entry is made on first use."""
+        if key not in self._entries:
+            self._entries[key] = Centroids(key)
+        return self._entries[key]
+
+    def keep_only(self, transformer: int) -> None:
+        """Free what belongs to any other transformer; Wan 2.2 leaves its first for good."""
+        self._entries = {k: v for k, v in self._entries.items() if k.transformer == transformer}
+
+    def clear(self) -> None:
+        """Free everything."""
+        self._entries.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return sum(entry.nbytes for entry in self._entries.values())
+
+
+def cluster_queries(
+    q: Float[Tensor, "B H N D"], config: SVG2Config, centroids: Centroids
+) -> KMeansResult:
+    """Cluster queries per head, from `centroids.q` when warm, and leave the result there."""
+    clusters = _cluster(q, config.num_q_clusters, centroids.q, config, centroids.key, "q")
+    centroids.q = clusters.centroids.to(q.dtype)
+    return clusters
+
+
+def cluster_keys(
+    k: Float[Tensor, "B H N D"], config: SVG2Config, centroids: Centroids
+) -> KMeansResult:
+    """Cluster keys per head, from `centroids.k` when warm, and leave the result there."""
+    clusters = _cluster(k, config.num_k_clusters, centroids.k, config, centroids.key, "k")
+    centroids.k = clusters.centroids.to(k.dtype)
+    return clusters
+
+
+def _cluster(
+    x: Float[Tensor, "B H N D"],
+    num_clusters: int,
+    warm: Float[Tensor, "B H C D"] | None,
+    config: SVG2Config,
+    key: CacheKey,
+    side: str,
+) -> KMeansResult:
+    if warm is not None:
+        return kmeans(x, warm, config.kmeans_iters_step, impl=config.impl)
+    # Seeded by place and not drawn from one stream, so that no call depends on which others came
+    # before it.
+    place = f"{config.seed}/{key.transformer}/{key.layer}/{key.branch}/{side}"
+    generator = torch.Generator().manual_seed(zlib.crc32(place.encode()))
+    start = init_centroids(x, num_clusters, generator)
+    return kmeans(x, start, config.kmeans_iters_init, impl=config.impl)

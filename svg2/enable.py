@@ -1,0 +1,114 @@
+"""Switching the method on for a pipeline, and off again without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from svg2.config import ConfigError, SVG2Config
+
+if TYPE_CHECKING:  # `import svg2` stays light; what needs torch or diffusers is imported on use
+    from svg2.session import Session
+    from svg2.stats import CallRecord, RunStats
+
+
+class Handle:
+    """An enabled pipeline. As a context manager it disables on exit, whatever happens inside."""
+
+    def __init__(self, config: SVG2Config | None, session: Session, undo: ExitStack) -> None:
+        self.config = config
+        self._session = session
+        self._undo = undo
+
+    @property
+    def stats(self) -> RunStats:
+        """Numbers of the latest generation, also after `disable`; a new one starts them afresh."""
+        return self._session.recorder.snapshot()
+
+    def disable(self) -> None:
+        """Give the pipeline back as it was and free all memory; a second call does nothing."""
+        self._undo.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.disable()
+
+
+def enable(
+    pipe: Any,
+    config: SVG2Config | None = None,
+    *,
+    observer: Callable[[CallRecord], None] | None = None,
+) -> Handle:
+    """Run the self-attention of a diffusers video pipeline as SVG2, until the handle is disabled.
+
+    Sets attention processors on the pipeline's own transformers; no class is changed. `observer`
+    sees every sparse call right after it ran; what it raises stops the generation.
+
+    Raises:
+        ConfigError: the kernels that `config.impl` names can't run here.
+        TypeError: the pipeline is none that SVG2 runs on.
+        RuntimeError: SVG2 is on already, for this pipeline or for another that shares its
+            transformer.
+    """
+    return _install(pipe, SVG2Config() if config is None else config, observer)
+
+
+def measure_dense(pipe: Any) -> Handle:
+    """Time the self-attention of a pipeline; its output stays the same to the bit.
+
+    Raises: as `enable`.
+    """
+    return _install(pipe, None, None)
+
+
+def _install(
+    pipe: Any, config: SVG2Config | None, observer: Callable[[CallRecord], None] | None
+) -> Handle:
+    from kernels import ImplUnavailable, resolve_impl
+    from svg2.processors import WanSVG2Processor, check_replaceable, self_attentions
+    from svg2.session import Session
+    from svg2.stats import StatsRecorder
+    from svg2.tracking import Tracker, set_on_instance
+
+    if config is not None:
+        try:
+            resolve_impl(config.impl)
+        except ImplUnavailable as error:
+            raise ConfigError(str(error)) from error
+
+    candidates = [getattr(pipe, name, None) for name in ("transformer", "transformer_2")]
+    transformers = [transformer for transformer in candidates if transformer is not None]
+    layers = [self_attentions(transformer) for transformer in transformers]
+    if not transformers or not all(layers):
+        raise TypeError(f"SVG2 does not know the attention of a {type(pipe).__name__}.")
+    for attn in (attn for modules in layers for attn in modules):
+        check_replaceable(attn.processor)
+
+    tracker = Tracker(pipe)
+    recorder = StatsRecorder(max(map(len, layers)), layers[0][0].heads)
+    session = Session(config, tracker, recorder, observer)
+    with ExitStack() as undo:
+        undo.callback(session.end_generation)
+        for index, (transformer, modules) in enumerate(zip(transformers, layers, strict=True)):
+            tracker.follow(transformer, undo)
+            for layer, attn in enumerate(modules):
+                processor = WanSVG2Processor(session, attn.processor, index, layer)
+                set_on_instance(attn, "processor", processor, undo)
+        # Every diffusers pipeline calls this as the last thing of a generation.
+        set_on_instance(pipe, "maybe_free_model_hooks", _after_generation(pipe, session), undo)
+        return Handle(config, session, undo.pop_all())
+    raise AssertionError("unreachable: the block above returns or raises")
+
+
+def _after_generation(pipe: Any, session: Session) -> Callable[[], None]:
+    original = pipe.maybe_free_model_hooks
+
+    def maybe_free_model_hooks() -> None:
+        session.end_generation()
+        original()
+
+    return maybe_free_model_hooks

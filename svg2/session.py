@@ -1,0 +1,160 @@
+"""One enabled pipeline at work: dense or sparse, for every self-attention call."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from svg2.attention import sparse_attention
+from svg2.clustering import CacheKey, CentroidCache
+from svg2.config import SVG2Config
+from svg2.plan import Plan
+from svg2.stats import DENSE_STAGE, CallRecord, StageClock, StatsRecorder
+from svg2.tracking import Position, Tracker
+
+Observer = Callable[[CallRecord], None]
+
+
+class Session:
+    """State of one `enable`, or without a config of one `measure_dense`, for all processors."""
+
+    def __init__(
+        self,
+        config: SVG2Config | None,
+        tracker: Tracker,
+        recorder: StatsRecorder,
+        observer: Observer | None,
+    ) -> None:
+        self.config = config
+        self.tracker = tracker
+        self.recorder = recorder
+        self.cache = CentroidCache()
+        self._observer = observer
+        self._position = Position(step=0, num_steps=0, branch=0)
+        self._transformer = 0
+
+    def end_generation(self) -> None:
+        """Free the centroids; the statistics stay until the next generation begins."""
+        self.cache.clear()
+        self.tracker.forget()
+
+    def begin_forward(self, transformer: int, n_tokens: int) -> None:
+        """Note that a forward of the pipeline's nth transformer begins.
+
+        Raises:
+            ConfigError: there are more clusters than tokens.
+        """
+        self._position, is_new = self.tracker.begin_forward()
+        if is_new:
+            self.cache.clear()
+            self.recorder.reset()
+        if transformer != self._transformer:
+            self.cache.keep_only(transformer)
+            self._transformer = transformer
+        if self.config is not None:
+            self.config.check_tokens(n_tokens)
+        self.recorder.forward(self._position.num_steps, n_tokens)
+
+    def runs_dense(self, layer: int) -> bool:
+        """Whether the gate sends this layer of the current forward down the stock path."""
+        config, position = self.config, self._position
+        if config is None or layer < config.dense_layers:
+            return True
+        return position.step < config.warmup_steps(position.num_steps)
+
+    def dense(self, layer: int, attend: Callable[[], Tensor]) -> Tensor:
+        """Run the pipeline's own self-attention untouched, with its attention kernel timed."""
+        with _AttentionTimer() as timer:
+            out = attend()
+        self.recorder.dense_call(self._position, layer, timer.clock)
+        return out
+
+    def sparse(
+        self,
+        layer: int,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B H N D"],
+        v: Float[Tensor, "B H N D"],
+        clock: StageClock,
+    ) -> Float[Tensor, "B H N D"]:
+        """Sparse attention of one layer, noted under its place, and shown to the observer."""
+        assert self.config is not None
+        position = self._position
+        key = CacheKey(self._transformer, layer, position.branch, tuple(q.shape))
+        result = sparse_attention(q, k, v, self.config, self.cache.entry(key), clock)
+        plan = result.plan
+        density = plan.density().mean(0)
+        kept_mass = plan.kept_mass().mean(0)
+        self.recorder.sparse_call(
+            position,
+            layer,
+            impl=plan.k_clusters.impl,
+            density=density,
+            virtual_density=plan.virtual_density().mean(0) if self.config.compensate else None,
+            kept_mass=kept_mass,
+            clock=clock,
+        )
+        self.recorder.cache_bytes(self.cache.nbytes)
+        if self._observer is not None:
+            started = time.perf_counter()
+            self._observer(_call_record(position, layer, q, k, v, plan, density, kept_mass, clock))
+            self.recorder.observed(time.perf_counter() - started)
+        clock.skip()
+        return result.out
+
+
+def _call_record(
+    position: Position,
+    layer: int,
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B H N D"],
+    v: Float[Tensor, "B H N D"],
+    plan: Plan,
+    density: Float[Tensor, "H"],
+    kept_mass: Float[Tensor, "H"],
+    clock: StageClock,
+) -> CallRecord:
+    return CallRecord(
+        step=position.step,
+        layer=layer,
+        branch=position.branch,
+        density=density,
+        kept_mass=kept_mass,
+        q=q,
+        k=k,
+        v=v,
+        q_labels=plan.q_clusters.labels,
+        k_labels=plan.k_clusters.labels,
+        q_centroids=plan.q_clusters.centroids,
+        k_centroids=plan.k_clusters.centroids,
+        q_sizes=plan.q_clusters.sizes,
+        k_sizes=plan.k_clusters.sizes,
+        P=plan.P,
+        kept=plan.kept,
+        clock=clock,
+    )
+
+
+class _AttentionTimer(TorchFunctionMode):
+    """Times the scaled dot product attention called under it, and changes nothing.
+
+    `clock` stays None where there was no such call, because the backend in use is another kernel.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock: StageClock | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query = args[0] if args else kwargs["query"]
+        self.clock = StageClock(query.device)
+        out = func(*args, **kwargs)
+        self.clock.mark(DENSE_STAGE)
+        return out

@@ -1,0 +1,139 @@
+"""Where a running pipeline is: the generation, step and guidance branch of each forward."""
+
+import functools
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+COND, UNCOND, BATCHED = 0, 1, 2
+
+# The names that diffusers' pipelines give to `transformer.cache_context`.
+_BRANCHES = {
+    "cond": COND,
+    "pred_cond": COND,
+    "uncond": UNCOND,
+    "pred_uncond": UNCOND,
+    "cond_uncond": BATCHED,
+}
+_FIRST_OTHER_BRANCH = 3
+
+
+@dataclass(frozen=True)
+class Position:
+    """The place of one transformer forward: denoising step of `num_steps`, guidance branch."""
+
+    step: int
+    num_steps: int
+    branch: int
+
+
+class Tracker:
+    """Follows one pipeline by its scheduler; reads Python numbers, so waits for no device.
+
+    The step is `pipe.scheduler.step_index`, None before the first one is done, relative to where
+    the schedule was entered. The branch is the name that the pipeline gave to
+    `transformer.cache_context`, or, where it gives none, the number of the forward within the
+    step. A scheduler without `step_index` is followed by counting forwards.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._context: str | None = None
+        self._other_branches: dict[str, int] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._timesteps: object = None
+        self._last_index: int | None = None
+        self._first_index = 0
+        self._step: int | None = None
+        self._forwards_in_step = 0
+        self._forwards_by_branch: dict[int, int] = {}
+
+    def forget(self) -> None:
+        """Treat the next forward as the first of a generation."""
+        self._begin()
+
+    def follow(self, transformer: Any, undo: ExitStack) -> None:
+        """Learn the guidance branch from `transformer.cache_context`, until `undo` is closed."""
+        if not hasattr(transformer, "cache_context"):
+            return
+        original = transformer.cache_context
+
+        @functools.wraps(original)
+        @contextmanager
+        def cache_context(name: str, *args: Any, **kwargs: Any):
+            outer, self._context = self._context, name
+            try:
+                with original(name, *args, **kwargs) as entered:
+                    yield entered
+            finally:
+                self._context = outer
+
+        set_on_instance(transformer, "cache_context", cache_context, undo)
+
+    def begin_forward(self) -> tuple[Position, bool]:
+        """The position of the forward that begins now, and whether it begins a generation."""
+        scheduler = self._pipe.scheduler
+        timesteps = getattr(scheduler, "timesteps", None)
+        counts_steps = hasattr(scheduler, "step_index")
+        index: int | None = scheduler.step_index if counts_steps else None
+        # Every set_timesteps() makes a new tensor. The index alone would miss a new generation
+        # after one that was stopped within its first step, or had only one.
+        is_new = (
+            self._step is None
+            or timesteps is not self._timesteps
+            or (index is None and self._last_index is not None)
+        )
+        if is_new:
+            self._begin()
+        elif index is not None and self._last_index is None:
+            self._first_index = index - 1  # above 0 where the schedule was entered midway
+        self._timesteps = timesteps
+        self._last_index = index
+
+        if counts_steps:
+            step = 0 if index is None else max(0, index - self._first_index)
+            if step != self._step:
+                self._step, self._forwards_in_step = step, 0
+            branch = self._branch(self._forwards_in_step)
+            self._forwards_in_step += 1
+        else:
+            branch = self._branch(0)
+            step = self._step = self._forwards_by_branch.get(branch, 0)
+            self._forwards_by_branch[branch] = step + 1
+        return Position(step, self._num_steps(timesteps), branch), is_new
+
+    def _branch(self, nth_forward: int) -> int:
+        if self._context is None:
+            return nth_forward
+        if self._context in _BRANCHES:
+            return _BRANCHES[self._context]
+        others = self._other_branches
+        return others.setdefault(self._context, _FIRST_OTHER_BRANCH + len(others))
+
+    def _num_steps(self, timesteps: Any) -> int:
+        num_steps = getattr(self._pipe, "num_timesteps", None)
+        if num_steps is None:
+            num_steps = 0 if timesteps is None else len(timesteps)
+        return int(num_steps)
+
+
+def set_on_instance(target: Any, name: str, value: Any, undo: ExitStack) -> None:
+    """Set `target.name` on the instance, and put back what was there when `undo` is closed.
+
+    What someone else has set over it in the meantime is theirs and stays.
+    """
+    was_set = name in vars(target)
+    before = vars(target).get(name)
+
+    def put_back() -> None:
+        if vars(target).get(name) is not value:
+            return
+        if was_set:
+            setattr(target, name, before)
+        else:
+            delattr(target, name)
+
+    setattr(target, name, value)
+    undo.callback(put_back)
