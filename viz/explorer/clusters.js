@@ -1,0 +1,318 @@
+// Clusters on frames: each token coloured by its cluster, over the pixels that it stands for.
+
+import { choice, clamp, el, fit, isNumber, onFrame, percent, plural, put } from "./dom.js";
+import { paint, pictureAt } from "./frames.js";
+import { rank } from "./select.js";
+
+const NAMES = { q: "Query", k: "Key" };
+const SHOWN_READS = 5;
+
+/** Share of a query cluster's mass on each key cluster that it keeps, or who reads a key cluster: one number per other cluster. */
+function reads(record, kept, side, cluster) {
+  const { Q, K } = record;
+  const { occupied, order, mass } = rank(record);
+  const weights = new Float64Array(side === "q" ? K : Q);
+  for (let q = 0; q < Q; q += 1) {
+    if (side === "q" && q !== cluster) continue;
+    for (let j = 0; j < occupied; j += 1) {
+      const k = order[q * occupied + j];
+      if (!kept[q * K + k]) continue;
+      if (side === "q") weights[k] = mass[q * occupied + j];
+      else if (k === cluster) weights[q] = mass[q * occupied + j];
+    }
+  }
+  return weights;
+}
+
+/** What is lit: the members of one cluster, or the other side's clusters by weight. */
+function lighting(state, record, kept) {
+  const focus = state.hover ?? (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
+  if (!focus) return { side: state.side, focus: null, weights: null };
+  if (state.hover || state.lit === "members") return { side: focus.side, focus, weights: null };
+  const other = focus.side === "q" ? "k" : "q";
+  const weights = reads(record, kept, focus.side, focus.cluster);
+  const perToken = weights.map((w, c) => (record[other].sizes[c] ? w / record[other].sizes[c] : 0));
+  const heaviest = Math.max(...perToken, 1e-30);
+  return { side: other, focus, weights: perToken.map((w) => Math.sqrt(w / heaviest)) };
+}
+
+function drawFrame(context, picture, t, cell, grid, record, light, state, colours) {
+  const [, Y, X] = grid;
+  const { labels, rgb } = record[light.side];
+  const base = t * Y * X;
+  const { width, height } = context.canvas;
+  if (picture) paint(context, picture);
+  else context.clearRect(0, 0, width, height);
+
+  const image = new ImageData(X, Y);
+  const strength = Math.round(255 * state.opacity);
+  for (let i = 0; i < Y * X; i += 1) {
+    const c = labels[base + i];
+    let r = rgb[3 * c];
+    let g = rgb[3 * c + 1];
+    let b = rgb[3 * c + 2];
+    let alpha = strength;
+    if (light.weights) {
+      const w = light.weights[c];
+      [r, g, b] = w > 0 ? colours.accentRgb : [8, 9, 12];
+      alpha = w > 0 ? 40 + 190 * w : 185;
+    } else if (light.focus) {
+      const member = c === light.focus.cluster;
+      if (!member) [r, g, b] = [8, 9, 12];
+      alpha = member ? Math.max(strength, 150) : 165;
+    }
+    image.data.set([r, g, b, alpha], 4 * i);
+  }
+  const overlay = new OffscreenCanvas(X, Y);
+  overlay.getContext("2d").putImageData(image, 0, 0);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(overlay, 0, 0, width, height);
+
+  const border = (differs) => {
+    context.beginPath();
+    for (let y = 0; y < Y; y += 1) {
+      for (let x = 0; x < X; x += 1) {
+        const i = base + y * X + x;
+        if (x + 1 < X && differs(i, i + 1)) {
+          context.moveTo((x + 1) * cell, y * cell);
+          context.lineTo((x + 1) * cell, (y + 1) * cell);
+        }
+        if (y + 1 < Y && differs(i, i + X)) {
+          context.moveTo(x * cell, (y + 1) * cell);
+          context.lineTo((x + 1) * cell, (y + 1) * cell);
+        }
+      }
+    }
+    context.stroke();
+  };
+  if (!light.focus && cell >= 5) {
+    context.lineWidth = 1;
+    context.strokeStyle = `rgba(0, 0, 0, ${0.6 * state.opacity})`;
+    border((i, j) => labels[i] !== labels[j]);
+  }
+  if (light.focus) {
+    const own = record[light.focus.side].labels;
+    const member = (i) => own[i] === light.focus.cluster;
+    for (const [style, widthPx] of [["rgba(0, 0, 0, .75)", 4], ["#fff", 2]]) {
+      context.lineWidth = widthPx * Math.max(1, devicePixelRatio * 0.75);
+      context.strokeStyle = style;
+      border((i, j) => member(i) !== member(j));
+    }
+  }
+}
+
+export function makeClusters(app) {
+  const { data, store, clips } = app;
+  const [T, Y, X] = data.grid;
+  const sides = choice(
+    "Queries or keys",
+    [
+      ["q", "Queries"],
+      ["k", "Keys"],
+    ],
+    (side) => store.set({ side, cluster: null, hover: null }),
+  );
+  const lit = choice(
+    "What a pinned cluster lights",
+    [
+      ["attended", "What it attends to"],
+      ["members", "Its own tokens"],
+    ],
+    (value) => store.set({ lit: value }),
+  );
+  const opacity = el("input", {
+    type: "range",
+    min: 0,
+    max: 100,
+    step: 5,
+    oninput: () => store.set({ opacity: Number(opacity.value) / 100 }),
+  });
+  const number = el("input", {
+    type: "number",
+    min: 1,
+    step: 1,
+    class: "number",
+    placeholder: "none",
+    onchange: () => {
+      const wanted = Math.round(Number(number.value));
+      const { side } = store.get();
+      const most = side === "q" ? app.record().Q : app.record().K;
+      store.set({ cluster: number.value === "" ? null : clamp(wanted, 1, most) - 1, hover: null });
+    },
+  });
+  const note = el("div", { class: "clusternote", "aria-live": "polite" });
+
+  const tiles = Array.from({ length: T }, (_, t) => {
+    const [from, to] = data.latentFrames[t];
+    const name = to - from > 1 ? `frames ${from + 1}–${to}` : `frame ${from + 1}`;
+    const canvas = el("canvas", {
+      role: "img",
+      "aria-label": `Clusters on latent frame ${t + 1}, video ${name}`,
+    });
+    const cluster = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const x = clamp(Math.floor(((event.clientX - box.left) / box.width) * X), 0, X - 1);
+      const y = clamp(Math.floor(((event.clientY - box.top) / box.height) * Y), 0, Y - 1);
+      const { side } = store.get();
+      return { side, cluster: app.record()[side].labels[t * Y * X + y * X + x] };
+    };
+    canvas.addEventListener("pointermove", (event) => {
+      const at = cluster(event);
+      const { hover } = store.get();
+      if (hover?.cluster !== at.cluster || hover?.side !== at.side) store.set({ hover: at });
+    });
+    canvas.addEventListener("pointerleave", () => store.set({ hover: null }));
+    canvas.addEventListener("click", (event) => {
+      const at = cluster(event);
+      const same = store.get().cluster === at.cluster;
+      store.set({
+        cluster: same ? null : at.cluster,
+        hover: null,
+        playing: false,
+        frame: store.get().frame >= from && store.get().frame < to ? store.get().frame : from,
+      });
+    });
+    const node = el("figure", { class: "tile" }, canvas, el("figcaption", {}, name));
+    return { node, canvas, from, to };
+  });
+  const grid = el(
+    "div",
+    {
+      class: "tiles",
+      tabindex: 0,
+      role: "group",
+      "aria-label": "Latent frames with their clusters. Left and right step the frame, up and down the layer.",
+      "data-keys": "layers",
+      style: `--columns: ${Math.min(T, T <= 12 ? Math.ceil(T / 2) : 7)}`,
+    },
+    tiles.map((tile) => tile.node),
+  );
+  const map = app.densityMap;
+  const node = el(
+    "section",
+    { class: "view", "aria-labelledby": "clusters-title" },
+    el(
+      "div",
+      { class: "side" },
+      el("h3", { id: "clusters-title" }, "Clusters on frames"),
+      el(
+        "p",
+        {},
+        "k-means groups tokens whose queries (or keys) are alike, wherever they lie in space and time. ",
+        "Near centroids have near colours. Hover lights one cluster, a click pins it.",
+      ),
+      sides.node,
+      el("label", { class: "slider" }, "Overlay", opacity),
+      el("label", { class: "slider" }, "Pinned cluster", number),
+      note,
+      map.node,
+    ),
+    el("div", { class: "main" }, grid),
+  );
+
+  const draw = onFrame(() => {
+    const state = store.get();
+    const record = app.record();
+    const light = lighting(state, record, app.kept());
+    const clip = clips.sparse(state.run);
+    const colours = app.colours();
+    for (let t = 0; t < T; t += 1) {
+      const { canvas, from, to } = tiles[t];
+      const pixels = (canvas.parentElement.clientWidth || 150) * devicePixelRatio;
+      const cell = Math.max(2, Math.round(pixels / X));
+      const context = fit(canvas, X * cell, Y * cell);
+      const picture = pictureAt(clip, (from + to - 1) >> 1);
+      drawFrame(context, picture, t, cell, data.grid, record, light, state, colours);
+    }
+  });
+
+  const swatch = (record, side, c) =>
+    el("i", { class: "swatch", style: `background: rgb(${record[side].rgb.slice(3 * c, 3 * c + 3).join(" ")})` });
+
+  const chip = (record, side, c, text) =>
+    el(
+      "button",
+      {
+        type: "button",
+        class: "chip",
+        "aria-label": `Pin ${NAMES[side].toLowerCase()} cluster ${c + 1}`,
+        onclick: () => store.set({ side, cluster: c, hover: null }),
+        onpointerenter: () => store.set({ hover: { side, cluster: c } }),
+        onpointerleave: () => store.set({ hover: null }),
+      },
+      swatch(record, side, c),
+      text,
+    );
+
+  function describe(state) {
+    const record = app.record();
+    const focus = state.hover ?? (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
+    if (!focus) {
+      const used = (sizes) => sizes.reduce((n, s) => n + (s > 0), 0);
+      put(
+        note,
+        el("p", { class: "small" }, `${plural(used(record.q.sizes), "query cluster")} and ${plural(used(record.k.sizes), "key cluster")} for ${plural(data.tokens, "token")} in this head.`),
+      );
+      return;
+    }
+    const { side, cluster } = focus;
+    const size = record[side].sizes[cluster];
+    const frames = new Set();
+    record[side].labels.forEach((label, i) => label === cluster && frames.add(Math.floor(i / (Y * X))));
+    const weights = reads(record, app.kept(), side, cluster);
+    const partners = Array.from(weights.keys()).filter((c) => weights[c] > 0);
+    const other = side === "q" ? "k" : "q";
+    const facts =
+      side === "q"
+        ? `Keeps ${partners.length} of ${record.K} key clusters, which hold ${percent(weights.reduce((a, b) => a + b, 0))} of its attention mass (estimate).`
+        : `Kept by ${partners.length} of ${record.Q} query clusters.`;
+    partners.sort((a, b) => weights[b] - weights[a]);
+    const pinned = !state.hover;
+    put(
+      note,
+      el("p", {}, swatch(record, side, cluster), el("strong", {}, `${NAMES[side]} cluster ${cluster + 1}`), state.hover ? "" : " (pinned)"),
+      el("p", { class: "small" }, `${plural(size, "token")} (${percent(size / data.tokens)}) in ${frames.size} of ${plural(T, "latent frame")}. ${facts}`),
+      pinned ? lit.node : null,
+      pinned
+        ? el(
+            "p",
+            { class: "chips" },
+            el("span", { class: "label" }, side === "q" ? "Reads most from" : "Read most by"),
+            partners.slice(0, SHOWN_READS).map((c) => chip(record, other, c, `${c + 1} · ${percent(weights[c])}`)),
+          )
+        : null,
+      pinned && side === "k"
+        ? el(
+            "p",
+            { class: "chips" },
+            el("span", { class: "label" }, "Nearest centroids"),
+            [...new Set(record.kNear.slice(4 * cluster, 4 * cluster + 4))]
+              .filter((c) => c !== cluster)
+              .map((c) => chip(record, "k", c, String(c + 1))),
+          )
+        : null,
+      pinned
+        ? el("button", { type: "button", class: "quiet", onclick: () => store.set({ cluster: null }) }, "Unpin")
+        : null,
+    );
+  }
+
+  return {
+    node,
+    draw,
+    update(state, changed) {
+      map.update(state, changed);
+      sides.show(state.side);
+      lit.show(state.lit);
+      opacity.value = Math.round(100 * state.opacity);
+      opacity.setAttribute("aria-valuetext", percent(state.opacity, 0));
+      number.value = isNumber(state.cluster) ? String(state.cluster + 1) : "";
+      if (["hover", "cluster", "side", "lit", "run", "step", "layer", "head", "branch", "top_p"].some((n) => changed.has(n))) {
+        describe(state);
+        draw();
+      }
+      if (changed.has("opacity")) draw();
+      tiles.forEach((tile) => tile.node.classList.toggle("now", state.frame >= tile.from && state.frame < tile.to));
+    },
+  };
+}

@@ -1,0 +1,141 @@
+// The payload, decoded: typed arrays from base64, records on demand.
+
+const READERS = {
+  uint8: Uint8Array,
+  uint16: Uint16Array,
+  int32: Int32Array,
+  float32: Float32Array,
+};
+
+function bytesOf(base64) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i += 1) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+/** An array of the payload: {dtype, shape, data}. float16 stays as its bit patterns. */
+export function arrayOf(packed) {
+  const Reader = packed.dtype === "float16" ? Uint16Array : READERS[packed.dtype];
+  if (!Reader) throw new Error(`The payload has an array of unknown type ${packed.dtype}.`);
+  return new Reader(bytesOf(packed.data).buffer);
+}
+
+let halfTable = null;
+
+/** The number that a float16 bit pattern stands for. */
+function halves() {
+  if (halfTable) return halfTable;
+  halfTable = new Float32Array(65536);
+  for (let bits = 0; bits < 65536; bits += 1) {
+    const exponent = (bits >> 10) & 31;
+    const fraction = bits & 1023;
+    let value;
+    if (exponent === 31) value = fraction ? NaN : Infinity;
+    else if (exponent === 0) value = fraction * 2 ** -24;
+    else value = (1 + fraction / 1024) * 2 ** (exponent - 15);
+    halfTable[bits] = bits & 0x8000 ? -value : value;
+  }
+  return halfTable;
+}
+
+function unpackBits(bytes, count) {
+  const bits = new Uint8Array(count);
+  for (let i = 0; i < count; i += 1) bits[i] = (bytes[i >> 3] >> (7 - (i & 7))) & 1;
+  return bits;
+}
+
+function countsOf(labels, clusters) {
+  const sizes = new Int32Array(clusters);
+  for (let i = 0; i < labels.length; i += 1) sizes[labels[i]] += 1;
+  return sizes;
+}
+
+/**
+ * One recorded (run, step, layer, branch, head). `bits` are the float16 patterns of P, `P` the
+ * numbers; `kept` is the selection as the method computed it.
+ */
+function decodeRecord(raw, index) {
+  const [Q, K] = raw.P.shape;
+  const bits = arrayOf(raw.P);
+  const table = halves();
+  const P = new Float32Array(bits.length);
+  for (let i = 0; i < bits.length; i += 1) P[i] = table[bits[i]];
+  const qLabels = arrayOf(raw.q_labels);
+  const kLabels = arrayOf(raw.k_labels);
+  return {
+    index,
+    run: raw.run,
+    step: raw.step,
+    layer: raw.layer,
+    branch: raw.branch,
+    head: raw.head,
+    Q,
+    K,
+    bits,
+    P,
+    kept: unpackBits(arrayOf(raw.kept), Q * K),
+    q: { labels: qLabels, sizes: countsOf(qLabels, Q), rgb: arrayOf(raw.q_rgb) },
+    k: { labels: kLabels, sizes: countsOf(kLabels, K), rgb: arrayOf(raw.k_rgb) },
+    kNear: arrayOf(raw.k_near),
+    recall: raw.recall,
+  };
+}
+
+/** Everything that the views read. Records are decoded when first asked for. */
+export function readPayload(payload) {
+  if (!payload || payload.format !== "svg2-explorer") {
+    throw new Error("This is not an explorer payload.");
+  }
+  const decoded = new Map();
+  const runs = payload.runs.map((run, index) => ({
+    index,
+    method: run.method,
+    config: run.config,
+    result: run.result,
+    video: bytesOf(run.mp4),
+    psnrFrame: arrayOf(run.psnr_frame),
+    call: arrayOf(run.call),
+    heads: run.density.shape[1],
+    density: arrayOf(run.density),
+    keptMass: arrayOf(run.kept_mass),
+    stageMs: arrayOf(run.stage_ms),
+    recorded: payload.records.some((r) => r.run === index),
+  }));
+  return {
+    request: payload.request,
+    grid: payload.grid,
+    tokens: payload.n_tokens,
+    textTokens: payload.n_text,
+    provenance: payload.provenance,
+    mode: payload.mode,
+    frameCount: payload.num_frames,
+    latentFrames: payload.latent_frames,
+    dense: { result: payload.dense.result, video: bytesOf(payload.dense.mp4) },
+    runs,
+    index: payload.records.map(({ run, step, layer, branch, head }) => ({
+      run,
+      step,
+      layer,
+      branch,
+      head,
+    })),
+    record(i) {
+      if (!decoded.has(i)) decoded.set(i, decodeRecord(payload.records[i], i));
+      return decoded.get(i);
+    },
+    forget: (i) => decoded.delete(i),
+  };
+}
+
+/** A payload from bytes, gzipped or not. */
+export async function parsePayload(bytes) {
+  const zipped = bytes[0] === 0x1f && bytes[1] === 0x8b;
+  const stream = new Blob([bytes]).stream();
+  const text = await new Response(
+    zipped ? stream.pipeThrough(new DecompressionStream("gzip")) : stream,
+  ).text();
+  return JSON.parse(text);
+}
+
+export { bytesOf };

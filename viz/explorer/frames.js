@@ -1,0 +1,86 @@
+// A clip as a list of pictures. Both clips are drawn from one clock onto canvases, so they cannot drift apart.
+
+const MAX_WIDTH = 640; // longer clips of real models are kept at this width: 81 frames stay below 80 MB
+
+/**
+ * Decode every frame of an MP4 by seeking to the middle of each. `onFrame(i)` is called as they come.
+ * Frames not decoded yet are null; draw the nearest one.
+ */
+export function makeClip(bytes, count, onFrame, onFail) {
+  const pictures = new Array(count).fill(null);
+  const video = document.createElement("video");
+  const url = URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
+  const clip = { pictures, width: 0, height: 0, frameSeconds: 1 / 16, failed: false, close };
+  let closed = false;
+
+  function close() {
+    closed = true;
+    URL.revokeObjectURL(url);
+    video.removeAttribute("src");
+    for (const picture of pictures) picture?.close();
+  }
+
+  const once = (name) =>
+    new Promise((done, fail) => {
+      video.addEventListener(name, done, { once: true });
+      video.addEventListener("error", () => fail(new Error("The clip can't be decoded.")), {
+        once: true,
+      });
+    });
+
+  async function decode() {
+    video.muted = true;
+    video.playsInline = true;
+    video.preload = "auto";
+    const ready = once("loadeddata");
+    video.src = url;
+    await ready;
+    clip.width = video.videoWidth;
+    clip.height = video.videoHeight;
+    clip.frameSeconds = video.duration / count;
+    const scale = Math.min(1, MAX_WIDTH / video.videoWidth);
+    const size =
+      scale < 1
+        ? {
+            resizeWidth: Math.round(video.videoWidth * scale),
+            resizeHeight: Math.round(video.videoHeight * scale),
+            resizeQuality: "high",
+          }
+        : {};
+    for (let i = 0; i < count && !closed; i += 1) {
+      const there = once("seeked");
+      video.currentTime = (i + 0.5) * clip.frameSeconds;
+      await there;
+      const picture = await createImageBitmap(video, size);
+      if (closed) picture.close();
+      else {
+        pictures[i] = picture;
+        onFrame(i);
+      }
+    }
+    video.removeAttribute("src");
+    video.load();
+  }
+
+  decode().catch((error) => {
+    if (closed) return;
+    clip.failed = true;
+    onFail(error);
+  });
+  return clip;
+}
+
+/** The picture of a frame, or the nearest earlier one that is decoded, or null. */
+export function pictureAt(clip, frame) {
+  for (let i = Math.min(frame, clip.pictures.length - 1); i >= 0; i -= 1) {
+    if (clip.pictures[i]) return clip.pictures[i];
+  }
+  return null;
+}
+
+/** Draw a picture to fill a canvas: small clips by whole pixels, so that they stay crisp. */
+export function paint(context, picture) {
+  const { width, height } = context.canvas;
+  context.imageSmoothingEnabled = picture.width > width;
+  context.drawImage(picture, 0, 0, width, height);
+}

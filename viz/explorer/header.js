@@ -1,0 +1,90 @@
+// What was run, what it gave, and on what: three honest ratios kept apart.
+
+import { budget, choice, decibel, el, isNumber, percent, plain, put, seconds, times } from "./dom.js";
+
+function headline(result) {
+  const attention = result.attention_speedup;
+  const psnr = result.psnr_db === null ? "identical frames" : decibel(result.psnr_db);
+  if (!isNumber(attention)) return ["Same prompt, same seed: dense against sparse at ", psnr, "."];
+  const speed =
+    attention >= 1.005 ? `${times(attention)} faster attention` : `${times(attention)} the attention speed`;
+  return ["Same prompt, same seed: dense against sparse, ", el("em", {}, speed), " at ", el("em", {}, psnr), "."];
+}
+
+function metric(name, value, note) {
+  return el("div", { class: "metric" }, el("dt", {}, name), el("dd", {}, value), el("dd", { class: "note" }, note));
+}
+
+function metrics(run, data) {
+  const r = run.result;
+  const backend = r.backend ?? {};
+  const impl = (typeof backend === "string" ? backend : backend.attention) ?? data.provenance.impl;
+  const device = r.device ?? data.provenance.device;
+  const loop =
+    isNumber(r.dense_seconds) && isNumber(r.svg2_seconds)
+      ? `denoising loop, ${seconds(r.dense_seconds)} → ${seconds(r.svg2_seconds)}`
+      : "denoising loop";
+  return [
+    metric("End-to-end speedup", times(r.speedup), loop),
+    metric("Attention speedup", times(r.attention_speedup), "time in self-attention"),
+    metric(
+      "FLOP ratio",
+      isNumber(r.compute_density) ? times(1 / r.compute_density) : "not measured",
+      isNumber(r.compute_density)
+        ? `1 / ${percent(r.compute_density)} computed; not a time`
+        : "1 / compute density",
+    ),
+    metric("PSNR", decibel(r.psnr_db), "against dense, raw frames"),
+    metric("SSIM", plain(r.ssim), "against dense, 1 is equal"),
+    metric("Density", percent(r.density), "token pairs kept, sparse calls"),
+    metric("Kernel", impl ? String(impl) : "not recorded", device ? `ran on ${device}` : "device not recorded"),
+  ];
+}
+
+/** "svg2 · top-p 0.9", with the seconds of a run's name kept short. */
+export function runName(run) {
+  return `${run.method} · top-p ${budget(run.config.top_p)}`;
+}
+
+export function makeHeader(app) {
+  const { data, store } = app;
+  const { request, provenance } = data;
+  const title = el("h2", { class: "headline" });
+  const numbers = el("dl", { class: "metrics" });
+  const facts = [
+    request.model && `model ${request.model}`,
+    isNumber(request.seed) && `seed ${request.seed}`,
+    isNumber(request.width) && `${data.frameCount} frames of ${request.width}×${request.height}`,
+    isNumber(request.num_inference_steps) && `${request.num_inference_steps} steps`,
+    `${data.tokens.toLocaleString("en")} tokens`,
+  ].filter(Boolean);
+  const measured = [
+    provenance.hardware ?? provenance.device ?? "unknown hardware",
+    typeof provenance.date === "string" && provenance.date.slice(0, 10),
+    provenance.commit && `commit ${String(provenance.commit).slice(0, 8)}`,
+  ].filter(Boolean);
+  const runs = choice(
+    "Run",
+    data.runs.map((run) => [run.index, runName(run)]),
+    (index) => app.selectRun(index),
+  );
+  const node = el(
+    "header",
+    { class: "head" },
+    el("p", { class: "eyebrow" }, el("span", { class: "mode" }, data.mode), `measured on ${measured.join(" · ")}`),
+    title,
+    el("p", { class: "prompt" }, el("q", {}, request.prompt ?? ""), el("span", {}, facts.join(" · "))),
+    data.runs.length > 1 ? el("div", { class: "runs" }, el("span", { class: "label" }, "Measured run"), runs.node) : null,
+    numbers,
+  );
+  return {
+    node,
+    update(state, changed) {
+      if (!changed.has("run")) return;
+      const run = data.runs[state.run];
+      put(title, ...headline(run.result));
+      put(numbers, ...metrics(run, data));
+      runs.show(state.run);
+    },
+  };
+}

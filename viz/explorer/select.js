@@ -1,0 +1,121 @@
+// The top-p rule on recorded masses, the same as `selection_at` of svg2/trace.py to the last bit.
+
+/** Budgets that the slider can stand on: 1/200 … 200/200. */
+export const TICKS = 200;
+
+/**
+ * Each row's key clusters from heaviest to lightest with the mass before each one, in float64.
+ *
+ * float16 patterns of non-negative numbers sort as the numbers do, so (pattern, index) in one
+ * uint32 gives the stable order without a comparison function. Sums of float16 are exact in
+ * float64, so a row's sum does not depend on the order of summation.
+ */
+export function rank(record) {
+  if (record.ranked) return record.ranked;
+  const { Q, K, bits, P } = record;
+  const sizes = record.k.sizes;
+  let occupied = 0;
+  for (let k = 0; k < K; k += 1) if (sizes[k] > 0) occupied += 1;
+  const order = new Uint16Array(Q * occupied);
+  const before = new Float64Array(Q * occupied);
+  const mass = new Float64Array(Q * occupied);
+  const keys = new Uint32Array(occupied);
+  for (let q = 0; q < Q; q += 1) {
+    let sum = 0;
+    let n = 0;
+    for (let k = 0; k < K; k += 1) {
+      if (!sizes[k]) continue;
+      sum += P[q * K + k];
+      const pattern = bits[q * K + k] === 0x8000 ? 0 : bits[q * K + k];
+      keys[n] = (0xffff - pattern) * 65536 + k;
+      n += 1;
+    }
+    sum = Math.max(sum, 2.2250738585072014e-308);
+    keys.sort();
+    let total = 0;
+    for (let j = 0; j < occupied; j += 1) {
+      const k = keys[j] & 0xffff;
+      const m = P[q * K + k] / sum;
+      total += m;
+      order[q * occupied + j] = k;
+      before[q * occupied + j] = total - m;
+      mass[q * occupied + j] = m;
+    }
+  }
+  record.ranked = { occupied, order, before, mass };
+  return record.ranked;
+}
+
+function leastKept(record, minKeepRatio) {
+  return Math.max(1, Math.ceil(minKeepRatio * record.K));
+}
+
+/** What the method would keep at another budget: Uint8 [Q·K]. */
+export function selectionAt(record, topP, minKeepRatio) {
+  const { Q, K } = record;
+  const { occupied, order, before } = rank(record);
+  const least = leastKept(record, minKeepRatio);
+  const kept = new Uint8Array(Q * K);
+  for (let q = 0; q < Q; q += 1) {
+    for (let j = 0; j < occupied; j += 1) {
+      const at = q * occupied + j;
+      if (topP === 1 || before[at] < topP || j < least) kept[q * K + order[at]] = 1;
+    }
+  }
+  return kept;
+}
+
+/** Kept share of all token pairs, and of the estimated attention mass (mean over queries). */
+export function measure(record, kept) {
+  const { Q, K } = record;
+  const { occupied, order, mass } = rank(record);
+  const tokens = record.q.labels.length;
+  let pairs = 0;
+  let keptMass = 0;
+  for (let q = 0; q < Q; q += 1) {
+    let keys = 0;
+    let share = 0;
+    for (let j = 0; j < occupied; j += 1) {
+      const k = order[q * occupied + j];
+      if (!kept[q * K + k]) continue;
+      keys += record.k.sizes[k];
+      share += mass[q * occupied + j];
+    }
+    pairs += record.q.sizes[q] * keys;
+    keptMass += record.q.sizes[q] * share;
+  }
+  return { density: pairs / (tokens * tokens), keptMass: keptMass / tokens };
+}
+
+/** Density and kept mass at every tick in one pass: entry i belongs to budget i / TICKS. */
+export function curve(record, minKeepRatio) {
+  const { Q } = record;
+  const { occupied, order, before, mass } = rank(record);
+  const least = leastKept(record, minKeepRatio);
+  const tokens = record.q.labels.length;
+  const density = new Float64Array(TICKS + 1);
+  const keptMass = new Float64Array(TICKS + 1);
+  for (let q = 0; q < Q; q += 1) {
+    const queries = record.q.sizes[q];
+    if (!queries) continue;
+    for (let j = 0; j < occupied; j += 1) {
+      const at = q * occupied + j;
+      let tick = 0;
+      if (j >= least) {
+        tick = Math.min(TICKS, Math.max(0, Math.floor(before[at] * TICKS)));
+        while (tick < TICKS && !(before[at] < tick / TICKS)) tick += 1;
+      }
+      density[tick] += queries * record.k.sizes[order[at]];
+      keptMass[tick] += queries * mass[at];
+    }
+  }
+  for (let i = 1; i <= TICKS; i += 1) {
+    density[i] += density[i - 1];
+    keptMass[i] += keptMass[i - 1];
+  }
+  for (let i = 0; i <= TICKS; i += 1) {
+    density[i] /= tokens * tokens;
+    keptMass[i] /= tokens;
+  }
+  return { density, keptMass };
+}

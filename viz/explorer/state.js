@@ -1,0 +1,60 @@
+// The one selection that every view reads and writes.
+
+/**
+ * A store of one flat object. `set` tells listeners which names changed, once per animation frame
+ * for drawing (`onDraw`) and at once for controls (`onChange`).
+ */
+export function makeStore(initial) {
+  let state = { ...initial };
+  const listeners = new Set();
+  return {
+    get: () => state,
+    set(patch) {
+      const changed = Object.keys(patch).filter((name) => patch[name] !== state[name]);
+      if (!changed.length) return;
+      state = { ...state, ...patch };
+      for (const listener of [...listeners]) listener(state, new Set(changed));
+    },
+    listen(listener) {
+      listeners.add(listener);
+    },
+  };
+}
+
+/** Index of the record at a place, or -1 where the trace holds none. */
+export function recordAt(data, { step, layer, branch, head }, run) {
+  return data.index.findIndex(
+    (r) =>
+      r.run === run &&
+      r.step === step &&
+      r.layer === layer &&
+      r.branch === branch &&
+      r.head === head,
+  );
+}
+
+/** The run whose records are shown for `run`: itself, or else the first that has any (named on the page). */
+export function recordedRun(data, run) {
+  if (data.runs[run]?.recorded) return run;
+  return data.runs.findIndex((r) => r.recorded);
+}
+
+/** The recorded place nearest to a wanted one: same step and layer before same head and branch. */
+export function nearestPlace(data, wanted, run) {
+  let best = null;
+  let bestCost = Infinity;
+  for (const place of data.index) {
+    if (place.run !== run) continue;
+    const cost =
+      1000 * Math.abs(place.step - (wanted.step ?? Infinity)) +
+      100 * Math.abs(place.layer - (wanted.layer ?? 0)) +
+      10 * (place.branch === (wanted.branch ?? place.branch) ? 0 : 1) +
+      Math.abs(place.head - (wanted.head ?? 0));
+    const known = Number.isFinite(cost) ? cost : -place.step; // no wish: the last recorded step
+    if (known < bestCost) {
+      bestCost = known;
+      best = place;
+    }
+  }
+  return best;
+}

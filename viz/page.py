@@ -1,0 +1,155 @@
+"""The explorer as a page of its own, and as the parts of a Gradio `gr.HTML`. Its modules are linked here, not built."""
+
+from __future__ import annotations
+
+import base64
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from svg2.trace import Trace
+from viz.payload import explorer_payload, payload_bytes
+
+FOLDER = Path(__file__).parent / "explorer"
+ENTRY = "main.js"
+
+_IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([a-z]+\.js)";\n', re.MULTILINE)
+_EXPORT = re.compile(r"^export (async function|function|const|class) ([A-Za-z]\w*)", re.MULTILINE)
+_EXPORT_LIST = re.compile(r"^export \{([^}]*)\};\n", re.MULTILINE)
+
+
+@cache
+def explorer_js() -> str:
+    """All modules of the explorer as one classic script that defines the constant `svg2Explorer` with `mount`.
+
+    A page opened from disk can't import modules, and neither can a `gr.HTML`. So each file becomes a function that
+    returns its exports, called in order of need. Only named imports and exports are understood.
+
+    Raises:
+        ValueError: modules import each other in a circle, or use a form that is not understood.
+    """
+    parts: list[str] = []
+    done: set[str] = set()
+
+    def add(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise ValueError(f"Modules import each other in a circle: {' → '.join((*path, name))}")
+        if name in done:
+            return
+        source = (FOLDER / name).read_text(encoding="utf-8")
+        for _, needed in _IMPORT.findall(source):
+            add(needed, (*path, name))
+        parts.append(_as_function(name, source))
+        done.add(name)
+
+    add(ENTRY, ())
+    return "\n".join([*parts, f"const svg2Explorer = {_variable(ENTRY)};"])
+
+
+def _as_function(name: str, source: str) -> str:
+    exports = [found for _, found in _EXPORT.findall(source)]
+    for names in _EXPORT_LIST.findall(source):
+        exports += [n.strip() for n in names.split(",") if n.strip()]
+    source = _IMPORT.sub(
+        lambda m: f"const {{{m[1].replace(' as ', ': ').strip()}}} = {_variable(m[2])};\n",
+        source,
+    )
+    source = _EXPORT_LIST.sub("", _EXPORT.sub(r"\1 \2", source))
+    if re.search(r"^(import|export)\b", source, re.MULTILINE):
+        raise ValueError(f"{name} uses a form of import or export that is not understood here.")
+    return f"// {name}\nconst {_variable(name)} = (() => {{\n{source}return {{ {', '.join(exports)} }};\n}})();"
+
+
+def _variable(name: str) -> str:
+    return f"explorer_{name.removesuffix('.js')}"
+
+
+@cache
+def explorer_css() -> str:
+    """The explorer's style sheet. It lives in a shadow root, so it neither reaches the page around it nor is reached."""
+    return (FOLDER / "explorer.css").read_text(encoding="utf-8")
+
+
+def explorer_html(trace: Trace | dict[str, Any], mode: str = "trace") -> str:
+    """A self-contained page that works from disk with no network: scripts, style, clips and records inside.
+
+    Args:
+        trace: a trace, or what `explorer_payload` made of one.
+    """
+    payload = trace if isinstance(trace, dict) else explorer_payload(trace, mode)
+    data = base64.b64encode(payload_bytes(payload)).decode()
+    return _PAGE.format(js=_script(explorer_js()), css=_css_string(), data=data)
+
+
+def explorer_component(value: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Keyword arguments for `gr.HTML`. See `explorer_value` for what its value is.
+
+    The component raises `release` when the budget slider is let go, with `top_p` and `method` in the event's data.
+    """
+    return {
+        "value": value,
+        "html_template": '<div class="svg2-explorer"></div>',
+        "css_template": "",
+        "apply_default_css": False,
+        "js_on_load": f"{explorer_js()}\nconst css = {_css_string()};\n{_GRADIO_GLUE}",
+    }
+
+
+def explorer_value(src: str, **extra: Any) -> dict[str, Any]:
+    """What to give the component as its value.
+
+    Args:
+        src: address of a file with `payload_bytes`, on the page's own host. A changed address loads a new payload
+            and keeps the selection; the same address leaves the workspace as it is.
+        extra: any of `can_run` (bool: a release can start a real run), `notice` (text of one line), `live`
+            (progress, a text of one line), `points` (further measured runs for the chart: dicts with method, top_p,
+            density, compute_density, psnr_db, speedup, attention_speedup).
+    """
+    return {"src": src, **extra}
+
+
+def _script(source: str) -> str:
+    """JavaScript that may stand inside a <script> element."""
+    if "</script" in source.lower() or "<!--" in source:
+        raise ValueError("The script holds text that would end its element.")
+    return source
+
+
+def _css_string() -> str:
+    css = explorer_css().replace("\\", "\\\\").replace("`", "\\`").replace("${", "\\${")
+    return f"`{css}`"
+
+
+_GRADIO_GLUE = """
+const host = element.querySelector('.svg2-explorer');
+const explorer = svg2Explorer.mount(host, {
+  css,
+  onRelease: (detail) => trigger('release', detail),
+});
+watch('value', () => explorer.receive(props.value));
+explorer.receive(props.value);
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; media-src blob:; img-src data: blob:; base-uri 'none'; form-action 'none'">
+<title>SVG2 Lab explorer</title>
+<style>html {{ color-scheme: light dark; }} body {{ margin: 0; background: light-dark(#f6f6f4, #121316); }}</style>
+</head>
+<body>
+<main id="explorer"></main>
+<noscript>This page draws everything in the browser and needs JavaScript.</noscript>
+<script id="payload" type="text/plain">{data}</script>
+<script>
+{js}
+const css = {css};
+const explorer = svg2Explorer.mount(document.getElementById('explorer'), {{ css, standalone: true }});
+explorer.loadBase64(document.getElementById('payload').textContent);
+</script>
+</body>
+</html>
+"""

@@ -1,0 +1,119 @@
+"""A trace as the explorer reads it: plain JSON with arrays in base64, gzipped for the way."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from svg2.trace import Record, Run, Trace
+
+FORMAT = "svg2-explorer"
+
+
+def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
+    """All that the explorer draws from.
+
+    Args:
+        mode: where the trace comes from, as the page shows it: "ready-made trace", "live CPU", "live GPU", "upload".
+    """
+    num_frames = _num_frames(trace)
+    return {
+        "format": FORMAT,
+        "mode": mode,
+        "request": _json_safe(trace.request),
+        "grid": list(trace.grid),
+        "n_tokens": trace.n_tokens,
+        "n_text": trace.n_text,
+        "provenance": _json_safe(trace.provenance),
+        "num_frames": num_frames,
+        "latent_frames": latent_frames(num_frames, trace.grid[0]),
+        "dense": {"result": _json_safe(trace.dense_result), "mp4": _base64(trace.dense_mp4)},
+        "runs": [_run(run) for run in trace.runs],
+        "records": [_record(record) for record in trace.records],
+    }
+
+
+def payload_bytes(payload: dict[str, Any]) -> bytes:
+    """A payload as gzipped JSON; the explorer unpacks it itself. The same payload gives the same bytes."""
+    text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
+    return gzip.compress(text.encode(), compresslevel=6, mtime=0)
+
+
+def latent_frames(num_frames: int, num_latent: int) -> list[list[int]]:
+    """First and one-past-last video frame that each latent frame decodes to.
+
+    A causal video VAE (Wan) gives one frame to the first latent and an equal number to each later one; where the
+    counts do not fit that, frames are shared out evenly.
+    """
+    if num_latent > 1 and (num_frames - 1) % (num_latent - 1) == 0:
+        scale = (num_frames - 1) // (num_latent - 1)
+        return [[0, 1]] + [
+            [1 + (t - 1) * scale, 1 + t * scale] for t in range(1, num_latent) if scale
+        ]
+    edges = [t * num_frames // num_latent for t in range(num_latent + 1)]
+    return [[a, max(a + 1, b)] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _num_frames(trace: Trace) -> int:
+    if trace.runs:
+        return len(trace.runs[0].psnr_frame)
+    wanted = trace.request.get("num_frames")
+    return wanted if isinstance(wanted, int) and wanted > 0 else trace.grid[0]
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {
+        "method": run.method,
+        "config": _json_safe(run.config),
+        "result": _json_safe(run.result),
+        "mp4": _base64(run.mp4),
+        **{
+            name: _pack(getattr(run, name))
+            for name in ("psnr_frame", "call", "density", "kept_mass", "stage_ms")
+        },
+    }
+
+
+def _record(record: Record) -> dict[str, Any]:
+    return {
+        **{
+            name: int(getattr(record, name)) for name in ("run", "step", "layer", "branch", "head")
+        },
+        "recall": float(record.recall),
+        "kept": _pack(np.packbits(record.kept)),
+        **{
+            name: _pack(getattr(record, name))
+            for name in ("q_labels", "k_labels", "P", "q_rgb", "k_rgb", "k_near")
+        },
+    }
+
+
+def _pack(array: ndarray) -> dict[str, Any]:
+    """Little-endian bytes of an array in base64, with its type and shape."""
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "data": _base64(little.tobytes()),
+    }
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _json_safe(value: Any) -> Any:
+    """JSON has no infinity and no NaN: both become null, which the page reads as "not measured"."""
+    if isinstance(value, dict):
+        return {str(k): _json_safe(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
