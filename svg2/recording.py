@@ -1,14 +1,153 @@
-"""What a record shows beyond labels and masses: cluster colours, neighbours, true recall."""
+"""Recording a run for its trace: which calls, and of each clusters, colours and true recall."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from numpy import ndarray
 
-from svg2.trace import NUM_NEAR
+from svg2.trace import NUM_NEAR, Record, RecordingPolicy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from svg2.config import SVG2Config
+    from svg2.stats import CallRecord
 
 NUM_RECALL_QUERIES = 64
+NUM_STEPS = 4
+NUM_HEADS = 2
+
+_RECORDS_SHARE = 0.75  # of a trace; the rest is for its clips and statistics
 
 _MIN_AXIS_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The calls that are recorded, and one sentence where the policy's size made them fewer."""
+
+    steps: tuple[int, ...]
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    note: str
+
+
+def choose(
+    policy: RecordingPolicy,
+    config: SVG2Config,
+    *,
+    num_steps: int,
+    num_layers: int,
+    num_heads: int,
+    n_tokens: int,
+) -> Selection:
+    """What `policy` records of a run, thinned so that its records stay under `max_bytes`.
+
+    Steps and layers that run dense are left out. Thinning takes heads first, then steps, then
+    layers, always spread over what there is.
+    """
+    sparse_steps = range(config.warmup_steps(num_steps), num_steps)
+    sparse_layers = range(config.dense_layers, num_layers)
+    steps = _spread(sparse_steps, NUM_STEPS) if policy.steps is None else policy.steps
+    layers = tuple(sparse_layers) if policy.layers is None else policy.layers
+    heads = tuple(range(NUM_HEADS)) if policy.heads is None else policy.heads
+    asked = (
+        tuple(s for s in sorted(set(steps)) if s in sparse_steps),
+        tuple(x for x in sorted(set(layers)) if x in sparse_layers),
+        tuple(h for h in sorted(set(heads)) if 0 <= h < num_heads),
+    )
+    num_q, num_k = config.num_q_clusters, config.num_k_clusters
+    record_bytes = 4 * n_tokens + 2 * num_q * num_k + num_q * num_k // 8 + 3 * num_q + 11 * num_k
+    room = int(policy.max_bytes * _RECORDS_SHARE) // record_bytes
+    steps, layers, heads = asked
+    if len(steps) * len(layers) * len(heads) > room:
+        heads = _spread(heads, max(1, room // max(1, len(steps) * len(layers))))
+        steps = _spread(steps, max(1, room // max(1, len(layers) * len(heads))))
+        layers = _spread(layers, room // max(1, len(steps) * len(heads)))
+    thinned = [
+        f"{len(left)} of {len(wanted)} {name}"
+        for name, left, wanted in zip(
+            ("steps", "layers", "heads"), (steps, layers, heads), asked, strict=True
+        )
+        if len(left) < len(wanted)
+    ]
+    note = ""
+    if thinned:
+        note = f"Recorded {', '.join(thinned)} to stay under {policy.max_bytes / 2**20:.0f} MB."
+    return Selection(steps, layers, heads, note)
+
+
+class Recorder:
+    """An observer for `svg2.enable` that turns the selected calls into trace records.
+
+    Attributes:
+        records: what was recorded so far, of run 0.
+        seconds: time that recording took, which is no part of the run. Waiting for the work that a
+            GPU still had queued is, and is not counted.
+    """
+
+    def __init__(self, selection: Selection, branches: Sequence[int], seed: int = 0) -> None:
+        self.records: list[Record] = []
+        self.seconds = 0.0
+        self._selection = selection
+        self._branches = frozenset(branches)
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, call: CallRecord) -> None:
+        """Record one sparse call, if it is among those selected."""
+        chosen = call.step in self._selection.steps and call.layer in self._selection.layers
+        if not chosen or call.branch not in self._branches:
+            return
+        if call.q.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(call.q.device)
+        started = time.perf_counter()
+        self.records += [_record(call, head, self._rng) for head in self._selection.heads]
+        self.seconds += time.perf_counter() - started
+
+
+def _record(call: CallRecord, head: int, rng: np.random.Generator) -> Record:
+    # The last of the batch: where both guidance branches share one, the conditional comes last.
+    def array(tensor: Tensor) -> ndarray:
+        tensor = tensor[-1, head]
+        return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+
+    q_labels, k_labels = array(call.q_labels), array(call.k_labels)
+    k_centroids, kept = array(call.k_centroids), array(call.kept)
+    q_rgb, k_rgb = centroid_colours(array(call.q_centroids), k_centroids)
+    q, k = call.q[-1, head], array(call.k)
+    rows = np.sort(rng.choice(len(q), min(NUM_RECALL_QUERIES, len(q)), replace=False))
+    queries = q[rows.tolist()].float().cpu().numpy()
+    return Record(
+        run=0,
+        step=call.step,
+        layer=call.layer,
+        branch=call.branch,
+        head=head,
+        q_labels=q_labels.astype(np.uint16),
+        k_labels=k_labels.astype(np.uint16),
+        P=array(call.P).astype(np.float16),
+        kept=kept,
+        q_rgb=q_rgb,
+        k_rgb=k_rgb,
+        k_near=nearest_clusters(k_centroids, array(call.k_sizes)),
+        recall=attention_recall(queries, k, q_labels[rows], k_labels, kept),
+    )
+
+
+def _spread(items: Sequence[int], count: int) -> tuple[int, ...]:
+    """`count` of the items at even distances, first and last included."""
+    if count >= len(items):
+        return tuple(items)
+    places = np.linspace(0, len(items) - 1, count).round().astype(int)
+    return tuple(items[i] for i in places)
 
 
 def centroid_colours(
@@ -41,7 +180,7 @@ def centroid_colours(
 
 
 def nearest_clusters(
-    centroids: Float[ndarray, "K D"], sizes: Int[ndarray, "K"]
+    centroids: Float[ndarray, "K D"], sizes: Int[ndarray, K]
 ) -> UInt16[ndarray, "K 4"]:
     """Per cluster the nearest others that hold tokens, nearest first; its own id to fill up."""
     points = centroids.astype(np.float64)
@@ -59,8 +198,8 @@ def nearest_clusters(
 def attention_recall(
     queries: Float[ndarray, "S D"],
     keys: Float[ndarray, "N D"],
-    query_labels: Int[ndarray, "S"],
-    key_labels: Int[ndarray, "N"],
+    query_labels: Int[ndarray, S],
+    key_labels: Int[ndarray, N],
     kept: Bool[ndarray, "Q K"],
 ) -> float:
     """Share of the exact softmax mass that lands on kept keys, mean over the queries."""

@@ -16,9 +16,9 @@ from numpy import ndarray
 
 from svg2.config import ceil_fraction
 from svg2.media import write_atomic
+from svg2.stats import STAGES
 
 VERSION = 1
-STAGES = ("kmeans", "permute", "select", "attention", "other")
 NUM_NEAR = 4
 
 _MAX_FILE_BYTES = 64 << 20

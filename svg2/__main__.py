@@ -1,0 +1,8 @@
+"""`python -m svg2`: see `svg2.cli`."""
+
+import sys
+
+from svg2.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

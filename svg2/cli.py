@@ -1,0 +1,343 @@
+"""The command line: compare, sweep, models, bench.
+
+Progress goes to stderr, the result is the last line of stdout.
+Exit codes: 0 done, 2 bad arguments or input, 1 failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from svg2.config import METHODS, ConfigError, SVG2Config, method_config
+from svg2.request import DTYPES, Request, RequestError
+
+if TYPE_CHECKING:
+    from svg2.generate import Progress
+
+OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
+
+
+class UsageError(ValueError):
+    """An argument that cannot work; the message is one sentence."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments)
+    except (UsageError, RequestError, ConfigError) as error:
+        print(f"svg2: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("svg2: Interrupted.", file=sys.stderr)
+        return 130
+    except OSError as error:  # a full disk, a folder that went away
+        print(f"svg2: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    request, config = _request_and_config(arguments)
+    config = method_config(arguments.method, config)
+    folder = _output_folder(arguments.out)
+    _say_if_outside_grammar(request)
+
+    from svg2.generate import Cancelled, compare, save_comparison
+    from svg2.media import encode_mp4, write_atomic
+    from svg2.models import ModelUnavailable, model_spec
+
+    with _interruptible() as is_interrupted, _Line() as line:
+        try:
+            comparison = compare(
+                *(request, arguments.method, config),
+                on_progress=line.show,
+                should_cancel=is_interrupted,
+            )
+        except ModelUnavailable as error:
+            line.end()
+            print(f"svg2: {_one_line(error)}", file=sys.stderr)
+            return 1
+        except Cancelled as stopped:
+            line.end()
+            kept = "nothing was written"
+            if stopped.dense is not None:
+                # what an earlier run left here belongs to another dense clip
+                for name in OUTPUTS:
+                    (folder / name).unlink(missing_ok=True)
+                fps = model_spec(request.model).fps
+                write_atomic(folder / "dense.mp4", encode_mp4(stopped.dense.frames, fps))
+                kept = f"the dense clip was complete and is kept as {folder / 'dense.mp4'}"
+            print(f"svg2: Interrupted; {kept}.", file=sys.stderr)
+            return 130
+        save_comparison(comparison, folder)
+    _print_result(comparison.result)
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    request, config = _request_and_config(arguments)
+    for method in arguments.methods:
+        method_config(method, config)
+    top_ps = [SVG2Config.from_settings([f"top_p={text}"]).top_p for text in arguments.top_p]
+    folder = _output_folder(arguments.out)
+    _say_if_outside_grammar(request)
+
+    from svg2.generate import Cancelled
+    from svg2.models import ModelUnavailable
+    from svg2.sweep import sweep
+
+    with _interruptible() as is_interrupted, _Line() as line:
+        try:
+            content = sweep(
+                *(request, arguments.methods, top_ps, config, folder),
+                on_progress=line.show,
+                should_cancel=is_interrupted,
+            )
+        except ModelUnavailable as error:
+            line.end()
+            print(f"svg2: {_one_line(error)}", file=sys.stderr)
+            return 1
+        except Cancelled:
+            line.end()
+            print(
+                f"svg2: Interrupted; the runs that were complete are kept in {folder}.",
+                file=sys.stderr,
+            )
+            return 130
+    _print_result(content)
+    return 0
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from svg2.models import MODELS, availability, model_spec
+
+    listed = []
+    for model, title in MODELS.items():
+        try:
+            spec = model_spec(model)
+            missing, needs = availability(spec), spec.needs
+        except RequestError as error:
+            missing, needs = str(error), ""
+        listed.append(
+            {"model": model, "title": title, "available": missing is None, "why": missing or needs}
+        )
+    for entry in listed:
+        mark = "available" if entry["available"] else "not available"
+        print(f"{entry['model']:12} {mark:14} {entry['title']}", file=sys.stderr)
+        print(f"{'':12} {entry['why']}", file=sys.stderr)
+    print("A folder that holds a WanPipeline is a model too: --model PATH.", file=sys.stderr)
+    _print_result({"models": listed})
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    path = Path(arguments.out)
+    _output_folder(str(path.parent))
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name a file.")
+
+    from svg2.bench import run_cpu_suite
+
+    run_cpu_suite(path, lambda text: print(text, file=sys.stderr))
+    _print_result(json.loads(path.read_text()))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m svg2",
+        description="Dense and SVG2 sparse attention side by side, measured.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    compare = commands.add_parser("compare", help="one dense and one sparse run of a request")
+    _add_request(compare)
+    compare.add_argument("--method", default="svg2", help=f"one of {', '.join(METHODS)}")
+    compare.add_argument("--top-p", metavar="P", help="attention mass to keep, in (0, 1]")
+    compare.set_defaults(run=_compare)
+
+    sweep = commands.add_parser("sweep", help="several budgets and methods on one request")
+    _add_request(sweep)
+    sweep.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    sweep.add_argument(
+        *("--top-p",), nargs="+", metavar="P", default=["0.5", "0.7", "0.8", "0.9", "0.95"]
+    )
+    sweep.set_defaults(run=_sweep)
+
+    models = commands.add_parser("models", help="what can be generated with, and what it needs")
+    models.set_defaults(run=_models)
+
+    bench = commands.add_parser("bench", help="attention kernels against dense attention")
+    bench.add_argument("--suite", choices=["cpu"], default="cpu")
+    bench.add_argument("--out", required=True, metavar="FILE.json")
+    bench.set_defaults(run=_bench)
+    return parser
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT")
+    parser.add_argument(
+        *("--model",), default="builtin", help="see the command models; or a WanPipeline's folder"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--height", type=int, metavar="PX")
+    parser.add_argument("--width", type=int, metavar="PX")
+    parser.add_argument("--frames", type=int, metavar="N")
+    parser.add_argument("--steps", type=int, metavar="N")
+    parser.add_argument("--guidance-scale", type=float, metavar="G")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--impl", help="kernels: auto, reference or fused")
+    parser.add_argument(
+        *("--set",),
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"a setting of the method, any number of times: {', '.join(SVG2Config().to_dict())}",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR")
+
+
+def _request_and_config(arguments: argparse.Namespace) -> tuple[Request, SVG2Config]:
+    """Everything that can be refused before torch is even imported."""
+    import math
+
+    from svg2.models import model_spec
+
+    request = Request(
+        prompt=arguments.prompt,
+        negative_prompt=arguments.negative_prompt,
+        model=arguments.model,
+        seed=arguments.seed,
+        height=arguments.height,
+        width=arguments.width,
+        num_frames=arguments.frames,
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.guidance_scale,
+        dtype=arguments.dtype,
+        device=arguments.device,
+    )
+    settings = list(arguments.settings)
+    if isinstance(getattr(arguments, "top_p", None), str):
+        settings.append(f"top_p={arguments.top_p}")
+    if arguments.impl is not None:
+        settings.append(f"impl={arguments.impl}")
+    SVG2Config.from_settings(settings)  # a bad setting is refused whatever the model
+    spec = model_spec(request.model)
+    resolved = request.resolve(spec)
+    size = (resolved.num_frames, resolved.height, resolved.width)
+    config = SVG2Config.from_settings(settings, base=spec.config_for(*size))
+    config.check_tokens(math.prod(spec.grid(*size)))
+    return resolved, config
+
+
+def _output_folder(name: str) -> Path:
+    """The folder, made if need be and found writable, before any work is spent on it."""
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"The folder {name!r} can't be written: {reason}.") from error
+    return folder
+
+
+def _say_if_outside_grammar(request: Request) -> None:
+    if request.model != "builtin":
+        return
+    from svg2.training.grammar import in_grammar
+
+    if not in_grammar(request.prompt):
+        print(
+            "svg2: The built-in model knows only its own grammar, and this prompt is outside it: "
+            "expect something else.",
+            file=sys.stderr,
+        )
+
+
+@contextmanager
+def _interruptible():
+    """A first Ctrl-C becomes a wish that the run sees within a step; a second one stops at once."""
+    wished = False
+
+    def on_interrupt(*_: Any) -> None:
+        nonlocal wished
+        if wished:
+            raise KeyboardInterrupt
+        wished = True
+        print("\nsvg2: Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: wished
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Line:
+    """Progress on stderr: one line written over on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._length = 0
+        self._stage = ("", "")
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def show(self, progress: Progress) -> None:
+        text = f"{progress.run} {progress.stage}".strip()
+        if progress.num_steps:
+            text += f" {progress.step}/{progress.num_steps}"
+        if progress.eta_seconds is not None:
+            text += f", about {_duration(progress.eta_seconds)} left"
+        if self._is_terminal:
+            print(f"\r{text:{self._length}}", end="", file=sys.stderr, flush=True)
+            self._length = len(text)
+            return
+        stage = (progress.run, progress.stage)
+        if stage != self._stage or progress.step % 5 == 0:
+            print(text, file=sys.stderr, flush=True)
+        self._stage = stage
+
+    def end(self) -> None:
+        """Leave the line as it is and go to the next."""
+        if self._length:
+            print(file=sys.stderr)
+        self._length = 0
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _print_result(content: dict[str, Any]) -> None:
+    print(json.dumps(content, allow_nan=False), flush=True)

@@ -1,0 +1,604 @@
+"""Dense and sparse generation of one request, step by step: encode, denoise, decode, measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from svg2.config import SVG2Config, method_config
+from svg2.environment import PeakMemory, peak_memory, provenance
+from svg2.media import encode_mp4, side_by_side, write_atomic
+from svg2.metrics import psnr_db, psnr_per_frame, ssim
+from svg2.models import ModelSpec, load_pipeline, model_spec
+from svg2.recording import Recorder, choose
+from svg2.request import Request, RequestError, ResolvedRequest
+from svg2.stats import DENSE_STAGE, STAGES, RunStats
+from svg2.trace import (
+    VERSION,
+    Record,
+    RecordingPolicy,
+    Run,
+    Trace,
+    policy_dict,
+    trace_bytes,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = [
+    "Cancelled",
+    "Comparison",
+    "DenseRun",
+    "Progress",
+    "Request",
+    "RequestError",
+    "SparseRun",
+    "add_run",
+    "compare",
+    "generate_dense",
+    "generate_sparse",
+    "result_record",
+    "save_comparison",
+    "start_trace",
+]
+
+Frames = UInt8[ndarray, "F Y X 3"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a generation is.
+
+    Attributes:
+        run: `dense`, or the method; empty while the model loads.
+        stage: `load`, `warm up`, `encode`, `denoise`, `decode` or `measure`.
+        step, num_steps: denoising steps done and to do; 0 of 0 in other stages.
+        eta_seconds: time left for all that was asked, as the steps so far tell; None while
+            unknown.
+    """
+
+    run: str
+    stage: str
+    step: int = 0
+    num_steps: int = 0
+    eta_seconds: float | None = None
+
+
+OnProgress = Callable[[Progress], None]
+ShouldCancel = Callable[[], bool]
+
+
+class Cancelled(Exception):
+    """The generation was stopped on request; `dense` is the dense run where that was complete."""
+
+    def __init__(self, dense: DenseRun | None = None) -> None:
+        super().__init__("The generation was cancelled.")
+        self.dense = dense
+
+
+@dataclass(frozen=True, eq=False)
+class DenseRun:
+    """One generation on the pipeline's own attention.
+
+    Attributes:
+        frames: uint8 `[F, H, W, 3]`.
+        seconds: of `encode`, `denoise` (the loop alone) and `decode`.
+        attention_seconds: of the self-attention kernel in the loop; None where it could not be
+            told apart.
+        backend: name of the attention backend in diffusers; dtype: of the transformer.
+        peak_memory_bytes: None where it could not be measured.
+    """
+
+    request: ResolvedRequest
+    frames: Frames
+    seconds: dict[str, float]
+    attention_seconds: float | None
+    peak_memory_bytes: int | None
+    backend: str
+    dtype: str
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class SparseRun:
+    """One generation on sparse attention; fields as in `DenseRun`.
+
+    Attributes:
+        config: the settings as the method ran them.
+        stats: what the calls did; its times leave recording out.
+        records: what the policy asked for; note: what of it was thinned away.
+        recording_seconds: time that recording took, already taken off `seconds`.
+    """
+
+    request: ResolvedRequest
+    method: str
+    config: SVG2Config
+    frames: Frames
+    seconds: dict[str, float]
+    stats: RunStats
+    peak_memory_bytes: int | None
+    backend: str
+    dtype: str
+    provenance: dict[str, Any]
+    grid: tuple[int, int, int]
+    policy: RecordingPolicy
+    records: tuple[Record, ...]
+    note: str
+    recording_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A dense run, a sparse one of the same request, the fields of result.json, and the trace."""
+
+    dense: DenseRun
+    sparse: SparseRun
+    result: dict[str, Any]
+    trace: Trace
+
+
+def compare(
+    request: Request,
+    method: str,
+    config: SVG2Config | None = None,
+    *,
+    pipe: Any = None,
+    on_progress: OnProgress | None = None,
+    should_cancel: ShouldCancel | None = None,
+    dense: DenseRun | None = None,
+    policy: RecordingPolicy | None = None,
+) -> Comparison:
+    """Generate a request with dense and with sparse attention, and measure one by the other.
+
+    Args:
+        config: None takes the model's own settings.
+        pipe: the loaded model of the request; None loads it.
+        dense: a dense run of the same request from before; its times are then marked as reused.
+    Raises:
+        RequestError, ConfigError: what was asked can't work.
+        ModelUnavailable: the model can't be loaded here.
+        Cancelled: `should_cancel` said so.
+    """
+    job = Job(on_progress, should_cancel)
+    spec = model_spec(request.model)
+    request = request.resolve(spec)
+    size = (request.num_frames, request.height, request.width)
+    config = method_config(method, spec.config_for(*size) if config is None else config)
+    config.check_tokens(math.prod(spec.grid(*size)))
+    if dense is not None and dense.request != request:
+        raise RequestError("The dense run given is of another request.")
+    if pipe is None:
+        job.report("", "load")
+        pipe = load_pipeline(request.model, request.dtype, request.device)
+        job.check()
+    is_reused = dense is not None
+    if dense is None:
+        # The sparse run is not slower than the dense one, as a first guess of the time left.
+        job.steps_after = request.num_inference_steps
+        dense = generate_dense(pipe, request, job.on_progress, job.should_cancel, job)
+    try:
+        job.steps_after = 0
+        sparse = generate_sparse(
+            *(pipe, request, method, config, job.on_progress, job.should_cancel),
+            policy=policy or RecordingPolicy(),
+            job=job,
+        )
+        job.report(method, "measure")
+        result = result_record(dense, sparse, is_reused)
+        trace = add_run(start_trace(dense, sparse), dense, sparse, result)
+        job.check()
+    except Cancelled:
+        raise Cancelled(dense) from None
+    return Comparison(dense, sparse, result, trace)
+
+
+def generate_dense(
+    pipe: Any,
+    request: Request,
+    on_progress: OnProgress | None = None,
+    should_cancel: ShouldCancel | None = None,
+    job: Job | None = None,
+) -> DenseRun:
+    """Generate with the pipeline's own attention, timed; one untimed step before warms it up.
+
+    Raises:
+        RequestError: the model can't make a video of that size.
+        Cancelled: `should_cancel` said so.
+    """
+    from svg2.enable import measure_dense
+
+    job = job or Job(on_progress, should_cancel)
+    spec = model_spec(request.model)
+    request = request.resolve(spec)
+    with peak_memory(_device(pipe)) as memory:
+        job.report("dense", "warm up")
+        _denoise(pipe, request, spec, _encode(pipe, request, spec), job, None, num_steps=1)
+        job.check()
+        with measure_dense(pipe) as handle:
+            frames, seconds = _generate(pipe, request, spec, job, "dense")
+            attention_seconds = handle.stats.attention_seconds
+    return DenseRun(
+        request=request,
+        frames=frames,
+        seconds=seconds,
+        attention_seconds=attention_seconds,
+        **_facts(pipe, memory),
+    )
+
+
+def generate_sparse(
+    pipe: Any,
+    request: Request,
+    method: str,
+    config: SVG2Config,
+    on_progress: OnProgress | None = None,
+    should_cancel: ShouldCancel | None = None,
+    policy: RecordingPolicy | None = None,
+    job: Job | None = None,
+) -> SparseRun:
+    """Generate with sparse attention, timed and recorded; recording is taken off the time.
+
+    On a GPU one untimed sparse step goes before, which compiles kernels. A CPU has nothing to
+    compile, and warm-up belongs to the dense side alone.
+
+    Raises:
+        RequestError, ConfigError: what was asked can't work.
+        Cancelled: `should_cancel` said so.
+    """
+    from svg2.enable import enable
+
+    job = job or Job(on_progress, should_cancel)
+    spec = model_spec(request.model)
+    request = request.resolve(spec)
+    config = method_config(method, config)
+    policy = policy or RecordingPolicy()
+    grid = spec.grid(request.num_frames, request.height, request.width)
+    config.check_tokens(math.prod(grid))
+    model = pipe.transformer if pipe.transformer is not None else pipe.transformer_2
+    selection = choose(
+        policy,
+        config,
+        num_steps=request.num_inference_steps,
+        num_layers=model.config.num_layers,
+        num_heads=model.config.num_attention_heads,
+        n_tokens=math.prod(grid),
+    )
+    recorder = Recorder(selection, policy.branches, request.seed)
+    with peak_memory(_device(pipe)) as memory:
+        if _device(pipe).type == "cuda":
+            job.report(method, "warm up")
+            with enable(pipe, config.replace(warmup_fraction=0.0, kmeans_iters_init=1)):
+                embeds = _encode(pipe, request, spec)
+                _denoise(pipe, request, spec, embeds, job, None, num_steps=1)
+            job.check()
+        with enable(pipe, config, observer=recorder) as handle:
+            frames, seconds = _generate(pipe, request, spec, job, method)
+            stats = handle.stats
+    seconds["denoise"] -= recorder.seconds
+    return SparseRun(
+        request=request,
+        method=method,
+        config=config,
+        frames=frames,
+        seconds=seconds,
+        stats=stats,
+        grid=grid,
+        policy=policy,
+        records=tuple(recorder.records),
+        note=selection.note,
+        recording_seconds=recorder.seconds,
+        **_facts(pipe, memory),
+    )
+
+
+def result_record(
+    dense: DenseRun, sparse: SparseRun, dense_reused: bool = False
+) -> dict[str, Any]:
+    """The fields of result.json.
+
+    `dense_seconds` and `svg2_seconds` are the denoising loops alone. `attention_speedup` compares
+    self-attention over the whole loops, the sparse side with clustering, permutation, selection
+    and its dense warm-up. `attention_share` is what the self-attention kernel takes of the dense
+    loop. `density` and `compute_density` are over the sparse calls and null where none ran.
+    """
+    request, stats = sparse.request, sparse.stats
+    dense_seconds, svg2_seconds = dense.seconds["denoise"], sparse.seconds["denoise"]
+    frames_db = psnr_per_frame(dense.frames, sparse.frames).tolist()
+    compute_density = stats.compute_density
+    return {
+        **{
+            name: getattr(request, name)
+            for name in (
+                *("model", "prompt", "negative_prompt", "seed", "height", "width"),
+                *("num_frames", "num_inference_steps", "guidance_scale"),
+            )
+        },
+        "dtype": sparse.dtype,
+        "tokens": math.prod(sparse.grid),
+        "method": sparse.method,
+        "config": sparse.config.to_dict(),
+        "density": stats.density,
+        "density_run": stats.density_run,
+        "compute_density": compute_density,
+        "flop_ratio": None if compute_density is None else 1 / compute_density,
+        "kept_mass": stats.kept_mass,
+        "psnr_db": psnr_db(dense.frames, sparse.frames),
+        "psnr_per_frame": [None if math.isinf(value) else value for value in frames_db],
+        "ssim": ssim(dense.frames, sparse.frames),
+        "dense_seconds": dense_seconds,
+        "dense_reused": dense_reused,
+        "svg2_seconds": svg2_seconds,
+        "speedup": dense_seconds / svg2_seconds,
+        "attention_speedup": _ratio(dense.attention_seconds, stats.attention_seconds),
+        "attention_share": _ratio(dense.attention_seconds, dense_seconds),
+        "dense_attention_seconds": dense.attention_seconds,
+        "svg2_attention_seconds": stats.attention_seconds,
+        "stage_seconds": {name: stats.stage_seconds[name] for name in (*STAGES, DENSE_STAGE)},
+        "recording_seconds": sparse.recording_seconds,
+        "total_seconds": sparse.seconds,
+        "dense_total_seconds": dense.seconds,
+        "peak_memory_bytes": sparse.peak_memory_bytes,
+        "dense_peak_memory_bytes": dense.peak_memory_bytes,
+        "centroid_bytes": stats.cache_bytes,
+        "backend": {"dense": sparse.backend, "attention": stats.impl},
+        **sparse.provenance,
+    }
+
+
+def start_trace(dense: DenseRun, sparse: SparseRun) -> Trace:
+    """A trace of a dense run and no sparse one yet; `sparse` tells the grid and the policy."""
+    request = dense.request
+    fps = model_spec(request.model).fps
+    return Trace(
+        version=VERSION,
+        request=request.to_dict()
+        | {"fps": fps, "dtype": dense.dtype, "device": dense.provenance["device"]},
+        grid=sparse.grid,
+        n_tokens=math.prod(sparse.grid),
+        n_text=0,
+        policy=policy_dict(sparse.policy, sparse.note),
+        provenance=dense.provenance | {"impl": sparse.stats.impl},
+        dense_result={
+            "dense_seconds": dense.seconds["denoise"],
+            "total_seconds": dense.seconds,
+            "attention_seconds": dense.attention_seconds,
+            "peak_memory_bytes": dense.peak_memory_bytes,
+            "backend": dense.backend,
+            "dtype": dense.dtype,
+        },
+        dense_mp4=encode_mp4(dense.frames, fps),
+    )
+
+
+def add_run(trace: Trace, dense: DenseRun, sparse: SparseRun, result: dict[str, Any]) -> Trace:
+    """The trace with one more sparse run of its request."""
+    stats = sparse.stats
+    run = Run(
+        method=sparse.method,
+        config=sparse.config.to_dict(),
+        result=result,
+        mp4=encode_mp4(sparse.frames, trace.request["fps"]),
+        psnr_frame=psnr_per_frame(dense.frames, sparse.frames),
+        call=stats.call,
+        density=stats.call_density,
+        kept_mass=stats.call_kept_mass,
+        stage_ms=stats.call_stage_ms,
+    )
+    number = len(trace.runs)
+    records = tuple(dataclasses.replace(record, run=number) for record in sparse.records)
+    return dataclasses.replace(trace, runs=(*trace.runs, run), records=(*trace.records, *records))
+
+
+def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[str, Path]:
+    """Write dense.mp4, svg2.mp4, compare.mp4, trace.npz and result.json, each whole or not at all.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    dense, sparse, result = comparison.dense, comparison.sparse, comparison.result
+    trace = comparison.trace
+    psnr = "identical" if result["psnr_db"] is None else f"{result['psnr_db']:.1f} dB"
+    captions = (
+        f"dense  {result['dense_seconds']:.1f} s",
+        f"{result['method']}  {result['svg2_seconds']:.1f} s  {psnr}",
+    )
+    both = encode_mp4(side_by_side(dense.frames, sparse.frames, captions), trace.request["fps"])
+    contents = {
+        "dense.mp4": trace.dense_mp4,
+        "svg2.mp4": trace.runs[0].mp4,
+        "compare.mp4": both,
+        "trace.npz": trace_bytes(trace),
+        "result.json": json_bytes(result),
+    }
+    for name, data in contents.items():
+        write_atomic(Path(folder, name), data)
+    return {name: Path(folder, name) for name in contents}
+
+
+class Job:
+    """Progress, time left and cancelling of one or more runs."""
+
+    def __init__(self, on_progress: OnProgress | None, should_cancel: ShouldCancel | None) -> None:
+        self.on_progress = on_progress
+        self.should_cancel = should_cancel
+        self.steps_after = 0
+        self._step_seconds: list[float] = []
+
+    def report(self, run: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
+        if self.on_progress is None:
+            return
+        eta = None
+        if self._step_seconds and stage in ("warm up", "encode", "denoise"):
+            recent = self._step_seconds[-3:]
+            left = num_steps - step + self.steps_after
+            eta = sum(recent) / len(recent) * left if num_steps else None
+        self.on_progress(Progress(run, stage, step, num_steps, eta))
+
+    def step_took(self, seconds: float) -> None:
+        self._step_seconds.append(seconds)
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.should_cancel is not None and self.should_cancel()
+
+    def check(self) -> None:
+        if self.is_cancelled:
+            raise Cancelled
+
+
+def _generate(
+    pipe: Any, request: ResolvedRequest, spec: ModelSpec, job: Job, run: str
+) -> tuple[Frames, dict[str, float]]:
+    """Frames, and seconds of encode, denoise and decode."""
+    stopwatch = _Stopwatch(_device(pipe))
+    job.check()
+    job.report(run, "encode")
+    embeds = _encode(pipe, request, spec)
+    encode = stopwatch.lap()
+    job.report(run, "denoise", 0, request.num_inference_steps)
+    stopwatch.lap()
+    latents, outside = _denoise(pipe, request, spec, embeds, job, run)
+    denoise = stopwatch.lap() - outside
+    job.check()
+    job.report(run, "decode")
+    stopwatch.lap()
+    frames = _decode(pipe, latents)
+    decode = stopwatch.lap()
+    job.check()
+    return frames, {"encode": encode, "denoise": denoise, "decode": decode}
+
+
+def _encode(pipe: Any, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Tensor | None]:
+    import torch
+
+    with torch.no_grad():
+        prompt, negative = pipe.encode_prompt(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            do_classifier_free_guidance=request.guidance_scale > 1,
+            max_sequence_length=spec.max_sequence_length,
+        )
+    return {"prompt_embeds": prompt, "negative_prompt_embeds": negative}
+
+
+def _denoise(
+    pipe: Any,
+    request: ResolvedRequest,
+    spec: ModelSpec,
+    embeds: dict[str, Tensor | None],
+    job: Job,
+    run: str | None,
+    num_steps: int | None = None,
+) -> tuple[Tensor, float]:
+    """Latents of the last step, and the seconds that reporting took; no `run`, no reports.
+
+    The starting noise comes from a CPU generator, so that a seed means the same on every device.
+    """
+    import torch
+
+    num_steps = num_steps or request.num_inference_steps
+    outside = 0.0
+    last = time.perf_counter()
+
+    def after_step(pipe: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal outside, last
+        now = time.perf_counter()
+        if run is not None:
+            job.step_took(now - last)
+            job.report(run, "denoise", step + 1, num_steps)
+        if job.is_cancelled:
+            pipe._interrupt = True  # an exception would leave the pipeline's hooks half way
+        last = time.perf_counter()
+        outside += last - now
+        return tensors
+
+    latents = pipe(
+        **embeds,
+        height=request.height,
+        width=request.width,
+        num_frames=request.num_frames,
+        num_inference_steps=num_steps,
+        guidance_scale=request.guidance_scale,
+        max_sequence_length=spec.max_sequence_length,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+        output_type="latent",
+        callback_on_step_end=after_step,
+    ).frames
+    return latents, outside
+
+
+def _decode(pipe: Any, latents: Tensor) -> Frames:
+    """Latents to frames, as the last part of WanPipeline does it."""
+    import torch
+
+    vae = pipe.vae
+    with torch.no_grad():
+        latents = latents.to(_device(pipe), vae.dtype)
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1, 1).to(latents.device, latents.dtype)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        # times the inverse, not divided by std: the same rounding as the pipeline's own
+        video = vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0]
+        frames = pipe.video_processor.postprocess_video(video, output_type="np")[0]
+    return (frames * 255).round().astype(np.uint8)
+
+
+class _Stopwatch:
+    """Wall time between laps, with the GPU's queue drained at each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = self._now()
+
+    def lap(self) -> float:
+        before, self._last = self._last, self._now()
+        return self._last - before
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _device(pipe: Any) -> torch.device:
+    return pipe._execution_device
+
+
+def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
+    """What both kinds of run say of where they ran."""
+    model = pipe.transformer if pipe.transformer is not None else pipe.transformer_2
+    set_backend = model.blocks[0].attn1.processor._attention_backend
+    backend = set_backend or os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {
+        "backend": str(getattr(backend, "value", backend)),
+        "dtype": names.get(dtype, dtype),
+        "peak_memory_bytes": memory.nbytes,
+        "provenance": provenance(_device(pipe)),
+    }
+
+
+def _ratio(numerator: float | None, denominator: float | None) -> float | None:
+    return None if numerator is None or not denominator else numerator / denominator
+
+
+def json_bytes(content: Any) -> bytes:
+    """JSON as the result files hold it, one line to a field."""
+    return (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()

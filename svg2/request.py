@@ -1,0 +1,152 @@
+"""What a person asks for: a prompt, a size, a seed, checked before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from svg2.models import ModelSpec
+
+MAX_PROMPT_CHARS = 2_000
+MAX_STEPS = 200
+MAX_GUIDANCE = 50
+MIN_SIDE_PX = 16
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+class RequestError(ValueError):
+    """A request that cannot work; the message is one sentence fit to show to a person."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video to generate. Sizes, steps and guidance left at None take the model's own defaults.
+
+    Attributes:
+        model: an id of `svg2.models.MODELS`, or the path of a folder that holds a WanPipeline.
+        dtype: `auto`, `fp32`, `bf16` or `fp16`; auto is what pays on the device.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        RequestError: a value that no model could take.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    model: str = "builtin"
+    seed: int = 0
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise RequestError("The prompt is empty: say what the video should show.")
+        if not isinstance(self.negative_prompt, str):
+            raise RequestError("The negative prompt must be text.")
+        for name in ("prompt", "negative_prompt"):
+            length = len(getattr(self, name))
+            if not _is_unicode(getattr(self, name)):
+                raise RequestError(f"The {name.replace('_', ' ')} holds bytes that are no text.")
+            if length > MAX_PROMPT_CHARS:
+                raise RequestError(
+                    f"The {name.replace('_', ' ')} has {length:,} characters, "
+                    f"and {MAX_PROMPT_CHARS:,} is the most."
+                )
+        self._integer("seed", 0, 2**63 - 1)
+        self._integer("height", MIN_SIDE_PX, 4096, optional=True)
+        self._integer("width", MIN_SIDE_PX, 4096, optional=True)
+        self._integer("num_frames", 1, 1000, optional=True)
+        self._integer("num_inference_steps", 1, MAX_STEPS, optional=True)
+        if self.guidance_scale is not None:
+            value = self.guidance_scale
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not is_number or not 0 <= value <= MAX_GUIDANCE:
+                raise RequestError(
+                    f"guidance_scale must be a number from 0 to {MAX_GUIDANCE}, not {value!r}."
+                )
+            object.__setattr__(self, "guidance_scale", float(value))
+        if self.dtype not in DTYPES:
+            raise RequestError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
+        kind, _, number = str(self.device).partition(":")
+        known = self.device in ("auto", "cpu", "cuda")
+        if not known and not (kind == "cuda" and number.isascii() and number.isdigit()):
+            raise RequestError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}.")
+
+    def _integer(self, name: str, low: int, high: int, *, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if value is None and optional:
+            return
+        is_integer = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        is_integer = is_integer and math.isfinite(value) and value == int(value)
+        if not is_integer or not low <= value <= high:
+            raise RequestError(
+                f"{name} must be a whole number from {low} to {high}, not {value!r}."
+            )
+        object.__setattr__(self, name, int(value))  # a page's number field may hand over 17.0
+
+    def resolve(self, spec: ModelSpec) -> ResolvedRequest:
+        """This request with the model's defaults filled in.
+
+        Raises:
+            RequestError: the model can't make a video of that size.
+        """
+        filled = {
+            name: getattr(self, name) if getattr(self, name) is not None else getattr(spec, name)
+            for name in (
+                *("height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
+            )
+        }
+        for name in ("height", "width"):
+            if filled[name] % spec.size_multiple:
+                raise RequestError(
+                    f"{name} must be a multiple of {spec.size_multiple}, not {filled[name]}."
+                )
+        frames, stride = filled["num_frames"], spec.frame_stride
+        if (frames - 1) % stride:
+            below = frames - (frames - 1) % stride
+            raise RequestError(
+                f"num_frames must be one more than a multiple of {stride}, not {frames}: "
+                f"{below} or {below + stride} would do."
+            )
+        tokens = math.prod(spec.grid(frames, filled["height"], filled["width"]))
+        if tokens > spec.max_tokens:
+            raise RequestError(
+                f"{frames} frames of {filled['width']} by {filled['height']} are {tokens:,} "
+                f"tokens, and {spec.max_tokens:,} is the most for {spec.title}: ask for a "
+                "smaller or shorter video."
+            )
+        return ResolvedRequest(**(dataclasses.asdict(self) | filled))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except (
+        UnicodeEncodeError
+    ):  # lone surrogates, which stand for undecodable bytes of a command line
+        return False
+    return "\0" not in text
+
+
+@dataclass(frozen=True)
+class ResolvedRequest(Request):
+    """A request with every size known."""
+
+    height: int = 0
+    width: int = 0
+    num_frames: int = 0
+    num_inference_steps: int = 0
+    guidance_scale: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request as plain JSON values, by name."""
+        return dataclasses.asdict(self)
