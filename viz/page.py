@@ -1,4 +1,4 @@
-"""The explorer as a page of its own, and as the parts of a Gradio `gr.HTML`. Its modules are linked here, not built."""
+"""The explorer as a page of its own, and as the parts of a Gradio `gr.HTML`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _EXPORT_LIST = re.compile(r"^export \{([^}]*)\};\n", re.MULTILINE)
 
 @cache
 def explorer_js() -> str:
-    """All modules of the explorer as one classic script that defines the constant `svg2Explorer` with `mount`.
+    """All modules of the explorer as one classic script that defines `svg2Explorer` with `mount`.
 
-    A page opened from disk can't import modules, and neither can a `gr.HTML`. So each file becomes a function that
-    returns its exports, called in order of need. Only named imports and exports are understood.
+    A page opened from disk can't import modules, and neither can a `gr.HTML`. So each file becomes
+    a function that returns its exports, called in order of need. Only named imports and exports
+    are understood.
 
     Raises:
         ValueError: modules import each other in a circle, or use a form that is not understood.
@@ -58,7 +59,8 @@ def _as_function(name: str, source: str) -> str:
     source = _EXPORT_LIST.sub("", _EXPORT.sub(r"\1 \2", source))
     if re.search(r"^(import|export)\b", source, re.MULTILINE):
         raise ValueError(f"{name} uses a form of import or export that is not understood here.")
-    return f"// {name}\nconst {_variable(name)} = (() => {{\n{source}return {{ {', '.join(exports)} }};\n}})();"
+    body = f"{source}return {{ {', '.join(exports)} }};"
+    return f"// {name}\nconst {_variable(name)} = (() => {{\n{body}\n}})();"
 
 
 def _variable(name: str) -> str:
@@ -67,12 +69,12 @@ def _variable(name: str) -> str:
 
 @cache
 def explorer_css() -> str:
-    """The explorer's style sheet. It lives in a shadow root, so it neither reaches the page around it nor is reached."""
+    """The explorer's style sheet; it lives in a shadow root, apart from the page around it."""
     return (FOLDER / "explorer.css").read_text(encoding="utf-8")
 
 
 def explorer_html(trace: Trace | dict[str, Any], mode: str = "trace") -> str:
-    """A self-contained page that works from disk with no network: scripts, style, clips and records inside.
+    """A self-contained page that works from disk with no network, clips and records inside.
 
     Args:
         trace: a trace, or what `explorer_payload` made of one.
@@ -85,7 +87,8 @@ def explorer_html(trace: Trace | dict[str, Any], mode: str = "trace") -> str:
 def explorer_component(value: dict[str, Any] | None = None) -> dict[str, Any]:
     """Keyword arguments for `gr.HTML`. See `explorer_value` for what its value is.
 
-    The component raises `release` when the budget slider is let go, with `top_p` and `method` in the event's data.
+    The component raises `release` when the budget slider is let go, with `top_p` and `method` in
+    the event's data.
     """
     return {
         "value": value,
@@ -100,11 +103,12 @@ def explorer_value(src: str, **extra: Any) -> dict[str, Any]:
     """What to give the component as its value.
 
     Args:
-        src: address of a file with `payload_bytes`, on the page's own host. A changed address loads a new payload
-            and keeps the selection; the same address leaves the workspace as it is.
-        extra: any of `can_run` (bool: a release can start a real run), `notice` (text of one line), `live`
-            (progress, a text of one line), `points` (further measured runs for the chart: dicts with method, top_p,
-            density, compute_density, psnr_db, speedup, attention_speedup).
+        src: address of a file with `payload_bytes`, on the page's own host. A changed address
+            loads a new payload and keeps the selection; the same one leaves all as it is.
+        extra: any of `can_run` (bool: a release can start a real run), `notice` (a line of text),
+            `live` (progress, a line of text), `points` (further measured runs for the chart:
+            dicts with method, top_p, density, compute_density, psnr_db, speedup,
+            attention_speedup).
     """
     return {"src": src, **extra}
 
@@ -136,9 +140,13 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; media-src blob:; img-src data: blob:; base-uri 'none'; form-action 'none'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none';
+  script-src 'unsafe-inline'; style-src 'unsafe-inline'; media-src blob:; form-action 'none'">
 <title>SVG2 Lab explorer</title>
-<style>html {{ color-scheme: light dark; }} body {{ margin: 0; background: light-dark(#f6f6f4, #121316); }}</style>
+<style>
+html {{ color-scheme: light dark; }}
+body {{ margin: 0; background: light-dark(#f6f6f4, #121316); }}
+</style>
 </head>
 <body>
 <main id="explorer"></main>
@@ -147,7 +155,8 @@ _PAGE = """<!doctype html>
 <script>
 {js}
 const css = {css};
-const explorer = svg2Explorer.mount(document.getElementById('explorer'), {{ css, standalone: true }});
+const host = document.getElementById('explorer');
+const explorer = svg2Explorer.mount(host, {{ css, standalone: true }});
 explorer.loadBase64(document.getElementById('payload').textContent);
 </script>
 </body>

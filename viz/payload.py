@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
     """All that the explorer draws from.
 
     Args:
-        mode: where the trace comes from, as the page shows it: "ready-made trace", "live CPU", "live GPU", "upload".
+        mode: where the trace comes from, as the page shows it: "ready-made trace", "live CPU",
+            "live GPU", "upload".
     """
     num_frames = _num_frames(trace)
     return {
@@ -40,7 +42,7 @@ def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
 
 
 def payload_bytes(payload: dict[str, Any]) -> bytes:
-    """A payload as gzipped JSON; the explorer unpacks it itself. The same payload gives the same bytes."""
+    """A payload as gzipped JSON, which the explorer unpacks; equal payloads, equal bytes."""
     text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     return gzip.compress(text.encode(), compresslevel=6, mtime=0)
 
@@ -48,8 +50,8 @@ def payload_bytes(payload: dict[str, Any]) -> bytes:
 def latent_frames(num_frames: int, num_latent: int) -> list[list[int]]:
     """First and one-past-last video frame that each latent frame decodes to.
 
-    A causal video VAE (Wan) gives one frame to the first latent and an equal number to each later one; where the
-    counts do not fit that, frames are shared out evenly.
+    A causal video VAE (Wan) gives one frame to the first latent and an equal number to each
+    later one; where the counts do not fit that, frames are shared out evenly.
     """
     if num_latent > 1 and (num_frames - 1) % (num_latent - 1) == 0:
         scale = (num_frames - 1) // (num_latent - 1)
@@ -57,7 +59,7 @@ def latent_frames(num_frames: int, num_latent: int) -> list[list[int]]:
             [1 + (t - 1) * scale, 1 + t * scale] for t in range(1, num_latent) if scale
         ]
     edges = [t * num_frames // num_latent for t in range(num_latent + 1)]
-    return [[a, max(a + 1, b)] for a, b in zip(edges, edges[1:], strict=False)]
+    return [[a, max(a + 1, b)] for a, b in pairwise(edges)]
 
 
 def _num_frames(trace: Trace) -> int:
@@ -109,7 +111,7 @@ def _base64(data: bytes) -> str:
 
 
 def _json_safe(value: Any) -> Any:
-    """JSON has no infinity and no NaN: both become null, which the page reads as "not measured"."""
+    """JSON has no infinity and no NaN: both become null."""
     if isinstance(value, dict):
         return {str(k): _json_safe(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

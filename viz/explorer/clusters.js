@@ -188,6 +188,7 @@ export function makeClusters(app) {
     tiles.map((tile) => tile.node),
   );
   const map = app.densityMap;
+  const tileNote = el("p", { class: "tilenote small" });
   const node = el(
     "section",
     { class: "view", "aria-labelledby": "clusters-title" },
@@ -205,9 +206,8 @@ export function makeClusters(app) {
       el("label", { class: "slider" }, "Overlay", opacity),
       el("label", { class: "slider" }, "Pinned cluster", number),
       note,
-      map.node,
     ),
-    el("div", { class: "main" }, grid),
+    el("div", { class: "main" }, grid, tileNote, map.node),
   );
 
   const draw = onFrame(() => {
@@ -244,9 +244,19 @@ export function makeClusters(app) {
       text,
     );
 
+  /** What the overlay means just now. */
+  function legend(focus, state) {
+    if (!focus) return "Each square is one token: a small patch of pixels over the video frames named below it.";
+    if (state.hover || state.lit === "members") return "Lit: the tokens of this cluster, in every frame. The rest is dimmed.";
+    return focus.side === "q"
+      ? "Outlined: the pinned query cluster. Lit: the key clusters it keeps, stronger where a token gets more of its mass. Dark: skipped."
+      : "Outlined: the pinned key cluster. Lit: the query clusters that keep it, by weight. Dark: those that skip it.";
+  }
+
   function describe(state) {
     const record = app.record();
     const focus = state.hover ?? (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
+    put(tileNote, legend(focus, state));
     if (!focus) {
       const used = (sizes) => sizes.reduce((n, s) => n + (s > 0), 0);
       put(

@@ -1,10 +1,11 @@
 // Dense and sparse in step: one clock, two canvases.
 
-import { choice, clamp, decibel, el, fit, onFrame, put, svg } from "./dom.js";
+import { choice, clamp, decibel, el, fit, onFrame, put, seconds, svg } from "./dom.js";
 import { paint, pictureAt } from "./frames.js";
 import { runName } from "./header.js";
 
 const GAIN = 8;
+const LEAST_SPAN_DB = 3; // a flat line stays flat
 const SPARK = { width: 600, height: 96, pad: 8 };
 
 /** Absolute difference of two pictures, `GAIN` times enlarged, on a canvas of their size. */
@@ -60,9 +61,10 @@ function sparkline(app) {
       const psnr = data.runs[state.run].psnrFrame;
       if (changed.has("run")) {
         const finite = Array.from(psnr).filter(Number.isFinite);
-        const top = finite.length ? Math.max(...finite) : 0;
-        const bottom = finite.length ? Math.min(...finite) : 0;
-        const span = Math.max(top - bottom, 1);
+        const peak = finite.length ? Math.max(...finite) : 0;
+        const least = finite.length ? Math.min(...finite) : 0;
+        const span = Math.max(peak - least, LEAST_SPAN_DB);
+        const top = (peak + least + span) / 2;
         const y = (v) => {
           const at = Number.isFinite(v) ? clamp((top - v) / span, 0, 1) : 0; // identical frames sit at the top
           return SPARK.pad + at * (SPARK.height - 2 * SPARK.pad);
@@ -75,7 +77,7 @@ function sparkline(app) {
             : []),
         );
         put(high, finite.length < psnr.length ? "identical" : `${top.toFixed(1)} dB`);
-        put(low, finite.length ? `${bottom.toFixed(1)} dB` : "");
+        put(low, finite.length ? `${(top - span).toFixed(1)} dB` : "");
       }
       cursor.setAttribute("x1", x(state.frame));
       cursor.setAttribute("x2", x(state.frame));
@@ -234,14 +236,16 @@ export function makeCompare(app) {
 
   function captions(state) {
     const name = rightTitle(state);
+    const { result } = data.runs[state.run];
+    const took = (s) => (Number.isFinite(s) ? el("span", { class: "took" }, seconds(s)) : null);
     const titles = {
       side: "Dense",
       wipe: `Dense | ${name}`,
       difference: `|dense − ${name}| × ${GAIN}, from the encoded clips`,
       blink: "Dense",
     };
-    put(leftName, titles[state.compare]);
-    put(rightName, name);
+    put(leftName, titles[state.compare], state.compare === "side" ? took(result.dense_seconds) : null);
+    put(rightName, name, took(result.svg2_seconds));
     rightFigure.hidden = state.compare !== "side";
     stage.classList.toggle("single", state.compare !== "side");
     wipeRow.hidden = state.compare !== "wipe";

@@ -31,7 +31,7 @@ function metrics(run, data) {
       "FLOP ratio",
       isNumber(r.compute_density) ? times(1 / r.compute_density) : "not measured",
       isNumber(r.compute_density)
-        ? `1 / ${percent(r.compute_density)} computed; not a time`
+        ? `work, not time: 1 / ${percent(r.compute_density)}`
         : "1 / compute density",
     ),
     metric("PSNR", decibel(r.psnr_db), "against dense, raw frames"),
@@ -41,13 +41,13 @@ function metrics(run, data) {
   ];
 }
 
-/** "svg2 · top-p 0.9", with the seconds of a run's name kept short. */
+/** "svg2 · top-p 0.9". */
 export function runName(run) {
   return `${run.method} · top-p ${budget(run.config.top_p)}`;
 }
 
 export function makeHeader(app) {
-  const { data, store } = app;
+  const { data } = app;
   const { request, provenance } = data;
   const title = el("h2", { class: "headline" });
   const numbers = el("dl", { class: "metrics" });
@@ -71,6 +71,7 @@ export function makeHeader(app) {
   const node = el(
     "header",
     { class: "head" },
+    app.standalone ? el("h1", { class: "brand" }, "SVG2 Lab") : null,
     el("p", { class: "eyebrow" }, el("span", { class: "mode" }, data.mode), `measured on ${measured.join(" · ")}`),
     title,
     el("p", { class: "prompt" }, el("q", {}, request.prompt ?? ""), el("span", {}, facts.join(" · "))),

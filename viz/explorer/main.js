@@ -1,6 +1,6 @@
 // The explorer: one selection, and the views that read and write it.
 
-import { budget, decibel, el, put } from "./dom.js";
+import { budget, decibel, el, plural, put } from "./dom.js";
 import { bytesOf, parsePayload, readPayload } from "./data.js";
 import { blockDensity, makeBins, tilesTouched } from "./blocks.js";
 import { TICKS, curve, measure, selectionAt } from "./select.js";
@@ -23,6 +23,19 @@ const KEYS =
 function hexToRgb(text) {
   const n = parseInt(text.trim().slice(1), 16);
   return [(n >> 16) & 255, (n >> 8) & 255, n & 255];
+}
+
+/** Where the numbers come from: hardware, versions, commit, and what was recorded. */
+function origin({ provenance, tokens, index }) {
+  const versions = Object.entries(provenance.versions ?? {}).map(([name, v]) => `${name} ${v}`);
+  const parts = [
+    `Measured on ${provenance.hardware ?? "unknown hardware"}`,
+    ...versions,
+    provenance.commit ? `commit ${String(provenance.commit).slice(0, 12)}` : "commit not recorded",
+    provenance.date,
+    `${plural(index.length, "recorded call")} of ${plural(tokens, "token")}`,
+  ];
+  return `${parts.filter(Boolean).join(" · ")}.`;
 }
 
 /** Everything that lives as long as one payload does. */
@@ -73,6 +86,7 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
   const minKeep = () => data.runs[source(store.get().run)].config.min_keep_ratio ?? 0;
 
   const app = {
+    standalone: Boolean(options.standalone),
     data,
     store,
     clips,
@@ -204,7 +218,7 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     root.querySelector(".body"),
     ...all.map((view) => view.node),
     hasRecords ? null : el("p", { class: "notice" }, "This trace holds no recorded clusters, so there are no maps or masks to show."),
-    el("footer", { class: "foot small" }, KEYS),
+    el("footer", { class: "foot small" }, el("p", {}, origin(data)), el("p", {}, KEYS)),
   );
 
   const redraw = () => all.forEach((view) => view.draw?.());

@@ -34,7 +34,7 @@ function picker(app, name, title, text) {
   const back = el("button", { type: "button", "aria-label": `Previous recorded ${name}`, onclick: () => move(-1) }, "‹");
   const on = el("button", { type: "button", "aria-label": `Next recorded ${name}`, onclick: () => move(1) }, "›");
   return {
-    node: el("div", { class: "picker" }, el("span", { class: "label" }, title), back, select, on),
+    node: el("div", { class: name === "branch" ? "picker wide" : "picker" }, el("span", { class: "label" }, title), back, select, on),
     move,
     fill() {
       const { all, recorded } = placesOf(data, app.source(), name);

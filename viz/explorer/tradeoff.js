@@ -141,7 +141,7 @@ export function makeTradeoff(app) {
         svg(
           "text",
           { class: "whatiftext", x: at + (left ? -10 : 10), y: pad.top + 10, "text-anchor": left ? "end" : "start" },
-          `what-if top-p ${budget(state.top_p)}: ${percent(whatIf.value)}, PSNR not measured`,
+          width < 480 ? `what-if ${percent(whatIf.value)}` : `what-if top-p ${budget(state.top_p)}: ${percent(whatIf.value)}, PSNR not measured`,
         ),
       );
     }

@@ -1,0 +1,136 @@
+"""A trace as one zip for slides and lessons: clips, pictures, numbers, the explorer offline."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from typing import Any
+
+from svg2.media import decode_mp4, write_atomic
+from svg2.trace import Record, Trace
+from viz.figures import tradeoff_figure, tradeoff_info
+from viz.frames import cluster_sheet, mask_image, png_bytes
+from viz.masks import tile_waste
+from viz.page import explorer_html
+
+TILE = 64
+
+_STORED = zipfile.ZIP_STORED  # what is compressed already gains nothing from more
+
+_README = """SVG2 Lab export
+
+explorer.html    the whole workspace; opens from disk in any browser, no network needed
+videos/          the dense clip and each sparse one, H.264
+views/           per recorded layer of the first recorded run, at its last recorded step:
+                 clusters of queries and keys on frames, and the mask in token order and permuted
+tradeoff.html    PSNR against density of the measured runs
+result.json      request, provenance and every number of every run; per view the tiles it touches
+
+PSNR and SSIM compare raw frames with the dense run, not the encoded clips.
+Kept mass is an estimate from centroids; recall is the true attention mass of 64 random queries.
+"""
+
+
+def export_zip(trace: Trace, path: str | os.PathLike, mode: str = "trace") -> None:
+    """Write the export of a trace, whole or not at all.
+
+    Raises:
+        MediaError: a clip of the trace can't be decoded.
+        OSError: the folder can't be written.
+    """
+    write_atomic(path, export_bytes(trace, mode))
+
+
+def export_bytes(trace: Trace, mode: str = "trace") -> bytes:
+    """The export as the bytes of a zip file.
+
+    Raises:
+        MediaError: a clip of the trace can't be decoded.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("README.txt", _README)
+        archive.writestr("explorer.html", explorer_html(trace, mode))
+        archive.writestr("videos/dense.mp4", trace.dense_mp4, _STORED)
+        for name, run in zip(run_names(trace), trace.runs, strict=True):
+            archive.writestr(f"videos/{name}.mp4", run.mp4, _STORED)
+        figure = tradeoff_figure(tradeoff_info(trace))
+        archive.writestr("tradeoff.html", figure.to_html(include_plotlyjs=True))
+        views = _write_views(trace, archive)
+        archive.writestr("result.json", json.dumps(_result(trace, views), indent=2))
+    return buffer.getvalue()
+
+
+def run_names(trace: Trace) -> list[str]:
+    """A file name for each run: method and budget, numbered where two agree."""
+    names: list[str] = []
+    for run in trace.runs:
+        method = "".join(c if c.isalnum() or c in "-_" else "_" for c in run.method)[:40]
+        top_p = run.config.get("top_p")
+        name = f"{method}-p{top_p:g}" if isinstance(top_p, int | float) else method
+        taken = sum(n == name or n.startswith(f"{name}_") for n in names)
+        names.append(f"{name}_{taken + 1}" if taken else name)
+    return names
+
+
+def shown_records(trace: Trace) -> list[Record]:
+    """One record per layer: first recorded run, its last recorded step, lowest head and branch."""
+    if not trace.records:
+        return []
+    run = min(r.run for r in trace.records)
+    step = max(r.step for r in trace.records if r.run == run)
+    by_layer: dict[int, Record] = {}
+    for record in sorted(trace.records, key=lambda r: (r.head, r.branch)):
+        if record.run == run and record.step == step:
+            by_layer.setdefault(record.layer, record)
+    return [by_layer[layer] for layer in sorted(by_layer)]
+
+
+def _write_views(trace: Trace, archive: zipfile.ZipFile) -> list[dict[str, Any]]:
+    records = shown_records(trace)
+    if not records:
+        return []
+    frames = decode_mp4(trace.runs[records[0].run].mp4)
+    views = []
+    for record in records:
+        name = f"views/layer{record.layer + 1:02d}"
+        for side, word in (("q", "queries"), ("k", "keys")):
+            picture = cluster_sheet(frames, record, trace.grid, side)
+            archive.writestr(f"{name}-clusters-{word}.png", png_bytes(picture), _STORED)
+        view: dict[str, Any] = {
+            "run": record.run,
+            "step": record.step,
+            "layer": record.layer,
+            "branch": record.branch,
+            "head": record.head,
+            "recall": record.recall,
+        }
+        for order in ("original", "permuted"):
+            picture = mask_image(record, record.kept, order)
+            archive.writestr(f"{name}-mask-{order}.png", png_bytes(picture), _STORED)
+            tiles = tile_waste(record, record.kept, TILE, order)
+            view[f"tiles_{order}"] = {
+                "tile": TILE,
+                "touched": tiles.touched,
+                "total": tiles.total,
+                "waste": tiles.waste,
+            }
+        views.append(view)
+    return views
+
+
+def _result(trace: Trace, views: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "request": trace.request,
+        "provenance": trace.provenance,
+        "grid": list(trace.grid),
+        "tokens": trace.n_tokens,
+        "dense": trace.dense_result,
+        "runs": [
+            {"method": run.method, "config": run.config, "result": run.result}
+            for run in trace.runs
+        ],
+        "views": views,
+    }

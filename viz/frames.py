@@ -1,0 +1,106 @@
+"""Pictures over frames: clusters on each latent frame, as one contact sheet."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from numpy import ndarray
+
+from svg2.trace import Record
+from viz.masks import Order, block_density
+from viz.payload import latent_frames
+
+Image = UInt8[ndarray, "Y X 3"]
+Side = Literal["q", "k"]
+
+CELL_PX = 16
+GAP_PX = 8
+CAPTION_PX = 24
+KEPT_RGB = (47, 86, 208)
+SKIPPED_RGB = (236, 238, 242)
+
+
+def cluster_overlay(
+    frame: Image, record: Record, grid: tuple[int, int, int], t: int, side: Side, opacity: float
+) -> Image:
+    """One latent frame: each token as a square in its cluster's colour over the video frame.
+
+    Squares are `CELL_PX` wide, and a dark line runs wherever two clusters meet, so that no cluster
+    is told apart by colour alone.
+
+    Args:
+        opacity: of the colours, 0 to 1.
+    """
+    _, rows, columns = grid
+    labels = record.q_labels if side == "q" else record.k_labels
+    colours = record.q_rgb if side == "q" else record.k_rgb
+    labels = labels.reshape(grid)[t]
+    size = (columns * CELL_PX, rows * CELL_PX)
+    shrinks = frame.shape[1] > size[0]
+    base = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+    tint = colours[labels].repeat(CELL_PX, axis=0).repeat(CELL_PX, axis=1)
+    out = (base * (1 - opacity) + tint * opacity).round().astype(np.uint8)
+    shade = 1 - 0.6 * opacity
+    below = np.argwhere(labels[:-1] != labels[1:])
+    beside = np.argwhere(labels[:, :-1] != labels[:, 1:])
+    for y, x in below:
+        line = out[(y + 1) * CELL_PX, x * CELL_PX : (x + 1) * CELL_PX]
+        line[:] = line * shade
+    for y, x in beside:
+        line = out[y * CELL_PX : (y + 1) * CELL_PX, (x + 1) * CELL_PX]
+        line[:] = line * shade
+    return out
+
+
+def cluster_sheet(
+    frames: UInt8[ndarray, "F Y X 3"],
+    record: Record,
+    grid: tuple[int, int, int],
+    side: Side,
+    opacity: float = 0.6,
+) -> Image:
+    """Every latent frame with its clusters, captioned with the video frames it stands for."""
+    tiles, captions = [], []
+    for t, (first, end) in enumerate(latent_frames(len(frames), grid[0])):
+        middle = min((first + end - 1) // 2, len(frames) - 1)
+        tiles.append(cluster_overlay(frames[middle], record, grid, t, side, opacity))
+        captions.append(f"frame {end}" if end - first == 1 else f"frames {first + 1}-{end}")
+    return contact_sheet(tiles, captions)
+
+
+def contact_sheet(tiles: list[Image], captions: list[str]) -> Image:
+    """Pictures of one size in rows, as near to square as they go, each with a caption below."""
+    height, width = tiles[0].shape[:2]
+    columns = int(np.ceil(np.sqrt(len(tiles))))
+    rows = -(-len(tiles) // columns)
+    step_y, step_x = height + CAPTION_PX + GAP_PX, width + GAP_PX
+    sheet = np.full((rows * step_y + GAP_PX, columns * step_x + GAP_PX, 3), 255, np.uint8)
+    for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        y, x = GAP_PX + (i // columns) * step_y, GAP_PX + (i % columns) * step_x
+        sheet[y : y + height, x : x + width] = tile
+        place = (x, y + height + CAPTION_PX - 8)
+        grey = (90, 95, 105)
+        cv2.putText(sheet, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, grey, 1, cv2.LINE_AA)
+    return sheet
+
+
+def mask_image(
+    record: Record, kept: Bool[ndarray, "Q K"], order: Order, side_px: int = 768
+) -> Image:
+    """The N×N mask as a square picture: full colour is kept, empty is skipped."""
+    bins = min(side_px, len(record.q_labels))
+    share: Float[ndarray, "Y X 1"] = block_density(record, kept, bins, order)[..., None]
+    image = np.asarray(SKIPPED_RGB) * (1 - share) + np.asarray(KEPT_RGB) * share
+    image = image.round().astype(np.uint8)
+    return cv2.resize(image, (side_px, side_px), interpolation=cv2.INTER_NEAREST)
+
+
+def png_bytes(image: Image) -> bytes:
+    """An RGB picture as a PNG file."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ValueError(f"A picture of shape {image.shape} could not be written as PNG.")
+    return data.tobytes()
