@@ -92,9 +92,9 @@ def _cluster(
 ) -> KMeansResult:
     if warm is not None:
         return kmeans(x, warm, config.kmeans_iters_step, impl=config.impl)
-    # Seeded by place and not drawn from one stream, so that no call depends on which others came
-    # before it.
-    place = f"{config.seed}/{key.transformer}/{key.layer}/{key.branch}/{side}"
+    # Seeded by place and not drawn from one stream: no call depends on which others came before.
+    # Guidance branches start from the same tokens, as nothing tells them apart yet.
+    place = f"{config.seed}/{key.transformer}/{key.layer}/{side}"
     generator = torch.Generator().manual_seed(zlib.crc32(place.encode()))
     start = init_centroids(x, num_clusters, generator)
     return kmeans(x, start, config.kmeans_iters_init, impl=config.impl)

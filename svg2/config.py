@@ -77,15 +77,13 @@ class SVG2Config:
     def _real(self, name: str, low: float, high: float, *, above_low: bool = False) -> None:
         value = getattr(self, name)
         bounds = f"{'above' if above_low else 'at least'} {low:g} and at most {high:g}"
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high or (above_low and value == low):
+        if not _is(value, numbers.Real) or not low <= value <= high or (above_low and value == low):
             raise ConfigError(f"{name} must be a number {bounds}, not {value!r}.")
         object.__setattr__(self, name, float(value))
 
     def _integer(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
-        is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not is_integer or not low <= value <= high:
+        if not _is(value, numbers.Integral) or not low <= value <= high:
             raise ConfigError(
                 f"{name} must be a whole number from {low} to {high}, not {value!r}."
             )
@@ -158,6 +156,10 @@ def method_config(method: str, config: SVG2Config) -> SVG2Config:
 def ceil_fraction(fraction: float, count: int) -> int:
     """`ceil(fraction * count)`, blind to the rounding of the product: 0.07 * 100 gives 7."""
     return math.ceil(fraction * count - 1e-9)
+
+
+def _is(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check_name(name: str) -> None:

@@ -102,7 +102,8 @@ class Tracker:
             branch = self._branch(0)
             step = self._step = self._forwards_by_branch.get(branch, 0)
             self._forwards_by_branch[branch] = step + 1
-        return Position(step, self._num_steps(timesteps), branch), is_new
+        num_steps = max(self._num_steps(timesteps), step + 1)
+        return Position(step, num_steps, branch), is_new
 
     def _branch(self, nth_forward: int) -> int:
         if self._context is None:

@@ -3,8 +3,7 @@
 from svg2.processors.wan import (
     WanSVG2Processor,
     check_replaceable,
-    latent_grid,
     self_attentions,
 )
 
-__all__ = ["WanSVG2Processor", "check_replaceable", "latent_grid", "self_attentions"]
+__all__ = ["WanSVG2Processor", "check_replaceable", "self_attentions"]

@@ -18,15 +18,6 @@ def self_attentions(transformer: torch.nn.Module) -> list[WanAttention]:
     return [module for module in modules if isinstance(module, WanAttention)]
 
 
-def latent_grid(pipe: Any, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
-    """Tokens (T, Y, X) of a video of this size in pixels, rounded as the pipeline rounds."""
-    transformer = pipe.transformer if pipe.transformer is not None else pipe.transformer_2
-    patch_t, patch_y, patch_x = transformer.config.patch_size
-    frames = (max(num_frames, 1) - 1) // pipe.vae_scale_factor_temporal + 1
-    stride = pipe.vae_scale_factor_spatial
-    return frames // patch_t, height // (stride * patch_y), width // (stride * patch_x)
-
-
 class WanSVG2Processor:
     """Self-attention of one Wan layer: stock where the gate says dense, ours elsewhere.
 
