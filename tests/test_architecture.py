@@ -1,7 +1,7 @@
 """The floors kernels ← svg2 ← viz ← app, the top level, and the size of the tree.
 
-Imports are read from the syntax tree of every file, nested and dynamic ones included, so that a lazy import
-inside a function is held to the same rule.
+Imports are read from the syntax tree of every file, nested and dynamic ones included, so that
+a lazy import inside a function is held to the same rule.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def test_top_level_holds_what_the_design_names() -> None:
 
 
 def test_hugging_face_kernels_is_not_installed() -> None:
-    """That package and our top-level folder share a name, and diffusers breaks when it finds ours in its place."""
+    """It shares its name with our folder, and diffusers breaks when it finds ours in its place."""
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         importlib.metadata.distribution("kernels")
 

@@ -1,4 +1,4 @@
-"""The README tells the truth: its map names every source file, and its commands and flags exist."""
+"""The README's map names every source file, and its commands and flags exist."""
 
 from __future__ import annotations
 

@@ -1,0 +1,679 @@
+"""The page: inputs on the left, the explorer on the right, and the wires between them."""
+
+from __future__ import annotations
+
+import html
+import logging
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+import gradio as gr
+from starlette.requests import Request as WebRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from svg2.config import METHODS, ConfigError, method_config
+from svg2.generate import Cancelled, Comparison, DenseRun, Progress, add_run
+from svg2.jobs import Job, Studio, Wish
+from svg2.models import ModelUnavailable
+from svg2.request import RequestError
+from svg2.trace import RecordingPolicy, Trace, TraceError, load_trace, trace_bytes
+from svg2.training.grammar import COLOURS, EXAMPLES, GROUNDS, SHAPES, in_grammar, unknown_words
+from viz import explorer_component, explorer_payload, explorer_value, payload_bytes
+from viz.export import export_bytes
+
+ROOT = Path(__file__).resolve().parent
+TRACES = ROOT / "assets" / "traces"
+STYLE = ROOT / "assets" / "static" / "page.css"
+MAX_RUNS = 8  # of one trace on the page; a release dropped for room stays a point on the chart
+MAX_SHELVED = 24
+RELEASE_POLICY = RecordingPolicy(max_bytes=2 << 20)
+BAD_INPUT = (RequestError, ConfigError, ModelUnavailable, TraceError)
+
+METHOD_TITLES = {"svg2": "SVG2", "svg2-comp": "SVG2 + compensation"}
+STAGES = {
+    "load": "loading",
+    "warm up": "warming up",
+    "encode": "reading the prompt",
+    "decode": "decoding frames",
+    "measure": "measuring",
+}
+MASTHEAD = """
+<h1>SVG2 Lab</h1>
+<p>One video, made twice: with dense attention, and with
+<a href="https://arxiv.org/abs/2505.18875" target="_blank" rel="noreferrer">SVG2</a> sparse
+attention. See what was skipped, what it saved, and what it cost.</p>
+"""
+EMPTY = """
+<div class="nothing"><h2>No trace is open</h2>
+<p>There is no ready-made trace in this copy. Press <strong>Generate</strong> to make one, or open
+a trace file.</p></div>
+"""
+NUMBERS: dict[str, type] = {
+    "top_p": float,
+    "num_q_clusters": int,
+    "num_k_clusters": int,
+    "seed": int,
+    "num_inference_steps": int,
+    "num_frames": int,
+    "height": int,
+    "width": int,
+    "guidance_scale": float,
+}
+SETTINGS = ("prompt", "method", *NUMBERS)
+# Runs in the browser before the inputs are sent: the address then opens the same settings again.
+WRITE_ADDRESS = f"""(visit, ...values) => {{
+  const query = new URLSearchParams(window.location.search);
+  {list(SETTINGS)!r}.forEach((name, i) => {{
+    const text = String(values[i] ?? '');
+    if (!text || text.length > 600) query.delete(name);
+    else query.set(name, text);
+  }});
+  window.history.replaceState(null, '', '?' + query);
+  return [visit, ...values];
+}}"""
+
+Update = dict[Any, Any]  # component to its new value: each wire gives back only what it changes
+
+log = logging.getLogger("app")
+
+
+# What lies open ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A trace as it lies open, under a key that nobody can guess."""
+
+    trace: Trace
+    mode: str
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+    @property
+    def title(self) -> str:
+        methods = ", ".join(dict.fromkeys(run.method for run in self.trace.runs))
+        return f"{self.trace.request.get('prompt', 'untitled')} ({methods})"
+
+    @cached_property
+    def payload(self) -> bytes:
+        return payload_bytes(explorer_payload(self.trace, self.mode))
+
+
+class Shelf:
+    """Open traces by key, for the browser to fetch. The longest unused falls off."""
+
+    def __init__(self, ready_made: Iterable[Shown] = ()) -> None:
+        self.ready_made = {shown.key: shown for shown in ready_made}
+        self._items: OrderedDict[str, Shown] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, trace: Trace, mode: str) -> Shown:
+        shown = Shown(trace, mode)
+        with self._lock:
+            self._items[shown.key] = shown
+            while len(self._items) > MAX_SHELVED:
+                self._items.popitem(last=False)
+        return shown
+
+    def get(self, key: str) -> Shown | None:
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+            return self._items.get(key) or self.ready_made.get(key)
+
+    def route(self) -> Route:
+        """`lab/KEY/payload` for the explorer, `trace.npz` and `export.zip` to keep."""
+        makers: dict[str, Callable[[Shown], bytes]] = {
+            "payload": lambda shown: shown.payload,
+            "trace.npz": lambda shown: trace_bytes(shown.trace),
+            "export.zip": lambda shown: export_bytes(shown.trace, shown.mode),
+        }
+
+        def answer(request: WebRequest) -> Response:
+            name = request.path_params["name"]
+            shown = self.get(request.path_params["key"])
+            if shown is None or name not in makers:
+                return Response("This trace is no longer open here.", 404)
+            headers = {"Cache-Control": "private, max-age=3600"}
+            if name != "payload":
+                headers["Content-Disposition"] = f'attachment; filename="svg2-{name}"'
+            return Response(makers[name](shown), 200, headers, "application/octet-stream")
+
+        return Route("/lab/{key}/{name}", answer)
+
+
+class Visit:
+    """One open page: what is shown, this visit's dense run, what was asked for, what runs."""
+
+    def __init__(self, shown: Shown | None = None) -> None:
+        self.shown = shown
+        self.dense: DenseRun | None = None
+        self.made: Wish | None = None
+        self.points: list[dict[str, Any]] = []
+        self.wish: Wish | None = None
+        self.release: Wish | None = None
+        self.job: Job[Comparison] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Visit:
+        return Visit(self.shown)  # gr.State copies its first value for each visitor
+
+    def open(self, shown: Shown) -> None:
+        self.shown, self.dense, self.made, self.points = shown, None, None, []
+
+    def cancel(self) -> None:
+        self.wish = self.release = None
+        if self.job is not None:
+            self.job.cancel()
+
+    def view(self, **extra: Any) -> dict[str, Any]:
+        """The explorer's value."""
+        if self.shown is None:
+            return {}
+        can_run = self.dense is not None
+        src = f"lab/{self.shown.key}/payload"
+        return explorer_value(src, can_run=can_run, points=self.points, **extra)
+
+    def add_release(self, comparison: Comparison, shelf: Shelf) -> None:
+        """One more measured run in the trace that is shown."""
+        assert self.shown is not None
+        trace = add_run(self.shown.trace, comparison.dense, comparison.sparse, comparison.result)
+        if len(trace.runs) > MAX_RUNS:
+            self.points = [*self.points, point_of(trace, 1)]
+            trace = without_run(trace, 1)
+        self.shown = shelf.put(trace, self.shown.mode)
+
+
+VISITS: WeakValueDictionary[str, Visit] = WeakValueDictionary()
+
+
+def point_of(trace: Trace, index: int) -> dict[str, Any]:
+    run = trace.runs[index]
+    names = ("density", "compute_density", "psnr_db", "speedup", "attention_speedup")
+    measured = {name: run.result.get(name) for name in names}
+    return {"method": run.method, "top_p": run.config["top_p"], **measured}
+
+
+def without_run(trace: Trace, index: int) -> Trace:
+    records = (r for r in trace.records if r.run != index)
+    return replace(
+        trace,
+        runs=trace.runs[:index] + trace.runs[index + 1 :],
+        records=tuple(replace(r, run=r.run - (r.run > index)) for r in records),
+    )
+
+
+def read_traces(folder: Path) -> list[Shown]:
+    """The ready-made traces, in order of their names. A broken one is left out and logged."""
+    found = []
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            found.append(Shown(load_trace(path), "ready-made trace"))
+        except TraceError:
+            log.exception("A ready-made trace can't be read.")
+    return found
+
+
+# Words on the page -------------------------------------------------------------------------------
+
+
+def plain(error: Exception) -> str:
+    """The error's own sentence, without where our files are on this machine."""
+    return str(error).replace(f"{ROOT}{os.sep}", "")
+
+
+def say(text: str, kind: str = "quiet") -> str:
+    """One sentence under the buttons; kind is quiet, done or warn."""
+    role = "alert" if kind == "warn" else "status"
+    return f'<p class="say {kind}" role="{role}">{html.escape(text)}</p>'
+
+
+def progress_parts(progress: Progress) -> tuple[str, str, str]:
+    """Which run, which stage or step k of n, and the time left."""
+    who = METHOD_TITLES.get(progress.run, "Dense run" if progress.run else "Model")
+    stage = STAGES.get(progress.stage, progress.stage)
+    if progress.stage == "denoise":
+        stage = f"step {progress.step} of {progress.num_steps}"
+    left = ""
+    if progress.eta_seconds is not None:
+        seconds = max(1, round(progress.eta_seconds))
+        left = f"{seconds} s" if seconds < 100 else f"{seconds // 60} min {seconds % 60} s"
+        left = f"about {left} left"
+    return who, stage, left
+
+
+def progress_bar(progress: Progress, wish: Wish, is_release: bool) -> str:
+    who, stage, left = map(html.escape, progress_parts(progress))
+    done = progress.step / progress.num_steps if progress.num_steps else 0.0
+    done = 1.0 if progress.stage in ("decode", "measure") else done
+    if not is_release:
+        done = (done + (progress.run == wish.method)) / 2
+    return (
+        f'<div class="progress" role="progressbar" aria-label="Generation" aria-valuemin="0"'
+        f' aria-valuemax="100" aria-valuenow="{100 * done:.0f}">'
+        f"<p><strong>{who}</strong><span>{stage}</span><span class='left'>{left}</span></p>"
+        f'<div class="track"><i style="width:{100 * done:.1f}%"></i></div></div>'
+    )
+
+
+def outcome(result: dict[str, Any]) -> str:
+    psnr = result["psnr_db"]
+    fidelity = "identical to dense" if psnr is None else f"{psnr:.1f} dB against dense"
+    return f"Done: {result['speedup']:.2f}× as fast as dense here, {fidelity}."
+
+
+def grammar_note(prompt: str) -> str:
+    """Said of prompts that the built-in model was not trained on."""
+    if in_grammar(prompt):
+        return ""
+    new = ", ".join(unknown_words(prompt)[:8])
+    return say(
+        "The built-in model knows only its own grammar, so expect a guess."
+        + (f" New words to it: {new}." if new else "")
+        + f" It knows one object ({', '.join(COLOURS)}; {', '.join(SHAPES)})"
+        f" on a {' or a '.join(GROUNDS)}."
+    )
+
+
+def links_to(shown: Shown | None) -> str:
+    if shown is None:
+        return ""
+    return (
+        f'<p><a href="lab/{shown.key}/trace.npz" download>Download this trace</a></p>'
+        f'<p><a href="lab/{shown.key}/export.zip" download>Download clips, pictures and an offline'
+        " page</a></p>"
+    )
+
+
+def read_address(studio: Studio, query: dict[str, str]) -> tuple[dict[str, Any], str]:
+    """The settings in the address that can be used, and a sentence about the first that can't."""
+    found: dict[str, Any] = {}
+    complaint = ""
+    for name in SETTINGS:
+        if name not in query:
+            continue
+        try:
+            value = NUMBERS.get(name, str)(query[name])
+            studio.wish({"prompt": EXAMPLES[0], name: value})
+            found[name] = value
+        except BAD_INPUT as error:
+            complaint = complaint or f"In this page's address: {plain(error)}"
+        except ValueError:
+            complaint = complaint or f"In this page's address: {name} must be a number."
+    return found, complaint
+
+
+# The page ----------------------------------------------------------------------------------------
+
+
+def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
+    """Layout first, then the wires."""
+    try:
+        spec = studio.spec
+        preset = {**vars(spec), **spec.config.to_dict()}
+    except RequestError:
+        preset = {}  # the page opens without a model too, and Generate says what is missing
+    ready_made = list(shelf.ready_made.values())
+    first = ready_made[0] if ready_made else None
+
+    def number(label: str, name: str) -> gr.Number:
+        return gr.Number(preset.get(name), label=label, min_width=80, elem_id=name)
+
+    with gr.Blocks(title="SVG2 Lab", fill_width=True) as page:
+        visit = gr.State(Visit(first), delete_callback=Visit.cancel)
+        with gr.Row(elem_id="lab"):
+            with gr.Column(elem_id="controls", scale=0, min_width=280):
+                gr.HTML(MASTHEAD, elem_id="masthead")
+                prompt = gr.Textbox(
+                    EXAMPLES[0], label="Prompt", lines=3, max_lines=6, elem_id="prompt"
+                )
+                with gr.Accordion("Examples", open=False):
+                    gr.Examples(
+                        [[text] for text in EXAMPLES], prompt, label="", elem_id="examples"
+                    )
+                method = gr.Radio(
+                    [(METHOD_TITLES.get(name, name), name) for name in METHODS],
+                    value="svg2",
+                    label="Method",
+                    elem_id="method",
+                )
+                top_p = gr.Slider(
+                    *(0, 1),
+                    value=preset.get("top_p", 0.9),
+                    step=0.01,
+                    label="Budget (top-p)",
+                    info="Share of its attention mass that each query cluster keeps.",
+                    elem_id="top_p",
+                )
+                with gr.Accordion("Clusters", open=False), gr.Row():
+                    num_q = number("Of queries", "num_q_clusters")
+                    num_k = number("Of keys", "num_k_clusters")
+                with gr.Accordion("Video and sampling", open=False):
+                    with gr.Row():
+                        seed = gr.Number(0, label="Seed", min_width=80, elem_id="seed")
+                        steps = number("Steps", "num_inference_steps")
+                    with gr.Row():
+                        width, height = number("Width", "width"), number("Height", "height")
+                    with gr.Row():
+                        frames = number("Frames", "num_frames")
+                        guidance = number("Guidance", "guidance_scale")
+                with gr.Row(elem_id="buttons"):
+                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
+                    cancel = gr.Button("Cancel", visible=False, elem_id="cancel")
+                status = gr.HTML(elem_id="status")
+                note = gr.HTML(elem_id="note")
+                with gr.Accordion("Traces", open=False, elem_id="traces"):
+                    ready = gr.Dropdown(
+                        [(shown.title, shown.key) for shown in ready_made],
+                        value=first.key if first else None,
+                        label="Ready-made",
+                        visible=len(ready_made) > 1,
+                        elem_id="ready",
+                    )
+                    upload = gr.UploadButton(
+                        "Open a trace file", type="binary", size="sm", elem_id="upload"
+                    )
+                    links = gr.HTML(links_to(first), elem_id="links")
+            with gr.Column(elem_id="workspace", min_width=280):
+                nothing = gr.HTML(EMPTY, visible=first is None, elem_id="nothing")
+                explorer = gr.HTML(
+                    **explorer_component(Visit(first).view()),
+                    visible=first is not None,
+                    elem_id="explorer",
+                )
+
+        fields = {
+            "prompt": prompt,
+            "method": method,
+            "top_p": top_p,
+            "num_q_clusters": num_q,
+            "num_k_clusters": num_k,
+            "seed": seed,
+            "num_inference_steps": steps,
+            "num_frames": frames,
+            "height": height,
+            "width": width,
+            "guidance_scale": guidance,
+        }
+        inputs = list(fields.values())
+        assert tuple(fields) == SETTINGS
+        def buttons(is_busy: bool) -> Update:
+            return {
+                generate: gr.update(interactive=not is_busy),
+                cancel: gr.update(visible=is_busy, interactive=True),
+            }
+
+        def workspace(visit: Visit, **extra: Any) -> Update:
+            return {
+                explorer: gr.update(value=visit.view(**extra), visible=visit.shown is not None),
+                nothing: gr.update(visible=visit.shown is None),
+                links: links_to(visit.shown),
+            }
+
+        def refuse(error: Exception) -> Update:
+            gr.Warning(plain(error))
+            return {status: say(plain(error), "warn")}
+
+        def arrive(visit: Visit, request: gr.Request) -> Update:
+            VISITS[str(request.session_hash)] = visit
+            found, complaint = read_address(studio, dict(request.query_params))
+            return {fields[name]: value for name, value in found.items()} | {
+                status: say(complaint, "warn") if complaint else ""
+            }
+
+        def leave(request: gr.Request) -> None:
+            """Nobody waits for this run any more."""
+            gone = VISITS.pop(str(request.session_hash), None)
+            if gone is not None:
+                gone.cancel()
+
+        def prepare(visit: Visit, *values: Any) -> Update:
+            """Check the inputs. A bad one changes nothing but the message."""
+            try:
+                wish = studio.wish(dict(zip(SETTINGS, values, strict=True)))
+            except BAD_INPUT as error:
+                return refuse(error)
+            visit.cancel()  # a release gives way to a whole run
+            visit.wish = wish
+            about = grammar_note(wish.request.prompt) if studio.model == "builtin" else ""
+            return {status: say("Waiting for its turn."), note: about, **buttons(True)}
+
+        def follow(
+            visit: Visit, wish: Wish, dense: DenseRun | None = None
+        ) -> Generator[Update, None, Comparison | None]:
+            """Run a wish, show its progress, and return what it made; None where it did not."""
+            is_release = dense is not None
+            policy = RELEASE_POLICY if is_release else None
+            job = visit.job = Job(
+                lambda report, stop: studio.compare(wish, report, stop, dense, policy)
+            )
+            try:
+                for progress in job:
+                    if job.is_cancelled:
+                        continue
+                    update: Update = {status: progress_bar(progress, wish, is_release)}
+                    if is_release:
+                        live = " · ".join(filter(None, progress_parts(progress)))
+                        update[explorer] = visit.view(
+                            live=f"Measuring top-p {wish.config.top_p:g}: {live}"
+                        )
+                    yield update
+                return job.result()
+            except Cancelled:
+                final = say("Cancelled. What was shown before stays.")
+            except BAD_INPUT as error:
+                final = say(plain(error), "warn")
+            except Exception:
+                log.exception("A run failed.")
+                final = say("The run failed. What was shown before stays.", "warn")
+            finally:
+                job.cancel()
+                visit.job = None
+            yield {status: final, **buttons(False), **(workspace(visit) if is_release else {})}
+            return None
+
+        def run(visit: Visit) -> Generator[Update]:
+            """Dense and sparse, then the trace of both in place of what was shown."""
+            wish, visit.wish = visit.wish, None
+            if wish is None:  # cancelled while it waited
+                return
+            made = yield from follow(visit, wish)
+            if made is None:
+                return
+            device = "GPU" if "cuda" in str(made.result["device"]) else "CPU"
+            visit.open(shelf.put(made.trace, f"live {device}"))
+            visit.dense, visit.made = made.dense, wish
+            done = say(outcome(made.result), "done")
+            yield {status: done, **buttons(False), **workspace(visit)}
+
+        def released(visit: Visit, event: gr.EventData) -> Update:
+            """The budget slider was let go: ask for a real run there. The newest wish counts."""
+            if visit.made is None or visit.dense is None:
+                return {status: say("Generate first: a release is measured against a dense run.")}
+            if visit.wish is not None or (visit.job is not None and visit.release is None):
+                return {explorer: visit.view(live="A run is under way.")}
+            try:
+                config = visit.made.config.replace(top_p=event.top_p)
+                config = method_config(event.method, config)
+            except BAD_INPUT as error:
+                return refuse(error)
+            visit.release = Wish(visit.made.request, event.method, config)
+            waiting = f"Waiting to measure top-p {config.top_p:g}."
+            return {explorer: visit.view(live=waiting), cancel: gr.update(visible=True)}
+
+        def run_release(visit: Visit) -> Generator[Update]:
+            """The sparse side alone, against this visit's dense run of the same request."""
+            wish, dense = visit.release, visit.dense
+            visit.release = None
+            if wish is None or dense is None:  # a newer one took its place, or it was cancelled
+                return
+            made = yield from follow(visit, wish, dense)
+            if made is None:
+                return
+            if visit.dense is dense:
+                visit.add_release(made, shelf)
+            done = say(outcome(made.result), "done")
+            yield {status: done, **buttons(False), **workspace(visit)}
+
+        def stop(visit: Visit) -> Update:
+            is_running = visit.job is not None
+            visit.cancel()
+            if is_running:
+                return {
+                    status: say("Stopping after this step."),
+                    cancel: gr.update(interactive=False),
+                }
+            return {status: say("Cancelled."), **buttons(False), **workspace(visit)}
+
+        def choose(visit: Visit, key: str) -> Update:
+            shown = shelf.ready_made.get(key)
+            if shown is not None:
+                visit.open(shown)
+            return workspace(visit)
+
+        def receive(visit: Visit, data: bytes | None) -> Update:
+            try:
+                trace = load_trace(data or b"")
+            except TraceError as error:
+                return refuse(error)
+            visit.open(shelf.put(trace, "upload"))
+            return {status: say("The trace is open.", "done"), **workspace(visit)}
+
+        run_outputs = [status, explorer, nothing, links, generate, cancel]
+        quick: dict[str, Any] = {
+            "show_progress": "hidden",
+            "concurrency_limit": None,
+            "api_visibility": "private",
+        }
+        # One generation at a time, whoever asked for it.
+        heavy = quick | {"concurrency_limit": 1, "concurrency_id": "model"}
+
+        page.load(arrive, [visit], [*inputs, status], **quick)
+        page.unload(leave)
+        gr.on(
+            [generate.click, prompt.submit],
+            prepare,
+            [visit, *inputs],
+            [status, note, generate, cancel],
+            js=WRITE_ADDRESS,
+            **quick,
+        ).success(run, [visit], run_outputs, **heavy)
+        explorer.release(
+            released, [visit], [status, explorer, cancel], trigger_mode="multiple", **quick
+        ).success(run_release, [visit], run_outputs, trigger_mode="multiple", **heavy)
+        cancel.click(stop, [visit], run_outputs, **quick)
+        ready.input(choose, [visit, ready], [explorer, nothing, links], **quick)
+        upload.upload(receive, [visit, upload], [status, explorer, nothing, links], **quick)
+    return page
+
+
+def theme() -> gr.themes.Base:
+    """The explorer's colours, so that both halves are one page; no font is fetched."""
+    sans = ["-apple-system", "BlinkMacSystemFont", "Segoe UI", "Inter", "Roboto", "sans-serif"]
+    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+    return gr.themes.Base(font=sans, font_mono=mono, radius_size="md").set(
+        body_background_fill="#f6f6f4",
+        body_background_fill_dark="#121316",
+        body_text_color="#1a1c21",
+        body_text_color_dark="#ececea",
+        body_text_color_subdued="#5a5f69",
+        body_text_color_subdued_dark="#a3a8b2",
+        background_fill_primary="#f6f6f4",
+        background_fill_primary_dark="#121316",
+        background_fill_secondary="#ffffff",
+        background_fill_secondary_dark="#191b20",
+        border_color_primary="#e2e2dd",
+        border_color_primary_dark="#2d3038",
+        border_color_accent="#2f56d0",
+        border_color_accent_dark="#8eaeff",
+        color_accent="#2f56d0",
+        color_accent_soft="#eaeffc",
+        color_accent_soft_dark="#232b42",
+        link_text_color="#2f56d0",
+        link_text_color_dark="#8eaeff",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        block_border_width="0px",
+        block_padding="0px",
+        block_shadow="none",
+        block_label_background_fill="transparent",
+        block_title_text_color="#5a5f69",
+        block_title_text_color_dark="#a3a8b2",
+        block_title_text_weight="500",
+        input_background_fill="#ffffff",
+        input_background_fill_dark="#191b20",
+        input_border_color="#c9cbd0",
+        input_border_color_dark="#454a55",
+        input_border_color_focus="#2f56d0",
+        input_border_color_focus_dark="#8eaeff",
+        input_shadow="none",
+        input_shadow_focus="none",
+        slider_color="#2f56d0",
+        slider_color_dark="#8eaeff",
+        button_primary_background_fill="#2f56d0",
+        button_primary_background_fill_dark="#8eaeff",
+        button_primary_background_fill_hover="#2447b4",
+        button_primary_background_fill_hover_dark="#a8c1ff",
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#10131c",
+        button_secondary_background_fill="#ffffff",
+        button_secondary_background_fill_dark="#191b20",
+        button_secondary_border_color="#8a8f99",
+        button_secondary_border_color_dark="#6d737f",
+        checkbox_label_background_fill="transparent",
+        checkbox_label_background_fill_dark="transparent",
+        checkbox_label_border_width="0px",
+        checkbox_label_padding="2px 0",
+        checkbox_background_color_selected="#2f56d0",
+        checkbox_background_color_selected_dark="#8eaeff",
+        checkbox_border_color_selected="#2f56d0",
+        checkbox_border_color_selected_dark="#8eaeff",
+    )
+
+
+def launch(studio: Studio, shelf: Shelf, **options: Any) -> gr.Blocks:
+    """Serve the page; `options` go to Gradio."""
+    page = build_page(studio, shelf)
+    page.queue().launch(
+        theme=theme(),
+        css_paths=STYLE,
+        footer_links=[],
+        ssr_mode=False,
+        max_file_size="64mb",
+        app_kwargs={"routes": [shelf.route()]},
+        **options,
+    )
+    return page
+
+
+def load_in_background(studio: Studio) -> None:
+    """Have the model ready by the time somebody asks; what fails then is said when they do."""
+
+    def load() -> None:
+        try:
+            studio.pipe()
+        except BAD_INPUT as error:
+            log.warning("%s", error)
+
+    threading.Thread(target=load, name="load-model", daemon=True).start()
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    studio = Studio()
+    page = launch(studio, Shelf(read_traces(TRACES)), prevent_thread_lock=True)
+    load_in_background(studio)  # after the page is up, which needs none of it
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What a page or a service needs to run the method: a checked wish, a model loaded once, a job."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar, cast
+
+from svg2.config import SVG2Config, method_config
+from svg2.generate import Comparison, DenseRun, OnProgress, Progress, ShouldCancel, compare
+from svg2.models import ModelSpec, load_pipeline, model_spec
+from svg2.request import Request, ResolvedRequest
+from svg2.trace import RecordingPolicy
+
+Result = TypeVar("Result")
+
+_CONFIG_NAMES = ("top_p", "num_q_clusters", "num_k_clusters")
+_AT_WORK = threading.Lock()  # two generations at once would spoil each other's times
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A comparison that can be run: a request of known size, a method and its settings."""
+
+    request: ResolvedRequest
+    method: str
+    config: SVG2Config
+
+
+class Studio:
+    """A model by id, loaded once, when it is first needed or in the background."""
+
+    def __init__(self, model: str = "builtin") -> None:
+        self.model = model
+        self._pipe: Any = None
+        self._lock = threading.Lock()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Raises: RequestError: there is no such model here."""
+        return model_spec(self.model)
+
+    def wish(self, values: Mapping[str, Any]) -> Wish:
+        """A checked wish from values by name; one that is None or missing is the model's default.
+
+        Raises:
+            RequestError, ConfigError: a value can't work, in a sentence for whoever gave it.
+        """
+        given = {name: _whole(value) for name, value in values.items() if value is not None}
+        method = given.pop("method", "svg2")
+        settings = {name: given.pop(name) for name in _CONFIG_NAMES if name in given}
+        spec = self.spec
+        request = Request(model=self.model, **given).resolve(spec)
+        size = (request.num_frames, request.height, request.width)
+        config = method_config(method, spec.config_for(*size).replace(**settings))
+        config.check_tokens(math.prod(spec.grid(*size)))
+        return Wish(request, method, config)
+
+    def pipe(self) -> Any:
+        """The loaded pipeline.
+
+        Raises:
+            ModelUnavailable: its weights can't be had here.
+        """
+        with self._lock:
+            if self._pipe is None:
+                self._pipe = load_pipeline(self.model)
+            return self._pipe
+
+    def compare(
+        self,
+        wish: Wish,
+        on_progress: OnProgress,
+        should_cancel: ShouldCancel,
+        dense: DenseRun | None = None,
+        policy: RecordingPolicy | None = None,
+    ) -> Comparison:
+        """`svg2.generate.compare` of a wish on the loaded model."""
+        if self._pipe is None:
+            on_progress(Progress("", "load"))
+        return compare(
+            *(wish.request, wish.method, wish.config),
+            pipe=self.pipe(),
+            on_progress=on_progress,
+            should_cancel=should_cancel,
+            dense=dense,
+            policy=policy,
+        )
+
+
+class Job(Generic[Result]):
+    """Starts `work(on_progress, should_cancel)` at once. Jobs of a process run one after another.
+
+    Iterating gives progress as it comes, of which only the newest counts when the reader is slow,
+    and ends with the work. `result` then gives what the work returned, or raises what it raised.
+    """
+
+    def __init__(self, work: Callable[[OnProgress, ShouldCancel], Result]) -> None:
+        self._work = work
+        self._reports: SimpleQueue[Progress | None] = SimpleQueue()
+        self._cancelled = threading.Event()
+        self._outcome: Result | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="svg2-job", daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Ask the work to stop after its current step; a second call does nothing."""
+        self._cancelled.set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def __iter__(self) -> Iterator[Progress]:
+        while (report := self._newest()) is not None:
+            yield report
+
+    def result(self) -> Result:
+        """What the work returned, as soon as it has.
+
+        Raises: whatever the work raised.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return cast(Result, self._outcome)
+
+    def _run(self) -> None:
+        try:
+            with _AT_WORK:
+                self._outcome = self._work(self._reports.put, self._cancelled.is_set)
+        except BaseException as error:  # raised again where the result is asked for
+            self._error = error
+        finally:
+            self._reports.put(None)
+
+    def _newest(self) -> Progress | None:
+        report = self._reports.get()
+        while report is not None:
+            try:
+                report = self._reports.get_nowait()
+            except Empty:
+                break
+        return report
+
+
+def _whole(value: Any) -> Any:
+    """A number field hands over 54.0 for 54."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
