@@ -277,7 +277,7 @@ def _say_if_outside_grammar(request: Request) -> None:
 
 @contextmanager
 def _interruptible():
-    """A first Ctrl-C becomes a wish that the run sees within a step; a second one stops at once."""
+    """A first Ctrl-C becomes a wish that the run sees within a step; a second stops at once."""
     wished = False
 
     def on_interrupt(*_: Any) -> None:

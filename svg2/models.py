@@ -124,7 +124,7 @@ def model_spec(model: str) -> ModelSpec:
             raise RequestError(f"The built-in model is missing from {BUILTIN_FOLDER}.")
         return _folder_spec("builtin", BUILTIN_FOLDER)
     folder = Path(model)
-    if "\0" in model or not (folder / "model_index.json").is_file():
+    if not _holds_pipeline(folder):
         raise RequestError(
             f"Unknown model {model[:100]!r}: choose one of {', '.join(MODELS)}, "
             "or the folder of a WanPipeline."
@@ -234,6 +234,13 @@ def _is_cached(hub_id: str) -> bool:
     return isinstance(try_to_load_from_cache(hub_id, "model_index.json"), str)
 
 
+def _holds_pipeline(folder: Path) -> bool:
+    try:
+        return (folder / "model_index.json").is_file()
+    except OSError:  # no name that a file could have
+        return False
+
+
 def _folder_spec(model_id: str, folder: Path) -> ModelSpec:
     """Spec of a local WanPipeline, from its own configs and, where it has one, its `lab.json`."""
     index = _read_json(folder / "model_index.json")
@@ -256,7 +263,7 @@ def _folder_spec(model_id: str, folder: Path) -> ModelSpec:
             )
         }
         latent_stride = int(vae.get("scale_factor_spatial", 8))
-        patch = tuple(int(side) for side in transformer["patch_size"])
+        patch_t, patch_y, patch_x = (int(side) for side in transformer["patch_size"])
         return ModelSpec(
             id=model_id,
             title="the built-in model" if is_builtin else folder.name,
@@ -265,10 +272,10 @@ def _folder_spec(model_id: str, folder: Path) -> ModelSpec:
             is_local=True,
             config=config,
             # WanPipeline itself asks for 16, whatever its VAE
-            size_multiple=math.lcm(16, latent_stride * patch[1], latent_stride * patch[2]),
+            size_multiple=math.lcm(16, latent_stride * patch_y, latent_stride * patch_x),
             frame_stride=int(vae.get("scale_factor_temporal", 4)),
             latent_stride=latent_stride,
-            patch=patch,
+            patch=(patch_t, patch_y, patch_x),
             max_tokens=int(lab.get("max_tokens", 32_768 if is_builtin else 200_000)),
             **fields,
         )

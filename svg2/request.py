@@ -82,12 +82,11 @@ class Request:
             raise RequestError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}.")
 
     def _integer(self, name: str, low: int, high: int, *, optional: bool = False) -> None:
-        value = getattr(self, name)
+        value: Any = getattr(self, name)
         if value is None and optional:
             return
-        is_integer = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        is_integer = is_integer and math.isfinite(value) and value == int(value)
-        if not is_integer or not low <= value <= high:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and low <= value <= high and value == int(value)):
             raise RequestError(
                 f"{name} must be a whole number from {low} to {high}, not {value!r}."
             )

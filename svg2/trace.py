@@ -40,7 +40,8 @@ class RecordingPolicy:
         layers: layer numbers; None takes all.
         heads: head numbers; None takes the first two.
         branches: guidance branches, 0 conditional, 1 unconditional, 2 both in one batch.
-        max_bytes: bound on the size of the trace; records are thinned to stay under it.
+        max_bytes: bound on the size of the trace; records, counted before compression, are thinned
+            to stay under it.
     """
 
     steps: tuple[int, ...] | None = None
@@ -204,7 +205,7 @@ def trace_bytes(trace: Trace) -> bytes:
         "runs": [{"method": r.method, "config": r.config, "result": r.result} for r in trace.runs],
         "num_records": len(trace.records),
     }
-    arrays = {
+    arrays: dict[str, ndarray] = {
         "header": np.frombuffer(json.dumps(header, allow_nan=False).encode(), np.uint8),
         "dense/mp4": np.frombuffer(trace.dense_mp4, np.uint8),
     }

@@ -1,0 +1,168 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from svg2 import cli
+from svg2.trace import load_trace
+from tests.svg2.pipelines import make_model_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "svg2"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_pipeline_path, tmp_path_factory):
+    return str(make_model_folder(tiny_pipeline_path, tmp_path_factory.mktemp("m") / "tiny"))
+
+
+@pytest.fixture
+def nothing_heavy(monkeypatch):
+    """Fails a test in which a model would be loaded or a pipeline imported."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a model was loaded for input that can't work")
+
+    monkeypatch.setattr("svg2.models.load_pipeline", refuse)
+    monkeypatch.setattr("svg2.generate.load_pipeline", refuse)
+    monkeypatch.setattr("svg2.sweep.load_pipeline", refuse)
+
+
+BAD_COMPARE = {
+    "no prompt": ["--prompt", ""],
+    "blank prompt": ["--prompt", "  "],
+    "long prompt": ["--prompt", "x" * 10_000],
+    **{f"top-p {p}": [f"--top-p={p}"] for p in ("0", "-1", "1.5", "nan", "inf", "much", "")},
+    **{f"frames {n}": [f"--frames={n}"] for n in ("0", "-1", "4", "1000000000", "x", "1e3")},
+    **{f"height {n}": [f"--height={n}"] for n in ("0", "-64", "100000", "33", "x")},
+    **{f"width {n}": [f"--width={n}"] for n in ("0", "-64", "100000", "33", "x")},
+    **{f"steps {n}": [f"--steps={n}"] for n in ("0", "-1", "1000000", "x")},
+    "too many tokens": ["--height=2048", "--width=2048"],
+    "more query clusters than tokens": ["--set", "num_q_clusters=97"],
+    "more key clusters than tokens": ["--set", "num_k_clusters=97"],
+    "unknown model": ["--model", "nope"],
+    "unknown method": ["--method", "svg9"],
+    "unknown setting": ["--set", "top_q=1"],
+    "setting without value": ["--set", "top_p"],
+    "setting of a wrong kind": ["--set", "num_q_clusters=many"],
+    "unknown dtype": ["--dtype", "fp8"],
+    "unknown device": ["--device", "tpu"],
+    "unknown impl": ["--impl", "magic"],
+    "guidance nan": ["--guidance-scale=nan"],
+    "seed": ["--seed=-1"],
+    "unknown option": ["--budget", "3"],
+}
+
+
+@pytest.mark.parametrize("bad", BAD_COMPARE.values(), ids=BAD_COMPARE.keys())
+@pytest.mark.parametrize("command", ["compare", "sweep"])
+def test_bad_input_is_one_line_and_exit_code_2(
+    command, bad, folder, tmp_path, capsys, nothing_heavy
+):
+    if command == "sweep" and bad[0] == "--method":
+        bad = ["--methods", "svg2", "svg9"]
+    good = ["--prompt", "a red ball", "--model", folder, "--out", str(tmp_path / "out")]
+    assert cli.main([command, *good, *bad]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert len(captured.err) < 400
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unwritable_folder_is_refused(folder, tmp_path, capsys, nothing_heavy):
+    (tmp_path / "file").write_text("")
+    good = ["compare", "--prompt", "a red ball", "--model", folder]
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none"), Path("a\0b")):
+        assert cli.main([*good, "--out", str(out)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_commands_and_arguments_that_are_missing(capsys):
+    for argv in ([], ["nope"], ["compare"], ["compare", "--prompt", "a"], ["bench"]):
+        assert cli.main(argv) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_and_bad_input_load_nothing_heavy():
+    code = (
+        "import sys; from svg2.cli import main\n"
+        "assert main(['compare', '--prompt', '', '--out', 'o']) == 2\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'gradio'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_compare_writes_five_files_and_ends_stdout_with_the_result(folder, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    argv = ["compare", "--prompt", "a red ball", "--model", folder, "--out", str(out)]
+    argv += ["--top-p", "0.7", "--method", "svg2-comp", "--seed", "3", "--device", "cpu"]
+    argv += ["--set", "num_k_clusters=10", "--set", "kmeans_iters_init=2", "--impl", "reference"]
+    assert cli.main([*argv, "--steps", "3", "--dtype", "fp32"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert result == json.loads((out / "result.json").read_text())
+    assert sorted(path.name for path in out.iterdir()) == sorted(cli.OUTPUTS)
+    assert (result["config"]["top_p"], result["config"]["num_k_clusters"]) == (0.7, 10)
+    assert (result["seed"], result["num_inference_steps"]) == (3, 3)
+    assert load_trace(out / "trace.npz").runs[0].result == result
+    assert "denoise 3/3" in captured.err or "svg2-comp denoise" in captured.err
+
+
+def test_models_lists_what_can_be_had(capsys):
+    assert cli.main(["models"]) == 0
+    listed = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
+    assert [entry["model"] for entry in listed] == ["builtin", "wan2.1-1.3b", "wan2.1-14b"]
+    assert all(entry["why"] for entry in listed)
+
+
+def test_a_model_that_is_not_here_is_one_line(folder, tmp_path, capsys):
+    weights = make_model_folder(Path(folder), tmp_path / "broken") / "transformer"
+    for path in weights.glob("*.safetensors"):
+        path.unlink()
+    argv = ["compare", "--prompt", "a red ball", "--model", str(weights.parent), "--out", "o"]
+    argv[-1] = str(tmp_path / "out")
+    assert cli.main(argv) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("svg2: ")
+
+
+@pytest.mark.parametrize("stage", ["dense denoise", "svg2 denoise"])
+def test_ctrl_c_leaves_whole_files_or_none(folder, tmp_path, stage):
+    argv = ["compare", "--prompt", "a red ball", "--model", folder, "--out", str(tmp_path)]
+    (tmp_path / "result.json").write_text("{}")  # of an earlier run
+    process = subprocess.Popen(
+        [*COMMAND, *argv, "--steps", "200"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(stage) and " 0/" not in line:
+            break
+    asked = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.perf_counter() - asked < 20
+    assert out == ""
+    assert "Traceback" not in err
+    assert "Interrupted" in err.splitlines()[-1]
+    files = sorted(path.name for path in tmp_path.iterdir())
+    if stage.startswith("dense"):
+        assert files == ["result.json"]
+    else:
+        assert files == ["dense.mp4"]
+        assert "dense.mp4" in err
