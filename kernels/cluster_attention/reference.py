@@ -1,12 +1,12 @@
 """Cluster attention in PyTorch, and what runs on a CPU: work falls with the kept share.
 
-Per query cluster the kept keys and values are gathered once and a small dense attention runs over
-them, on a pool of one-thread workers, longest first.
+Per query cluster the kept keys and values are copied together and a small dense attention runs
+over them, on a pool of one-thread workers, the longest first.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,38 @@ from torch import Tensor
 
 from kernels.cpu import bf16_is_native, share_work
 
-# Scores of one row chunk: these fp32 values stay in the cache of a core.
-_SCORES_PER_CHUNK = 1 << 17
-# Fewer rows than this make a matrix product slow, so longer key lists go to the streaming SDPA.
+# As many fp32 scores as fit in the cache of one core beside the keys: up to here three plain
+# products are faster than SDPA, which takes so few rows 32 at a time.
+_SCORES_IN_CACHE = 1 << 16
+# Rows of a bf16 product at a time, where scores would not fit.
 _MIN_ROWS = 32
+
+
+@dataclass(frozen=True)
+class _Head:
+    """One head cut into clusters, in the dtype of its products.
+
+    Attributes:
+        q: scaled queries of each query cluster.
+        out: where the result of each query cluster goes.
+        k, v: keys and values of each key cluster.
+        virtual: what stands for skipped clusters, or None.
+    """
+
+    q: tuple[Tensor, ...]
+    out: tuple[Tensor, ...]
+    k: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+    virtual: "_Virtual | None"
+
+
+@dataclass(frozen=True)
+class _Virtual:
+    """One virtual key per key cluster; `log_sizes` is what is added to its logit."""
+
+    k: Float[Tensor, "K D"]
+    v: Float[Tensor, "K D"]
+    log_sizes: Float[Tensor, " K"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +56,17 @@ class _Block:
     Attributes:
         head: row of the flattened batch and heads.
         cluster: the query cluster.
-        start, end: its queries.
+        kept: its key clusters.
+        skipped: the key clusters that virtual keys stand for.
+        num_keys: keys of the kept clusters.
         cost: query-key pairs.
     """
 
     head: int
     cluster: int
-    start: int
-    end: int
+    kept: list[int]
+    skipped: Int[Tensor, " V"]
+    num_keys: int
     cost: int
 
 
@@ -50,148 +81,169 @@ def cluster_attention(
     centroids: tuple[Float[Tensor, "B H K D"], Float[Tensor, "B H K D"]] | None,
 ) -> Float[Tensor, "B H N D"]:
     """Heads that keep everything go to one dense SDPA, the blocks of the others to the workers."""
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    k_sizes = k_offsets.diff(dim=-1).flatten(0, 1).cpu()
-    q_sizes = q_offsets.diff(dim=-1).flatten(0, 1).cpu()
-    real = (k_sizes > 0)[:, None, :]
-    kept_host = kept.flatten(0, 1).cpu() & real
-    skips = ((real & ~kept_host).any(-1) & (q_sizes > 0)).any(-1)
-    q_heads, k_heads, v_heads, out_heads = (x.flatten(0, 1) for x in (q, k, v, out))
-    if not skips.all():
-        dense = slice(None) if not skips.any() else (~skips).nonzero()[:, 0].to(q.device)
-        out_heads[dense] = F.scaled_dot_product_attention(
-            q_heads[dense][None], k_heads[dense][None], v_heads[dense][None], scale=scale
-        )[0]
-    if not skips.any():
-        return out
+    q_sizes = q_offsets.flatten(0, 1).diff(dim=-1)
+    k_sizes = k_offsets.flatten(0, 1).diff(dim=-1)
+    filled = (k_sizes > 0)[:, None]
+    kept = kept.flatten(0, 1) & filled
+    skipped = filled & ~kept
 
-    compute_dtype = _compute_dtype(q)
-    sources = [
-        _KeySource(
-            k_heads[head],
-            v_heads[head],
-            k_sizes[head].to(q.device),
-            None if centroids is None else tuple(c.flatten(0, 1)[head] for c in centroids),
-            compute_dtype,
-        )
-        if skips[head]
-        else None
-        for head in range(len(skips))
-    ]
-    num_kept = (kept_host * k_sizes[:, None, :]).sum(-1)
+    sparse = (skipped.any(-1) & (q_sizes > 0)).any(-1)
+    dense_heads = (~sparse).nonzero()[:, 0]
+    if len(dense_heads) == len(q):
+        return _sdpa(q, k, v, None, scale).view(*q_offsets.shape[:2], *q.shape[1:])
+    if len(dense_heads) > 0:
+        dense_q, dense_k, dense_v = (x.index_select(0, dense_heads) for x in (q, k, v))
+        out.index_copy_(0, dense_heads, _sdpa(dense_q, dense_k, dense_v, None, scale))
+
+    dtype = _product_dtype(q)
+    if dtype is not torch.bfloat16:  # there the fp32 scores are scaled instead, which is exacter
+        q = q.to(dtype) * scale
+    k, v = k.to(dtype), v.to(dtype)
     if centroids is not None:
-        num_kept += (real & ~kept_host).sum(-1)
-    blocks = _blocks(q_offsets.flatten(0, 1).tolist(), num_kept.tolist(), skips.tolist())
-    kept_heads = kept_host.to(q.device)
-    longest = int(num_kept.max())
+        virtual_k, virtual_v = (c.flatten(0, 1).to(dtype) for c in centroids)
+        log_sizes = k_sizes.to(torch.promote_types(dtype, torch.float32)).log()
+    heads: dict[int, _Head] = {}
+    sizes = zip(q_sizes.tolist(), k_sizes.tolist(), strict=True)
+    for h, (head_q_sizes, head_k_sizes) in enumerate(sizes):
+        heads[h] = _Head(
+            q=q[h].split(head_q_sizes),
+            out=out[h].split(head_q_sizes),
+            k=k[h].split(head_k_sizes),
+            v=v[h].split(head_k_sizes),
+            virtual=None
+            if centroids is None
+            else _Virtual(virtual_k[h], virtual_v[h], log_sizes[h]),
+        )
+    blocks = _blocks(q_sizes, k_sizes, kept, skipped, sparse, centroids is not None)
+    longest = max(block.num_keys + len(block.skipped) for block in blocks)
 
     def attend_blocks(take: Callable[[], _Block | None]) -> None:
-        gathered = torch.empty(longest, 2 * q.shape[-1], dtype=compute_dtype, device=q.device)
+        keys = torch.empty(longest, k.shape[-1], dtype=dtype, device=k.device)
+        values = torch.empty_like(keys)
+        scores = torch.empty(_SCORES_IN_CACHE, dtype=dtype, device=k.device)
         while (block := take()) is not None:
-            rows = slice(block.start, block.end)
-            keys, values, bias = sources[block.head].gather(
-                kept_heads[block.head, block.cluster], gathered
-            )
-            queries = q_heads[block.head, rows].to(compute_dtype)
-            out_heads[block.head, rows] = _attend(queries, keys, values, bias, scale)
+            _attend_block(heads[block.head], block, keys, values, scores, scale)
 
     share_work(blocks, attend_blocks, q.device)
-    return out
+    return out.view(*q_offsets.shape[:2], *out.shape[1:])
 
 
 def _blocks(
-    q_offsets: list[list[int]], num_kept: list[list[int]], skips: list[bool]
+    q_sizes: Int[Tensor, "BH Q"],
+    k_sizes: Int[Tensor, "BH K"],
+    kept: Bool[Tensor, "BH Q K"],
+    skipped: Bool[Tensor, "BH Q K"],
+    sparse: Bool[Tensor, " BH"],
+    compensates: bool,
 ) -> list[_Block]:
-    """The work list, longest first, so that the workers end together."""
+    """The work list: longest first, so that the workers end together."""
+    rows = (sparse[:, None] & (q_sizes > 0)).nonzero()
+    row_heads, row_clusters = rows.unbind(-1)
+    kept_rows = kept[row_heads, row_clusters]
+    num_keys = (kept_rows * k_sizes[row_heads]).sum(-1).tolist()
+    kept_ids = kept_rows.nonzero()[:, 1].tolist()
+    kept_spans = pairwise(accumulate(kept_rows.sum(-1).tolist(), initial=0))
+    skipped_rows = skipped[row_heads, row_clusters] & compensates
+    skipped_ids = skipped_rows.nonzero()[:, 1].split(skipped_rows.sum(-1).tolist())
+    num_queries = q_sizes[row_heads, row_clusters].tolist()
     blocks = [
-        _Block(head, cluster, start, end, (end - start) * num_kept[head][cluster])
-        for head, offsets in enumerate(q_offsets)
-        if skips[head]
-        for cluster, (start, end) in enumerate(pairwise(offsets))
-        if end > start
+        _Block(
+            head=head,
+            cluster=cluster,
+            kept=kept_ids[start:end],
+            skipped=skipped_ids[row],
+            num_keys=num_keys[row],
+            cost=num_queries[row] * (num_keys[row] + len(skipped_ids[row])),
+        )
+        for row, ((head, cluster), (start, end)) in enumerate(
+            zip(rows.tolist(), kept_spans, strict=True)
+        )
     ]
     return sorted(blocks, key=lambda block: -block.cost)
 
 
-class _KeySource:
-    """Keys and values of one head side by side, so that one gather fetches both.
-
-    With compensation the centroids follow the tokens as virtual keys.
-    """
-
-    def __init__(
-        self,
-        k: Float[Tensor, "S D"],
-        v: Float[Tensor, "S D"],
-        sizes: Int[Tensor, " K"],
-        centroids: tuple[Float[Tensor, "K D"], Float[Tensor, "K D"]] | None,
-        dtype: torch.dtype,
-    ) -> None:
-        num_keys, self._head_dim = k.shape
-        num_virtual = 0 if centroids is None else len(sizes)
-        self._rows = torch.empty(
-            num_keys + num_virtual, 2 * self._head_dim, dtype=dtype, device=k.device
-        )
-        self._rows[:num_keys, : self._head_dim] = k
-        self._rows[:num_keys, self._head_dim :] = v
-        if centroids is not None:
-            self._rows[num_keys:, : self._head_dim] = centroids[0]
-            self._rows[num_keys:, self._head_dim :] = centroids[1]
-        self._compensates = centroids is not None
-        self._num_keys = num_keys
-        self._real = sizes > 0
-        self._log_sizes = sizes.to(
-            torch.float64 if dtype is torch.float64 else torch.float32
-        ).log()
-        self._cluster_of_key = torch.arange(len(sizes), device=k.device).repeat_interleave(sizes)
-
-    def gather(
-        self, kept: Bool[Tensor, " K"], scratch: Float[Tensor, "longest 2*D"]
-    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"], Float[Tensor, " V"] | None]:
-        """Keys and values of the kept clusters, then the V skipped ones' centroids.
-
-        The third is the logarithm of the sizes of those V, to be added to their logits.
-        """
-        index = kept.index_select(0, self._cluster_of_key).nonzero()[:, 0]
-        bias = None
-        if self._compensates:
-            skipped = (~kept & self._real).nonzero()[:, 0]
-            index = torch.cat([index, skipped + self._num_keys])
-            bias = self._log_sizes[skipped]
-        rows = torch.index_select(self._rows, 0, index, out=scratch[: len(index)])
-        return rows[:, : self._head_dim], rows[:, self._head_dim :], bias
+def _attend_block(
+    head: _Head,
+    block: _Block,
+    keys: Float[Tensor, "longest D"],
+    values: Float[Tensor, "longest D"],
+    scores: Float[Tensor, " scratch"],
+    scale: float,
+) -> None:
+    """Copy the keys and values of one block together, attend, and write the result."""
+    q, out = head.q[block.cluster], head.out[block.cluster]
+    k_parts = [head.k[j] for j in block.kept]
+    v_parts = [head.v[j] for j in block.kept]
+    num_keys, bias = block.num_keys, None
+    if head.virtual is not None:
+        k_parts.append(head.virtual.k.index_select(0, block.skipped))
+        v_parts.append(head.virtual.v.index_select(0, block.skipped))
+        bias = head.virtual.log_sizes.index_select(0, block.skipped)
+        num_keys += len(block.skipped)
+    if num_keys == 0:
+        out.zero_()
+        return
+    k = torch.cat(k_parts, out=keys[:num_keys])
+    v = torch.cat(v_parts, out=values[:num_keys])
+    if q.dtype is torch.bfloat16:
+        out.copy_(_attend_bf16(q, k, v, bias, scale))
+    elif len(q) * num_keys <= len(scores):
+        out.copy_(_attend_small(q, k, v, bias, scores))
+    else:
+        mask = None
+        if bias is not None:
+            mask = F.pad(bias, (block.num_keys, 0))[None]
+        out.copy_(_sdpa(q[None], k[None], v[None], mask, 1.0)[0])
 
 
-def _attend(
+def _attend_small(
+    q: Float[Tensor, "M D"],
+    k: Float[Tensor, "L D"],
+    v: Float[Tensor, "L D"],
+    bias: Float[Tensor, " V"] | None,
+    scratch: Float[Tensor, " scratch"],
+) -> Float[Tensor, "M D"]:
+    """Softmax attention by two plain products; `bias` is added to the logits of the last keys."""
+    scores = scratch.as_strided((len(q), len(k)), (len(k), 1))
+    torch.mm(q, k.t(), out=scores)
+    if bias is not None:
+        scores[:, len(k) - len(bias) :] += bias
+    return torch.softmax(scores, -1, out=scores) @ v
+
+
+def _attend_bf16(
     q: Float[Tensor, "M D"],
     k: Float[Tensor, "L D"],
     v: Float[Tensor, "L D"],
     bias: Float[Tensor, " V"] | None,
     scale: float,
 ) -> Float[Tensor, "M D"]:
-    """Dense attention of a small block; `bias` is added to the logits of the last V keys."""
-    if len(k) == 0:
-        return torch.zeros_like(q)
-    rows = _SCORES_PER_CHUNK // len(k)
-    if rows < min(_MIN_ROWS, len(q)) and q.dtype is not torch.bfloat16:
-        mask = None
-        if bias is not None:
-            mask = torch.cat([bias.new_zeros(len(k) - len(bias)), bias])[None]
-        return F.scaled_dot_product_attention(
-            q[None, None], k[None, None], v[None, None], attn_mask=mask, scale=scale
-        )[0, 0]
+    """The same with bf16 products and an fp32 softmax, some rows at a time."""
     parts = []
-    for part in q.split(max(rows, _MIN_ROWS)):
-        scores = part @ k.t() if q.dtype is torch.bfloat16 else (part * scale) @ k.t()
-        if q.dtype is torch.bfloat16:
-            scores = scores.float().mul_(scale)
+    for rows in q.split(max(_MIN_ROWS, _SCORES_IN_CACHE // len(k))):
+        scores = (rows @ k.t()).float().mul_(scale)
         if bias is not None:
-            scores[:, -len(bias) :] += bias
+            scores[:, len(k) - len(bias) :] += bias
         parts.append(torch.softmax(scores, -1).to(q.dtype) @ v)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return torch.cat(parts)
 
 
-def _compute_dtype(q: Tensor) -> torch.dtype:
+def _sdpa(
+    q: Float[Tensor, "G M D"],
+    k: Float[Tensor, "G L D"],
+    v: Float[Tensor, "G L D"],
+    mask: Float[Tensor, "1 L"] | None,
+    scale: float,
+) -> Float[Tensor, "G M D"]:
+    """PyTorch's own attention; its fast CPU path wants four dimensions."""
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=scale)[
+        0
+    ]
+
+
+def _product_dtype(q: Tensor) -> torch.dtype:
     """The dtype of the matrix products; the softmax is in fp32 or better whatever it is."""
     if q.dtype is torch.float64:
         return torch.float64
