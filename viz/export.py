@@ -11,11 +11,13 @@ from typing import Any
 from svg2.media import decode_mp4, write_atomic
 from svg2.trace import Record, Trace
 from viz.figures import tradeoff_figure, tradeoff_info
-from viz.frames import cluster_sheet, mask_image, png_bytes
-from viz.masks import tile_waste
+from viz.frames import Side, cluster_sheet, mask_image, png_bytes
+from viz.masks import Order, tile_waste
 from viz.page import explorer_html
 
 TILE = 64
+SIDES: tuple[tuple[Side, str], ...] = (("q", "queries"), ("k", "keys"))
+ORDERS: tuple[Order, ...] = ("original", "permuted")
 
 _STORED = zipfile.ZIP_STORED  # what is compressed already gains nothing from more
 
@@ -96,7 +98,7 @@ def _write_views(trace: Trace, archive: zipfile.ZipFile) -> list[dict[str, Any]]
     views = []
     for record in records:
         name = f"views/layer{record.layer + 1:02d}"
-        for side, word in (("q", "queries"), ("k", "keys")):
+        for side, word in SIDES:
             picture = cluster_sheet(frames, record, trace.grid, side)
             archive.writestr(f"{name}-clusters-{word}.png", png_bytes(picture), _STORED)
         view: dict[str, Any] = {
@@ -107,7 +109,7 @@ def _write_views(trace: Trace, archive: zipfile.ZipFile) -> list[dict[str, Any]]
             "head": record.head,
             "recall": record.recall,
         }
-        for order in ("original", "permuted"):
+        for order in ORDERS:
             picture = mask_image(record, record.kept, order)
             archive.writestr(f"{name}-mask-{order}.png", png_bytes(picture), _STORED)
             tiles = tile_waste(record, record.kept, TILE, order)

@@ -53,11 +53,9 @@ def latent_frames(num_frames: int, num_latent: int) -> list[list[int]]:
     A causal video VAE (Wan) gives one frame to the first latent and an equal number to each
     later one; where the counts do not fit that, frames are shared out evenly.
     """
-    if num_latent > 1 and (num_frames - 1) % (num_latent - 1) == 0:
+    if num_frames >= num_latent > 1 and (num_frames - 1) % (num_latent - 1) == 0:
         scale = (num_frames - 1) // (num_latent - 1)
-        return [[0, 1]] + [
-            [1 + (t - 1) * scale, 1 + t * scale] for t in range(1, num_latent) if scale
-        ]
+        return [[0, 1], *([1 + (t - 1) * scale, 1 + t * scale] for t in range(1, num_latent))]
     edges = [t * num_frames // num_latent for t in range(num_latent + 1)]
     return [[a, max(a + 1, b)] for a, b in pairwise(edges)]
 

@@ -1,0 +1,78 @@
+"""A small sound trace, and pages opened in a real Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from svg2.trace import Trace
+from tests.traces import make_synthetic_trace
+from viz import explorer_html
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.fixture(scope="session")
+def trace() -> Trace:
+    """9 latent frames over 17 video frames, ragged clusters, three runs of two methods."""
+    return make_synthetic_trace(grid=(9, 6, 7), num_q=11, num_k=29, steps=6, layers=2, heads=2)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator:
+    if CHROMIUM is None:
+        assert os.environ.get("CI") != "true", "CI has no Chromium"
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium, tmp_path: Path) -> Iterator[Callable]:
+    """Opens a trace as a standalone page; anything the console complains of fails the test."""
+    troubles: list[str] = []
+    contexts = []
+
+    def complain(kind: str, text: str) -> None:
+        # the tests read canvases back, which no user does
+        if kind in ("error", "warning") and "willReadFrequently" not in text:
+            troubles.append(text)
+
+    def visit(trace: Trace, width: int = 1280, theme: str = "light", **options):
+        path = tmp_path / "explorer.html"
+        path.write_text(explorer_html(trace, "ready-made trace"), encoding="utf-8")
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme, **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: complain(m.type, m.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on(
+            "request",
+            lambda r: (
+                None
+                if r.url.startswith(("file:", "blob:", "data:"))
+                else troubles.append(f"request to {r.url}")
+            ),
+        )
+        page.goto(path.as_uri())
+        page.wait_for_selector(".metrics")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not troubles, troubles

@@ -1,0 +1,73 @@
+"""The explorer in a Gradio page: fetches its payload, keeps its selection, raises `release`."""
+
+from __future__ import annotations
+
+import gradio as gr
+import pytest
+from playwright.sync_api import expect
+
+from viz import explorer_component, explorer_payload, explorer_value, payload_bytes
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def demo(trace, tmp_path):
+    (tmp_path / "a.json.gz").write_bytes(
+        payload_bytes(explorer_payload(trace, "ready-made trace"))
+    )
+    (tmp_path / "b.json.gz").write_bytes(payload_bytes(explorer_payload(trace, "live CPU")))
+    address = lambda name: f"/gradio_api/file={tmp_path / name}"  # noqa: E731
+
+    def released(event: gr.EventData):
+        return f"{event.method} {event.top_p:g}"
+
+    with gr.Blocks() as page:
+        explorer = gr.HTML(
+            **explorer_component(explorer_value(address("a.json.gz"), can_run=True))
+        )
+        heard = gr.Textbox(label="heard")
+        newer = gr.Button("newer")
+        busy = gr.Button("busy")
+        explorer.release(released, outputs=heard)
+        newer.click(lambda: explorer_value(address("b.json.gz"), can_run=True), outputs=explorer)
+        busy.click(
+            lambda: explorer_value(address("b.json.gz"), live="dense: denoise, step 3 of 20"),
+            outputs=explorer,
+        )
+    page.launch(prevent_thread_lock=True, quiet=True, allowed_paths=[str(tmp_path)])
+    yield page
+    page.close()
+
+
+def test_the_component_lives_in_a_gradio_page(demo, chromium):
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.goto(demo.local_url)
+    page.locator(".metrics").wait_for()
+    assert page.locator(".mode").inner_text() == "ready-made trace"
+
+    tiles = page.get_by_role("group", name="Latent frames")
+    tiles.focus()
+    page.keyboard.press("ArrowDown")
+    assert page.get_by_label("Layer", exact=True).input_value() == "1"
+
+    slider = page.get_by_label("Budget top-p")
+    for _ in range(10):
+        slider.press("ArrowLeft")
+    expect(page.get_by_label("heard")).to_have_value("svg2 0.85")
+
+    page.get_by_role("button", name="newer").click()
+    page.get_by_text("live CPU").wait_for()
+    assert page.get_by_label("Layer", exact=True).input_value() == "1"
+
+    page.get_by_role("button", name="busy").click()
+    page.get_by_text("dense: denoise, step 3 of 20").wait_for()
+    assert page.get_by_label("Layer", exact=True).input_value() == "1"
+
+    page.evaluate("() => document.body.classList.add('dark')")
+    page.locator(".lab[data-theme=dark]").wait_for()
+    context.close()
+    assert not troubles, troubles

@@ -1,0 +1,288 @@
+"""The explorer in a real browser: its numbers are Python's, one selection drives every view."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from svg2.media import decode_mp4
+from svg2.trace import Record, Trace, selection_at
+from viz.masks import block_density, density, tile_waste
+
+pytestmark = pytest.mark.browser
+
+ACCENT = np.array([0x2F, 0x56, 0xD0])
+SKIPPED = np.array([0xEC, 0xEE, 0xF2])
+MAX_BINS = 256
+
+
+def awkward_record(template: Record, seed: int) -> Record:
+    """Masses with ties, zeros and subnormals, and key clusters that hold no token."""
+    rng = np.random.default_rng(seed)
+    num_q, num_k = template.P.shape
+    mass = rng.random((num_q, num_k)) ** rng.integers(1, 12)
+    mass = np.where(rng.random(mass.shape) < 0.2, mass[:, :1], mass)
+    mass = np.where(rng.random(mass.shape) < 0.1, 0, mass)
+    mass = (mass / mass.sum(axis=1, keepdims=True)).astype(np.float16)
+    labels = rng.integers(0, max(1, num_k - seed % 7), len(template.k_labels)).astype(np.uint16)
+    return replace(template, k_labels=labels, P=mass)
+
+
+@pytest.fixture(scope="module")
+def awkward(trace: Trace) -> Trace:
+    """The first run with records that k-means and softmax would hardly make."""
+    records = [r for r in trace.records if r.run == 0]
+    records = [awkward_record(r, seed) for seed, r in enumerate(records)]
+    records = [
+        replace(r, kept=selection_at(r, trace.runs[0].config["top_p"], 0.1)) for r in records
+    ]
+    return replace(trace, runs=trace.runs[:1], records=tuple(records))
+
+
+def show(page, record: Record, top_p: float) -> dict:
+    """Point the explorer at a record and read what it draws."""
+    return page.evaluate(
+        """([place, top_p]) => {
+            explorer.select({ ...place, top_p });
+            const { kept, density, keptMass, measured } = explorer.inspect();
+            return { kept: Array.from(kept), density, keptMass, measured };
+        }""",
+        [{name: getattr(record, name) for name in ("step", "layer", "branch", "head")}, top_p],
+    )
+
+
+@pytest.mark.parametrize("which", ["synthetic", "awkward"])
+def test_the_selection_is_pythons(which, trace, awkward, open_page):
+    shown = trace if which == "synthetic" else awkward
+    page = open_page(shown)
+    rng = np.random.default_rng(7)
+    for record in (r for r in shown.records if r.run == 0):
+        ticks = [1.0, *(rng.integers(10, 200, 12) / 200)]
+        for top_p in ticks:
+            kept = selection_at(record, top_p, 0.1)
+            if top_p == shown.runs[0].config["top_p"]:
+                kept = record.kept
+            found = show(page, record, top_p)
+            np.testing.assert_array_equal(np.reshape(found["kept"], kept.shape), kept)
+            assert found["density"] == pytest.approx(density(record, kept), abs=1e-12)
+
+
+def test_at_the_measured_budget_the_methods_own_mask_is_drawn(trace, open_page):
+    odd = trace.records[0]
+    own = odd.kept.copy()
+    own[0] = ~own[0]  # as a method in other arithmetic might have chosen
+    page = open_page(replace(trace, records=(replace(odd, kept=own),), runs=trace.runs[:1]))
+    found = show(page, odd, trace.runs[0].config["top_p"])
+    assert found["measured"]
+    np.testing.assert_array_equal(np.reshape(found["kept"], own.shape), own)
+
+
+def test_curves_pass_through_the_numbers_of_each_budget(trace, open_page):
+    page = open_page(trace)
+    worst = page.evaluate(
+        """() => {
+            const { record } = explorer.inspect();
+            const { selectionAt, measure, curve } = explorer.math;
+            const all = curve(record, 0.1);
+            let worst = 0;
+            for (let i = 10; i <= 200; i += 1) {
+                const at = measure(record, selectionAt(record, i / 200, 0.1));
+                const off = [at.density - all.density[i], at.keptMass - all.keptMass[i]];
+                worst = Math.max(worst, ...off.map(Math.abs));
+            }
+            return worst;
+        }"""
+    )
+    assert worst < 1e-12
+
+
+def pixels(page, selector: str, cells: int) -> np.ndarray:
+    """The colour at the middle of each of cells×cells squares of a canvas."""
+    data = page.evaluate(
+        """([selector, cells]) => {
+            const canvas = document.getElementById('explorer').shadowRoot.querySelector(selector);
+            const { width, height } = canvas;
+            const { data } = canvas.getContext('2d').getImageData(0, 0, width, height);
+            const found = [];
+            for (let y = 0; y < cells; y += 1) {
+                for (let x = 0; x < cells; x += 1) {
+                    const row = Math.floor(((y + 0.5) * height) / cells);
+                    const at = 4 * (row * width + Math.floor(((x + 0.5) * width) / cells));
+                    found.push(data[at], data[at + 1], data[at + 2]);
+                }
+            }
+            return btoa(String.fromCharCode(...new Uint8Array(found.slice(0, 60000))))
+                + '|' + btoa(String.fromCharCode(...new Uint8Array(found.slice(60000, 120000))))
+                + '|' + btoa(String.fromCharCode(...new Uint8Array(found.slice(120000))));
+        }""",
+        [selector, cells],
+    )
+    raw = b"".join(base64.b64decode(part) for part in data.split("|"))
+    return np.frombuffer(raw, np.uint8).reshape(cells, cells, 3).astype(int)
+
+
+@pytest.mark.parametrize("top_p", [0.35, 0.72, 0.9])
+def test_the_masks_on_the_canvas_are_the_block_densities(top_p, trace, open_page):
+    page = open_page(trace, reduced_motion="reduce")
+    record = next(r for r in trace.records if (r.run, r.step, r.layer, r.head) == (0, 5, 1, 1))
+    show(page, record, top_p)
+    page.wait_for_timeout(400)
+    kept = record.kept if top_p == 0.9 else selection_at(record, top_p, 0.1)
+    for place, order in ((1, "original"), (2, "permuted")):
+        share = block_density(record, kept, MAX_BINS, order)[..., None]
+        expected = SKIPPED + (ACCENT - SKIPPED) * share
+        drawn = pixels(page, f".maskbox:nth-child({place}) canvas", MAX_BINS)
+        np.testing.assert_allclose(drawn, expected, atol=1)
+        tiles = tile_waste(record, kept, 64, order)
+        text = page.locator(f".maskbox:nth-child({place}) p").inner_text()
+        assert f"({tiles.touched} of {tiles.total})" in text
+
+
+def test_both_clips_show_the_same_frame_of_their_own(trace, open_page):
+    page = open_page(trace, reduced_motion="reduce")
+    page.wait_for_timeout(1500)
+    clips = {".dense": decode_mp4(trace.dense_mp4), ".sparse": decode_mp4(trace.runs[0].mp4)}
+    side = 24  # squares of two or more pixels of these 48×56 clips: their middles are compared
+    for frame in (0, 7, 16):
+        page.evaluate("(frame) => explorer.select({ frame })", frame)
+        page.wait_for_timeout(80)
+        for selector, frames in clips.items():
+            drawn = pixels(page, f".stage {selector} canvas", side)
+            rows, columns = (
+                np.floor((np.arange(side) + 0.5) * n / side).astype(int) for n in frames.shape[1:3]
+            )
+            picked = frames[:, rows][:, :, columns].astype(int)
+            errors = np.abs(picked - drawn).mean(axis=(1, 2, 3))
+            assert int(np.argmin(errors)) == frame
+            assert errors[frame] < 4
+
+
+def test_a_hostile_prompt_is_inert(trace, open_page):
+    hostile = '</script><img src=x onerror="window.hacked=1"><b>bold</b> {{value}} ${alert(1)}'
+    bad_run = replace(trace.runs[0], method="<i>svg2</i>")
+    page = open_page(
+        replace(
+            trace,
+            request={**trace.request, "prompt": hostile},
+            provenance={**trace.provenance, "hardware": hostile},
+            runs=(bad_run, *trace.runs[1:]),
+        )
+    )
+    assert page.locator(".prompt q").inner_text() == hostile
+    assert page.evaluate("() => window.hacked") is None
+    root = "document.getElementById('explorer').shadowRoot"
+    assert page.evaluate(f"() => {root}.querySelectorAll('img, b, i:not(.swatch)').length") == 0
+
+
+def test_pickers_grey_and_name_what_is_not_recorded(trace, open_page):
+    page = open_page(trace)
+    options = page.get_by_label("Step", exact=True).locator("option").all()
+    by_text = {o.inner_text(): o.is_disabled() for o in options}
+    assert by_text == {
+        "2": False,
+        "3 (not recorded)": True,
+        "4 (not recorded)": True,
+        "5 (not recorded)": True,
+        "6": False,
+    }
+
+
+def test_one_selection_by_mouse_and_by_keyboard(trace, open_page):
+    page = open_page(trace, reduced_motion="reduce")
+    selection = lambda: page.evaluate("() => explorer.selection()")  # noqa: E731
+    assert (selection()["step"], selection()["layer"], selection()["head"]) == (5, 0, 0)
+
+    tiles = page.get_by_role("group", name="Latent frames")
+    tiles.focus()
+    page.keyboard.press("ArrowDown")
+    assert selection()["layer"] == 1
+    page.keyboard.press("ArrowRight")
+    assert selection()["frame"] == 1
+    page.keyboard.press("[")
+    assert selection()["step"] == 1
+    page.keyboard.press("h")
+    assert selection()["head"] == 1
+    page.keyboard.press("k")
+    assert selection()["side"] == "k"
+
+    canvas = page.locator(".tile canvas").nth(4)
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 0.5, "y": box["height"] * 0.58})
+    chosen = selection()
+    record = next(r for r in trace.records if (r.run, r.step, r.layer, r.head) == (0, 1, 1, 1))
+    assert chosen["cluster"] == record.k_labels.reshape(trace.grid)[4, 3, 3]
+    page.mouse.move(0, 0)
+    note = page.locator(".clusternote").inner_text()
+    assert f"Key cluster {chosen['cluster'] + 1}" in note
+    readers = int(record.kept[:, chosen["cluster"]].sum())
+    assert f"Kept by {readers} of 11 query clusters" in note
+    assert page.get_by_label("Pinned cluster").input_value() == str(chosen["cluster"] + 1)
+    page.keyboard.press("Escape")
+    assert selection()["cluster"] is None
+
+    page.get_by_role("button", name="svg2-comp · top-p 0.9").click()
+    assert selection()["run"] == 2
+    page.locator(".chart .point").first.focus()
+    page.keyboard.press("Enter")
+    assert selection()["run"] == 0
+
+
+def test_the_slider_answers_from_the_keyboard_and_says_what_it_is(trace, open_page):
+    page = open_page(trace)
+    page.wait_for_timeout(300)
+    slider = page.get_by_label("Budget top-p")
+    assert page.locator(".badge").inner_text() == "measured"
+    for _ in range(20):
+        slider.press("ArrowLeft")
+    assert page.locator(".budgetvalue").inner_text() == "0.8"
+    assert page.locator(".badge").inner_text() == "what-if"
+    assert "PSNR not measured" in page.locator(".whatiftext").text_content()
+    assert page.locator(".chart .whatif").count() == 1
+    page.get_by_text("No model is loaded here").wait_for()
+    page.get_by_role("button", name="Back to the measured 0.9").click()
+    assert page.locator(".badge").inner_text() == "measured"
+    assert page.locator(".chart .whatif").count() == 0
+
+
+def test_a_trace_without_records_still_compares(trace, open_page):
+    page = open_page(replace(trace, records=()))
+    assert page.get_by_text("holds no recorded clusters").is_visible()
+    assert page.get_by_role("heading", name="Trade-off").is_visible()
+    assert page.locator(".mask").count() == 0
+
+
+def test_a_run_that_was_not_recorded_shows_another_and_says_so(trace, open_page):
+    page = open_page(replace(trace, records=tuple(r for r in trace.records if r.run == 0)))
+    page.get_by_role("button", name="svg2-comp · top-p 0.9").click()
+    assert (
+        "were not recorded; these are of svg2 · top-p 0.9"
+        in page.locator(".placebar").inner_text()
+    )
+
+
+@pytest.mark.parametrize("width", [390, 1024, 1440])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_sticks_out(width, theme, trace, open_page):
+    page = open_page(trace, width=width, theme=theme)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    shown = page.evaluate(
+        "() => document.getElementById('explorer').shadowRoot.querySelector('.lab').dataset.theme"
+    )
+    assert shown == theme
+
+
+def test_every_control_has_a_name(trace, open_page):
+    page = open_page(trace)
+    show(page, trace.records[0], 0.8)
+    page.evaluate("() => explorer.select({ cluster: 1, compare: 'wipe' })")
+    nameless = page.evaluate(
+        """() => [...document.getElementById('explorer').shadowRoot
+            .querySelectorAll('button, select, input, canvas, [role=button]')]
+            .filter((e) => !e.getAttribute('aria-label') && !e.textContent.trim())
+            .filter((e) => !e.labels?.length)
+            .map((e) => e.outerHTML.slice(0, 80))"""
+    )
+    assert nameless == []

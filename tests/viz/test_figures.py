@@ -1,0 +1,57 @@
+"""Charts: the data, then that the drawing holds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from viz.figures import tradeoff_figure, tradeoff_info
+
+
+def test_every_measured_run_is_a_point(trace):
+    info = tradeoff_info(trace)
+    assert {(p.method, p.top_p) for p in info.points} == {
+        (r.method, r.config["top_p"]) for r in trace.runs
+    }
+    for point in info.points:
+        run = next(
+            r for r in trace.runs if (r.method, r.config["top_p"]) == (point.method, point.top_p)
+        )
+        assert (point.density, point.psnr_db) == (run.result["density"], run.result["psnr_db"])
+
+
+def test_identical_and_unmeasured_are_told_apart(trace):
+    same = {"method": "oracle", "config": {"top_p": 1.0}, "psnr_db": None, "density": 1.0}
+    unknown = {"method": "svg1", "config": {"top_p": 0.9}, "density": 0.3}
+    untimed = {"method": "svg1", "config": {"top_p": 0.8}, "psnr_db": 30.0}
+    info = tradeoff_info(trace, [same, unknown, untimed])
+    assert [p.method for p in info.identical] == ["oracle"]
+    assert info.unmeasured == 2
+    assert len(info.points) == len(trace.runs)
+
+
+def test_points_run_along_the_axis(trace):
+    info = tradeoff_info(trace, axis="speedup")
+    values = [p.speedup for p in info.points if p.method == "svg2"]
+    assert values == sorted(values)
+    with pytest.raises(ValueError, match="axis"):
+        tradeoff_info(trace, axis="quality")
+
+
+def test_the_figure_draws_the_points_and_nothing_else(trace):
+    info = tradeoff_info(
+        trace, [{"method": "position", "top_p": 0.9, "psnr_db": 20.0, "density": 0.5}]
+    )
+    figure = tradeoff_figure(info)
+    drawn = [
+        (line.name, x, y) for line in figure.data for x, y in zip(line.x, line.y, strict=True)
+    ]
+    assert drawn == [(p.method, p.density, p.psnr_db) for p in info.points]
+    symbols = [line.marker.symbol for line in figure.data]
+    assert len(set(symbols)) == len(symbols)
+
+
+def test_a_trace_without_runs_gives_an_empty_chart(trace):
+    empty = replace(trace, runs=(), records=())
+    assert not tradeoff_figure(tradeoff_info(empty)).data
