@@ -6,6 +6,7 @@ import { rank } from "./select.js";
 
 const NAMES = { q: "Query", k: "Key" };
 const SHOWN_READS = 5;
+const VEIL = [8, 9, 12]; // over what is not lit
 
 /** Share of a query cluster's mass on each key cluster that it keeps, or who reads a key cluster: one number per other cluster. */
 function reads(record, kept, side, cluster) {
@@ -36,33 +37,39 @@ function lighting(state, record, kept) {
   return { side: other, focus, weights: perToken.map((w) => Math.sqrt(w / heaviest)) };
 }
 
-function drawFrame(context, picture, t, cell, grid, record, light, state, colours) {
+/** One RGBA word per cluster (bytes in memory order, as ImageData has them). */
+function paintOf(light, record, opacity, accent) {
+  const { rgb, sizes } = record[light.side];
+  const paint = new Uint8ClampedArray(4 * sizes.length);
+  for (let c = 0; c < sizes.length; c += 1) {
+    let colour = rgb.subarray(3 * c, 3 * c + 3);
+    let alpha = 255 * opacity;
+    if (light.weights) {
+      const weight = light.weights[c];
+      colour = weight > 0 ? accent : VEIL;
+      alpha = weight > 0 ? 40 + 190 * weight : 185;
+    } else if (light.focus) {
+      const member = c === light.focus.cluster;
+      if (!member) colour = VEIL;
+      alpha = member ? Math.max(alpha, 150) : 165;
+    }
+    paint.set(colour, 4 * c);
+    paint[4 * c + 3] = Math.round(alpha);
+  }
+  return new Uint32Array(paint.buffer);
+}
+
+function drawFrame(context, picture, t, cell, grid, record, light, opacity) {
   const [, Y, X] = grid;
-  const { labels, rgb } = record[light.side];
+  const { labels } = record[light.side];
   const base = t * Y * X;
   const { width, height } = context.canvas;
   if (picture) paint(context, picture);
   else context.clearRect(0, 0, width, height);
 
   const image = new ImageData(X, Y);
-  const strength = Math.round(255 * state.opacity);
-  for (let i = 0; i < Y * X; i += 1) {
-    const c = labels[base + i];
-    let r = rgb[3 * c];
-    let g = rgb[3 * c + 1];
-    let b = rgb[3 * c + 2];
-    let alpha = strength;
-    if (light.weights) {
-      const w = light.weights[c];
-      [r, g, b] = w > 0 ? colours.accentRgb : [8, 9, 12];
-      alpha = w > 0 ? 40 + 190 * w : 185;
-    } else if (light.focus) {
-      const member = c === light.focus.cluster;
-      if (!member) [r, g, b] = [8, 9, 12];
-      alpha = member ? Math.max(strength, 150) : 165;
-    }
-    image.data.set([r, g, b, alpha], 4 * i);
-  }
+  const words = new Uint32Array(image.data.buffer);
+  for (let i = 0; i < words.length; i += 1) words[i] = light.paint[labels[base + i]];
   const overlay = new OffscreenCanvas(X, Y);
   overlay.getContext("2d").putImageData(image, 0, 0);
   context.imageSmoothingEnabled = false;
@@ -87,7 +94,7 @@ function drawFrame(context, picture, t, cell, grid, record, light, state, colour
   };
   if (!light.focus && cell >= 5) {
     context.lineWidth = 1;
-    context.strokeStyle = `rgba(0, 0, 0, ${0.6 * state.opacity})`;
+    context.strokeStyle = `rgba(0, 0, 0, ${0.6 * opacity})`;
     border((i, j) => labels[i] !== labels[j]);
   }
   if (light.focus) {
@@ -215,14 +222,14 @@ export function makeClusters(app) {
     const record = app.record();
     const light = lighting(state, record, app.kept());
     const clip = clips.sparse(state.run);
-    const colours = app.colours();
+    light.paint = paintOf(light, record, state.opacity, app.colours().accentRgb);
     for (let t = 0; t < T; t += 1) {
       const { canvas, from, to } = tiles[t];
       const pixels = (canvas.parentElement.clientWidth || 150) * devicePixelRatio;
       const cell = Math.max(2, Math.round(pixels / X));
       const context = fit(canvas, X * cell, Y * cell);
       const picture = pictureAt(clip, (from + to - 1) >> 1);
-      drawFrame(context, picture, t, cell, data.grid, record, light, state, colours);
+      drawFrame(context, picture, t, cell, data.grid, record, light, state.opacity);
     }
   });
 
@@ -319,9 +326,9 @@ export function makeClusters(app) {
       number.value = isNumber(state.cluster) ? String(state.cluster + 1) : "";
       if (["hover", "cluster", "side", "lit", "run", "step", "layer", "head", "branch", "top_p"].some((n) => changed.has(n))) {
         describe(state);
-        draw();
       }
-      if (changed.has("opacity")) draw();
+      const reads = state.cluster !== null && changed.has("top_p");
+      if (reads || ["hover", "cluster", "side", "lit", "run", "step", "layer", "head", "branch", "opacity"].some((n) => changed.has(n))) draw();
       tiles.forEach((tile) => tile.node.classList.toggle("now", state.frame >= tile.from && state.frame < tile.to));
     },
   };
