@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that went away
         print(f"svg2: {_one_line(error)}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise  # torch's is named without importing torch
+        print("svg2: Out of memory: ask for a smaller or shorter video.", file=sys.stderr)
+        return 1
 
 
 def _compare(arguments: argparse.Namespace) -> int:

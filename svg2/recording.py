@@ -164,8 +164,8 @@ def centroid_colours(
         c.astype(np.float64) - c.mean(axis=0, dtype=np.float64) for c in (q_centroids, k_centroids)
     ]
     joint = np.concatenate(sides)
-    _, _, axes = np.linalg.svd(joint, full_matrices=False)
-    axes = axes[:3]
+    _, vectors = np.linalg.eigh(joint.T @ joint)  # many times faster than an SVD of all centroids
+    axes = vectors.T[::-1][:3].copy()
     # an axis has no sign of its own: fix it, so that the colours of a record do not depend on the
     # linear algebra library
     axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1) < 0, -1, 1)

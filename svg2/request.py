@@ -82,15 +82,15 @@ class Request:
             raise RequestError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}.")
 
     def _integer(self, name: str, low: int, high: int, *, optional: bool = False) -> None:
-        value: Any = getattr(self, name)
-        if value is None and optional:
+        value = getattr(self, name)
+        if optional and value is None:
             return
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (is_number and low <= value <= high and value == int(value)):
+        number = _whole(value)
+        if number is None or not low <= number <= high:
             raise RequestError(
                 f"{name} must be a whole number from {low} to {high}, not {value!r}."
             )
-        object.__setattr__(self, name, int(value))  # a page's number field may hand over 17.0
+        object.__setattr__(self, name, number)
 
     def resolve(self, spec: ModelSpec) -> ResolvedRequest:
         """This request with the model's defaults filled in.
@@ -124,6 +124,13 @@ class Request:
                 "smaller or shorter video."
             )
         return ResolvedRequest(**(dataclasses.asdict(self) | filled))
+
+
+def _whole(value: object) -> int | None:
+    """The whole number that `value` is, 17.0 from a page's field included; None for others."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if math.isfinite(value) and value == int(value) else None
 
 
 def _is_unicode(text: str) -> bool:
