@@ -7,7 +7,8 @@ Dimension names used in every signature of this project:
     N  tokens                C  clusters of either side
     D  head dimension
 
-`S` stands for the tokens of the key side where they may differ in number from the queries.
+`S` stands for the tokens of the key side where they may differ in number from the queries; Q1,
+K1 and C1 are one more than Q, K and C: the length of offsets.
 Each op is one folder: `api.py` says what, `reference.py` is PyTorch and defines the truth (it is
 also what runs on a CPU).
 """

@@ -31,7 +31,7 @@ def bf16_is_native() -> bool:
 
 def share_work(
     items: Sequence[_Item],
-    work: Callable[[Callable[[], _Item | None]], None],
+    work: Callable[[Callable[[], _Item | None]], object],
     device: torch.device,
 ) -> None:
     """Share `items`, in order, among one-thread workers; as many as the caller has torch threads.

@@ -20,7 +20,7 @@ class Permutation:
     """
 
     perm: Int[Tensor, "B H N"]
-    offsets: Int[Tensor, "B H C+1"]
+    offsets: Int[Tensor, "B H C1"]
 
     @property
     def sizes(self) -> Int[Tensor, "B H C"]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 def sort_by_label(
     labels: Int[Tensor, "B H N"], num_clusters: int
-) -> tuple[Int[Tensor, "B H N"], Int[Tensor, "B H C+1"]]:
+) -> tuple[Int[Tensor, "B H N"], Int[Tensor, "B H C1"]]:
     """`perm` and `offsets` of a stable sort."""
     sorted_labels, perm = labels.sort(dim=-1, stable=True)
     boundaries = torch.arange(num_clusters + 1, device=labels.device, dtype=labels.dtype)

@@ -1,0 +1,80 @@
+"""Work shared among one-thread workers."""
+
+import threading
+
+import pytest
+import torch
+
+from kernels.cpu import bf16_is_native, share_work
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_item_once_and_one_torch_thread_each(two_threads):
+    seen: list[tuple[int, int]] = []
+
+    def work(take):
+        while (item := take()) is not None:
+            seen.append((item, torch.get_num_threads()))
+
+    share_work(range(100), work, CPU)
+    assert sorted(seen) == [(i, 1) for i in range(100)]
+
+
+def test_other_threads_keep_their_torch_threads(two_threads):
+    share_work(range(4), lambda take: list(iter(take, None)), CPU)
+    assert torch.get_num_threads() == 2
+    counts = []
+    thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert counts == [2]
+
+
+def test_an_error_reaches_the_caller_and_the_workers_live_on(two_threads):
+    def work(take):
+        while (item := take()) is not None:
+            if item == 3:
+                raise KeyError(item)
+
+    with pytest.raises(KeyError):
+        share_work(range(10), work, CPU)
+    done = []
+    share_work(range(10), lambda take: done.extend(iter(take, None)), CPU)
+    assert sorted(done) == list(range(10))
+
+
+def test_nothing_to_do():
+    share_work([], lambda take: list(iter(take, None)), CPU)
+
+
+def test_callers_in_several_threads_at_once(two_threads):
+    results: dict[int, list[int]] = {}
+
+    def call(name: int) -> None:
+        done: list[int] = []
+        share_work(range(50), lambda take: done.extend(iter(take, None)), CPU)
+        results[name] = sorted(done)
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert results == {i: list(range(50)) for i in range(4)}
+
+
+def test_bf16_is_native_is_what_the_chip_says():
+    with open("/proc/cpuinfo") as cpuinfo:
+        flags = set(next((line for line in cpuinfo if line.startswith("flags")), "").split())
+    if not flags:
+        pytest.skip("this system lists no CPU flags")
+    assert bf16_is_native() == bool(flags & {"amx_bf16", "avx512_bf16"})
