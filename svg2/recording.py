@@ -1,23 +1,17 @@
 """Recording a run for its trace: which calls, and of each clusters, colours and true recall."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from numpy import ndarray
 
+from svg2.config import SVG2Config
+from svg2.stats import CallRecord
 from svg2.trace import NUM_NEAR, Record, RecordingPolicy
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from svg2.config import SVG2Config
-    from svg2.stats import CallRecord
 
 NUM_RECALL_QUERIES = 64
 NUM_STEPS = 4
@@ -115,7 +109,7 @@ class Recorder:
 
 def _record(call: CallRecord, head: int, rng: np.random.Generator) -> Record:
     # The last of the batch: where both guidance branches share one, the conditional comes last.
-    def array(tensor: Tensor) -> ndarray:
+    def array(tensor: Any) -> ndarray:
         tensor = tensor[-1, head]
         return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
 
@@ -180,7 +174,7 @@ def centroid_colours(
 
 
 def nearest_clusters(
-    centroids: Float[ndarray, "K D"], sizes: Int[ndarray, K]
+    centroids: Float[ndarray, "K D"], sizes: Int[ndarray, "K"]
 ) -> UInt16[ndarray, "K 4"]:
     """Per cluster the nearest others that hold tokens, nearest first; its own id to fill up."""
     points = centroids.astype(np.float64)
@@ -188,7 +182,10 @@ def nearest_clusters(
     distance = norms[:, None] + norms - 2 * points @ points.T
     distance[:, np.asarray(sizes) == 0] = np.inf
     np.fill_diagonal(distance, np.inf)
-    order = np.argsort(distance, axis=1, kind="stable")[:, :NUM_NEAR]
+    count = min(NUM_NEAR, len(points))
+    order = np.sort(np.argpartition(distance, count - 1, axis=1)[:, :count], axis=1)
+    closest = np.take_along_axis(distance, order, axis=1)
+    order = np.take_along_axis(order, np.argsort(closest, axis=1, kind="stable"), axis=1)
     found = np.isfinite(np.take_along_axis(distance, order, axis=1))
     near = np.where(found, order, np.arange(len(points))[:, None])
     fill = np.repeat(np.arange(len(points))[:, None], NUM_NEAR - near.shape[1], axis=1)
@@ -198,8 +195,8 @@ def nearest_clusters(
 def attention_recall(
     queries: Float[ndarray, "S D"],
     keys: Float[ndarray, "N D"],
-    query_labels: Int[ndarray, S],
-    key_labels: Int[ndarray, N],
+    query_labels: Int[ndarray, "S"],
+    key_labels: Int[ndarray, "N"],
     kept: Bool[ndarray, "Q K"],
 ) -> float:
     """Share of the exact softmax mass that lands on kept keys, mean over the queries."""
