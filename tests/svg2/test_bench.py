@@ -1,0 +1,79 @@
+"""The op-level benchmark on a small problem: what it records, not how fast it is."""
+
+import json
+
+import pytest
+import torch
+
+from svg2.bench import Workload, run_cpu_suite
+from svg2.bench.cpu import race
+from svg2.bench.workload import (
+    compute_density_of,
+    density_of,
+    make_clustered,
+    select_density,
+)
+
+SMALL = Workload(
+    (3, 8, 8), num_q_clusters=6, num_k_clusters=12, densities=(0.3, 1.0), heads=2, head_dim=16
+)
+
+
+def test_suite_writes_every_field(tmp_path):
+    messages: list[str] = []
+    path = tmp_path / "cpu.json"
+    record = run_cpu_suite(path, messages.append, workloads=[SMALL], rounds=3)
+    assert json.loads(path.read_text()) == record
+    assert messages
+    for field in ("hardware", "versions", "commit", "date", "cpu_flags", "torch_threads"):
+        assert field in record
+    assert [(row["method"], row["density_asked"]) for row in record["attention"]] == [
+        ("svg2", 0.3),
+        ("svg2-comp", 0.3),
+        ("svg2", 1.0),
+        ("svg2-comp", 1.0),
+    ]
+    for row in record["attention"]:
+        assert row["tokens"] == 192
+        assert row["seed"] == 0
+        assert row["density_asked"] <= row["density"] <= row["compute_density"]
+        assert row["speedup"] == pytest.approx(row["kernel_gain"] * row["sparsity_speedup"])
+        assert row["speedup"] == pytest.approx(row["dense_ms"] / row["sparse_ms"])
+        assert row["flop_ratio"] == pytest.approx(1 / row["compute_density"])
+    (steps,) = record["steps"]
+    assert all(steps[f"{name}_ms"] > 0 for name in ("kmeans_q", "kmeans_k", "permute", "select"))
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path):
+    missing = tmp_path / "missing" / "cpu.json"
+    missing.parent.write_text("a file, not a folder")
+    with pytest.raises(OSError, match="missing"):
+        run_cpu_suite(missing, lambda text: None, workloads=[], rounds=1)
+
+
+def test_density_is_met_from_above():
+    clustered = make_clustered(SMALL)
+    for asked in (0.2, 0.5):
+        top_p, kept, density = select_density(clustered, asked)
+        assert 0 < top_p < 1
+        # One more cluster for one query cluster is the least that can be added.
+        assert asked <= density < asked + 0.2
+        assert density == density_of(clustered, kept)
+        virtual = compute_density_of(clustered, kept) - density
+        assert 0 < virtual <= SMALL.num_k_clusters / SMALL.tokens
+    assert select_density(clustered, 1.0)[2] == 1.0
+
+
+def test_workload_is_ragged_and_repeats():
+    clustered, again = make_clustered(SMALL), make_clustered(SMALL)
+    assert clustered.k_clusters.sizes.unique().numel() > 3
+    assert torch.equal(clustered.k_sorted, again.k_sorted)
+    assert torch.equal(clustered.compensation.v_centroids, again.compensation.v_centroids)
+
+
+def test_race_interleaves():
+    order: list[str] = []
+    runs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    times = race(runs, rounds=3)
+    assert order == ["a", "b"] * 5
+    assert {name: len(ms) for name, ms in times.items()} == {"a": 3, "b": 3}
