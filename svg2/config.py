@@ -77,7 +77,11 @@ class SVG2Config:
     def _real(self, name: str, low: float, high: float, *, above_low: bool = False) -> None:
         value = getattr(self, name)
         bounds = f"{'above' if above_low else 'at least'} {low:g} and at most {high:g}"
-        if not _is(value, numbers.Real) or not low <= value <= high or (above_low and value == low):
+        if (
+            not _is(value, numbers.Real)
+            or not low <= value <= high
+            or (above_low and value == low)
+        ):
             raise ConfigError(f"{name} must be a number {bounds}, not {value!r}.")
         object.__setattr__(self, name, float(value))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +23,7 @@ DENSE_STAGE = "dense_attention"
 class StageClock:
     """Time by stage of one call: each `mark` ends a stage that began where the last one ended.
 
-    On CUDA it lays events in the stream and waits for nothing; the first reading of `stage_ms`
-    waits.
+    On CUDA it lays events in the stream and waits for nothing; reading `stage_ms` waits.
     """
 
     def __init__(self, device: Any) -> None:
@@ -54,9 +52,9 @@ class StageClock:
         self._names.append(None)
         self._instants.append(self._now())
 
-    @cached_property
+    @property
     def stage_ms(self) -> dict[str, float]:
-        """Milliseconds by stage."""
+        """Milliseconds by stage, so far."""
         if self._cuda is not None:
             self._instants[-1].synchronize()
         totals: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """Whole generations with SVG2 on: the gate, the state between steps, and leaving no trace."""
 
 import copy
+import time
 
 import numpy as np
 import pytest
@@ -132,6 +133,21 @@ def test_statistics_add_up(tiny_pipeline, generate_tiny):
     assert stats.observer_seconds > 0
     # 3 layers, 2 branches, 2 heads of 64 in fp32
     assert stats.cache_bytes == 3 * 2 * (8 + 16) * 2 * 64 * 4
+
+
+def test_time_in_the_observer_is_not_the_methods(tiny_pipeline, generate_tiny, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def observer(call):
+        assert call.stage_ms["attention"] == 0, "reading it must not freeze it"
+        now[0] += 5
+
+    with svg2.enable(tiny_pipeline, CONFIG, observer=observer) as run:
+        generate_tiny(tiny_pipeline)
+    stats = run.stats
+    assert stats.observer_seconds == 5 * stats.sparse_calls
+    assert stats.call_stage_ms.sum() == 0
 
 
 @pytest.mark.parametrize("method", svg2.METHODS)
@@ -274,6 +290,35 @@ def test_two_experts_share_one_count_of_steps(tiny_pipeline, generate_tiny):
     assert list(by_step.values()).count({0}) >= 1
     assert list(by_step.values())[-1] == {1}, "the first expert's centroids are freed"
     assert all(len(transformers) == 1 for transformers in by_step.values())
+
+
+def test_a_pipeline_that_names_no_branch_and_enters_its_schedule_midway(tiny_pipeline):
+    from diffusers import WanVideoToVideoPipeline
+
+    components = dict(tiny_pipeline.components)
+    del components["transformer_2"]
+    pipe = WanVideoToVideoPipeline(**components)
+    pipe.set_progress_bar_config(disable=True)
+    # It derives these from the depth of the VAE, which does not know of ours that it makes patches.
+    pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal = 8, 2
+    frames = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with svg2.enable(pipe, CONFIG) as run:
+        pipe(
+            video=frames,
+            prompt="a red ball",
+            negative_prompt="",
+            height=64,
+            width=64,
+            num_inference_steps=8,
+            strength=0.5,
+            guidance_scale=3.0,
+            max_sequence_length=16,
+        )
+    stats = run.stats
+    assert stats.num_steps == 4
+    assert stats.call[:, [0, 2]].tolist() == [
+        [step, branch] for step in (1, 2, 3) for branch in (0, 1) for _ in range(3)
+    ]
 
 
 def test_enabling_twice_is_refused_and_harms_nothing(tiny_pipeline, generate_tiny):
