@@ -299,7 +299,7 @@ def test_a_pipeline_that_names_no_branch_and_enters_its_schedule_midway(tiny_pip
     del components["transformer_2"]
     pipe = WanVideoToVideoPipeline(**components)
     pipe.set_progress_bar_config(disable=True)
-    # It derives these from the depth of the VAE, which does not know of ours that it makes patches.
+    # It derives these from the depth of the VAE, which says nothing of our patches of pixels.
     pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal = 8, 2
     frames = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with svg2.enable(pipe, CONFIG) as run:
