@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gradio as gr
 import pytest
 from playwright.sync_api import expect
@@ -13,8 +15,11 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture
 def demo(trace, tmp_path):
+    fewer = replace(
+        trace, runs=trace.runs[:2], records=tuple(r for r in trace.records if r.run < 2)
+    )
     (tmp_path / "a.json.gz").write_bytes(
-        payload_bytes(explorer_payload(trace, "ready-made trace"))
+        payload_bytes(explorer_payload(fewer, "ready-made trace"))
     )
     (tmp_path / "b.json.gz").write_bytes(payload_bytes(explorer_payload(trace, "live CPU")))
     address = lambda name: f"/gradio_api/file={tmp_path / name}"  # noqa: E731
@@ -62,6 +67,10 @@ def test_the_component_lives_in_a_gradio_page(demo, chromium):
     page.get_by_role("button", name="newer").click()
     page.get_by_text("live CPU").wait_for()
     assert page.get_by_label("Layer", exact=True).input_value() == "1"
+
+    # the run that came in is shown, at its own budget
+    assert page.locator(".runs [aria-pressed=true]").inner_text() == "svg2-comp · top-p 0.9"
+    assert page.locator(".budgetvalue").inner_text() == "0.9"
 
     page.get_by_role("button", name="busy").click()
     page.get_by_text("dense: denoise, step 3 of 20").wait_for()

@@ -219,7 +219,9 @@ def test_one_selection_by_mouse_and_by_keyboard(trace, open_page):
     assert f"Key cluster {chosen['cluster'] + 1}" in note
     readers = int(record.kept[:, chosen["cluster"]].sum())
     assert f"Kept by {readers} of 11 query clusters" in note
-    assert page.get_by_label("Pinned cluster", exact=True).input_value() == str(chosen["cluster"] + 1)
+    assert page.get_by_label("Pinned cluster", exact=True).input_value() == str(
+        chosen["cluster"] + 1
+    )
     page.keyboard.press("Escape")
     assert selection()["cluster"] is None
 

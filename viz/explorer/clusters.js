@@ -190,7 +190,7 @@ export function makeClusters(app) {
       role: "group",
       "aria-label": "Latent frames with their clusters. Left and right step the frame, up and down the layer.",
       "data-keys": "layers",
-      style: `--columns: ${Math.min(T, T <= 12 ? Math.ceil(T / 2) : 7)}`,
+      style: `--columns: ${Math.min(T, 7, Math.max(4, Math.ceil(T / 2)))}`,
     },
     tiles.map((tile) => tile.node),
   );
@@ -242,7 +242,7 @@ export function makeClusters(app) {
       {
         type: "button",
         class: "chip",
-        "aria-label": `Pin ${NAMES[side].toLowerCase()} cluster ${c + 1}`,
+        "aria-label": `${text}: pin ${NAMES[side].toLowerCase()} cluster ${c + 1}`,
         onclick: () => store.set({ side, cluster: c, hover: null }),
         onpointerenter: () => store.set({ hover: { side, cluster: c } }),
         onpointerleave: () => store.set({ hover: null }),
@@ -290,7 +290,7 @@ export function makeClusters(app) {
       el("p", {}, swatch(record, side, cluster), el("strong", {}, `${NAMES[side]} cluster ${cluster + 1}`), state.hover ? "" : " (pinned)"),
       el("p", { class: "small" }, `${plural(size, "token")} (${percent(size / data.tokens)}) in ${frames.size} of ${plural(T, "latent frame")}. ${facts}`),
       pinned ? lit.node : null,
-      pinned
+      pinned && partners.length
         ? el(
             "p",
             { class: "chips" },
@@ -321,6 +321,7 @@ export function makeClusters(app) {
       map.update(state, changed);
       sides.show(state.side);
       lit.show(state.lit);
+      put(lit.buttons[0], state.side === "q" ? "What it attends to" : "Who attends to it");
       opacity.value = Math.round(100 * state.opacity);
       opacity.setAttribute("aria-valuetext", percent(state.opacity, 0));
       number.value = isNumber(state.cluster) ? String(state.cluster + 1) : "";

@@ -22,7 +22,7 @@ function metrics(run, data) {
   const device = r.device ?? data.provenance.device;
   const loop =
     isNumber(r.dense_seconds) && isNumber(r.svg2_seconds)
-      ? `denoising loop, ${seconds(r.dense_seconds)} → ${seconds(r.svg2_seconds)}`
+      ? `denoising loop, ${seconds(r.dense_seconds)} → ${seconds(r.svg2_seconds)}${r.dense_reused ? "; dense timed earlier" : ""}`
       : "denoising loop";
   return [
     metric("End-to-end speedup", times(r.speedup), loop),

@@ -265,7 +265,7 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     requestAnimationFrame(tick);
   }
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (!still && wanted.frame === undefined) store.set({ playing: true });
+  if (wanted.playing ?? !still) store.set({ playing: true });
 
   function onKey(event) {
     const target = event.composedPath()[0];
@@ -317,6 +317,22 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
 }
 
 /**
+ * What of the selection outlives its payload. A run that came in for the same request is shown at
+ * its own budget; another request starts at its first run; the place in the model stays.
+ */
+function carriedOver(app, data) {
+  const state = app.store.get();
+  const kept = Object.fromEntries([...SELECTION, "playing"].map((n) => [n, state[n]]));
+  const same = JSON.stringify(app.data.request) === JSON.stringify(data.request);
+  const grown = data.runs.length > app.data.runs.length;
+  if (!same) kept.run = 0;
+  else if (grown) kept.run = data.runs.length - 1;
+  const name = (run) => run && runName(run);
+  if (!same || name(app.data.runs[state.run]) !== name(data.runs[kept.run])) kept.top_p = undefined;
+  return kept;
+}
+
+/**
  * Put the explorer into an element. Returns what the page around it may call:
  * `load(payload)`, `loadBase64(text)`, `receive(value)` (see `explorer_value` in page.py), `selection()`, `select(patch)`.
  *
@@ -356,13 +372,7 @@ export function mount(host, options) {
 
   function load(payload) {
     const data = readPayload(payload);
-    const state = workspace?.app.store.get();
-    const kept = state ? Object.fromEntries(SELECTION.map((n) => [n, state[n]])) : {};
-    if (state) {
-      // A finished run arrives as the newest one of the same request: show it, at its own budget.
-      kept.run = data.runs.length - 1;
-      kept.top_p = undefined;
-    }
+    const kept = workspace ? carriedOver(workspace.app, data) : {};
     workspace?.close();
     workspace = null;
     workspace = openWorkspace(data, { root, options, extras, kept });

@@ -102,7 +102,7 @@ export function makeTradeoff(app) {
     const box = chart.getBoundingClientRect();
     const width = Math.max(280, box.width || 600);
     const height = Math.max(220, Math.min(340, width * 0.5));
-    const pad = { left: 52, right: 18, top: 22, bottom: 44 };
+    const pad = { left: 52, right: 18, top: 34, bottom: 44 };
     chart.setAttribute("viewBox", `0 0 ${width} ${height}`);
     chart.style.height = `${height}px`;
     const all = points().filter((p) => isNumber(AXES[axis].of(p)));
@@ -127,7 +127,7 @@ export function makeTradeoff(app) {
       parts.push(svg("text", { class: "tick", x: x(v), y: bottom + 18, "text-anchor": "middle" }, AXES[axis].text(v)));
     }
     parts.push(svg("line", { class: "axis", x1: pad.left, x2: width - pad.right, y1: bottom, y2: bottom }));
-    parts.push(svg("text", { class: "axisname", x: pad.left - 40, y: pad.top - 8 }, "PSNR, dB"));
+    parts.push(svg("text", { class: "axisname", x: pad.left - 40, y: 12 }, "PSNR, dB"));
     parts.push(svg("text", { class: "axisname", x: width - pad.right, y: height - 6, "text-anchor": "end" }, AXES[axis].title));
 
     const state = store.get();
@@ -166,9 +166,9 @@ export function makeTradeoff(app) {
           {
             class: `point${current ? " current" : ""}`,
             tabindex: 0,
-            role: "button",
+            role: p.run === undefined ? "img" : "button",
             "aria-label": describe(p),
-            "aria-pressed": String(current),
+            "aria-pressed": p.run === undefined ? null : String(current),
             onclick: pick,
             onkeydown: (event) => {
               if (event.key === "Enter" || event.key === " ") {
