@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from svg2.trace import Record, Run, Trace
+from svg2.trace import Record, Run, Trace, TraceError
 
 FORMAT = "svg2-explorer"
+MAX_FRAMES = 1000
 
 
 def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
@@ -23,8 +24,11 @@ def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
     Args:
         mode: where the trace comes from, as the page shows it: "ready-made trace", "live CPU",
             "live GPU", "upload".
+    Raises:
+        TraceError: a recorded run has no sound budget, or the clip is too long to be shown.
     """
     num_frames = _num_frames(trace)
+    _check(trace, num_frames)
     return {
         "format": FORMAT,
         "mode": mode,
@@ -58,6 +62,21 @@ def latent_frames(num_frames: int, num_latent: int) -> list[list[int]]:
         return [[0, 1], *([1 + (t - 1) * scale, 1 + t * scale] for t in range(1, num_latent))]
     edges = [t * num_frames // num_latent for t in range(num_latent + 1)]
     return [[a, max(a + 1, b)] for a, b in pairwise(edges)]
+
+
+def _check(trace: Trace, num_frames: int) -> None:
+    """What `load_trace` leaves open because a trace may hold it, but no page can show it."""
+    if max(num_frames, trace.grid[0]) > MAX_FRAMES:
+        raise TraceError(
+            f"The trace has more than the {MAX_FRAMES} frames that the page can show."
+        )
+    for r in {record.run for record in trace.records}:
+        config = trace.runs[r].config
+        for name, least in (("top_p", 1e-9), ("min_keep_ratio", 0)):
+            value = config.get(name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not least <= value <= 1:
+                raise TraceError(f"The trace is not sound: run {r} was recorded without a {name}.")
 
 
 def _num_frames(trace: Trace) -> int:

@@ -230,6 +230,23 @@ def test_one_selection_by_mouse_and_by_keyboard(trace, open_page):
     page.locator(".chart .point").first.focus()
     page.keyboard.press("Enter")
     assert selection()["run"] == 0
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the focus stayed on the chart
+    assert selection()["run"] == 1
+
+
+def test_the_note_stays_under_the_pointer_and_keeps_the_focus(trace, open_page):
+    page = open_page(trace, reduced_motion="reduce")
+    page.evaluate("() => explorer.select({ side: 'q', cluster: 0 })")
+    chip = page.locator(".chip").first
+    name = chip.get_attribute("aria-label")
+    chip.hover()
+    page.wait_for_timeout(100)
+    assert page.locator(".chip").first.get_attribute("aria-label") == name
+    page.locator(".chip").first.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => explorer.selection()")["side"] == "k"
+    assert page.locator(".clusternote button:focus").count() == 1
 
 
 def test_the_slider_answers_from_the_keyboard_and_says_what_it_is(trace, open_page):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from svg2.trace import TraceError
 from viz import explorer_component, explorer_html, explorer_payload, explorer_value, payload_bytes
 from viz.page import explorer_js
 from viz.payload import latent_frames
@@ -70,6 +71,24 @@ def test_every_latent_frame_names_a_video_frame(num_frames, num_latent):
     spans = latent_frames(num_frames, num_latent)
     assert len(spans) == num_latent
     assert all(0 <= first < end for first, end in spans)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"top_p": "0.9", "min_keep_ratio": 0.1}, {"top_p": 1.5, "min_keep_ratio": 0.1}],
+)
+def test_a_recorded_run_needs_a_budget(trace, config):
+    run = replace(trace.runs[0], config=config)
+    records = tuple(r for r in trace.records if r.run == 0)
+    with pytest.raises(TraceError, match="run 0"):
+        explorer_payload(replace(trace, runs=(run,), records=records))
+    explorer_payload(replace(trace, runs=(run,), records=()))
+
+
+def test_a_clip_too_long_to_show_is_refused(trace):
+    run = replace(trace.runs[0], psnr_frame=np.zeros(1001, np.float32))
+    with pytest.raises(TraceError, match="1000 frames"):
+        explorer_payload(replace(trace, runs=(run,), records=()))
 
 
 def test_modules_are_linked_without_what_the_page_may_not_use():

@@ -244,7 +244,7 @@ export function makeClusters(app) {
         class: "chip",
         "aria-label": `${text}: pin ${NAMES[side].toLowerCase()} cluster ${c + 1}`,
         onclick: () => store.set({ side, cluster: c, hover: null }),
-        onpointerenter: () => store.set({ hover: { side, cluster: c } }),
+        onpointerenter: () => store.set({ hover: { side, cluster: c, fromNote: true } }),
         onpointerleave: () => store.set({ hover: null }),
       },
       swatch(record, side, c),
@@ -260,10 +260,19 @@ export function makeClusters(app) {
       : "Outlined: the pinned key cluster. Lit: the query clusters that keep it, by weight. Dark: those that skip it.";
   }
 
+  /** Write the note anew, and leave the keyboard's focus in it if it was there. */
   function describe(state) {
+    const inside = note.contains(note.getRootNode().activeElement);
+    write(state);
+    if (inside) note.querySelector("button")?.focus();
+  }
+
+  function write(state) {
     const record = app.record();
-    const focus = state.hover ?? (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
-    put(tileNote, legend(focus, state));
+    const lighted = state.hover ?? (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
+    put(tileNote, legend(lighted, state));
+    if (state.hover?.fromNote) return; // the chip under the pointer has to stay where it is
+    const focus = lighted;
     if (!focus) {
       const used = (sizes) => sizes.reduce((n, s) => n + (s > 0), 0);
       put(

@@ -41,9 +41,10 @@ function metrics(run, data) {
   ];
 }
 
-/** "svg2 · top-p 0.9". */
+/** "svg2 · top-p 0.9"; only the method where the run has no budget. */
 export function runName(run) {
-  return `${run.method} · top-p ${budget(run.config.top_p)}`;
+  const { top_p } = run.config;
+  return isNumber(top_p) ? `${run.method} · top-p ${budget(top_p)}` : run.method;
 }
 
 export function makeHeader(app) {

@@ -156,6 +156,7 @@ function maskPlot(app, permuted) {
         tiles,
         el("strong", {}, percent(share, 0)),
         ` of ${TILE}×${TILE} tiles hold a kept pair (${touched.toLocaleString("en")} of ${total.toLocaleString("en")})`,
+        permuted ? `; blocks of the clusters' own sizes compute ${percent(app.stats().density)}` : null,
       );
       canvas.setAttribute(
         "aria-label",
@@ -318,10 +319,10 @@ export function makeMasks(app) {
       put(status, text ?? "");
     },
     update(state, changed) {
-      slider.value = String(state.top_p);
-      slider.setAttribute("aria-valuetext", `top-p ${budget(state.top_p)}, density ${percent(app.stats().density)}`);
       const mask = ["run", "step", "layer", "branch", "head", "top_p"].some((n) => changed.has(n));
       if (mask) {
+        slider.value = String(state.top_p);
+        slider.setAttribute("aria-valuetext", `top-p ${budget(state.top_p)}, density ${percent(app.stats().density)}`);
         readout(state);
         curve.update(state);
         slow();

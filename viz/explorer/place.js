@@ -90,6 +90,7 @@ export function makePlaceBar(app) {
           put(other, `The clusters of ${runName(data.runs[state.run])} were not recorded; these are of ${runName(data.runs[app.source()])}.`);
         }
       }
+      if (!["run", "step", "layer", "head", "branch", "top_p"].some((n) => changed.has(n))) return;
       Object.values(pickers).forEach((p) => p.show());
       const { density } = app.stats();
       put(summary, el("strong", {}, percent(density)), " of this call's token pairs kept");
@@ -201,7 +202,7 @@ export function makeDensityMap(app) {
           `Density of ${cells.layers.length} layers at ${cells.steps.length} steps, from ${percent(cells.low)} to ${percent(cells.high)}. Use the pickers above to choose a recorded call.`,
         );
       }
-      draw();
+      if (["run", "step", "layer"].some((n) => changed.has(n))) draw();
     },
   };
 }

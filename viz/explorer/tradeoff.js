@@ -96,7 +96,7 @@ export function makeTradeoff(app) {
   }
 
   const describe = (p) =>
-    `${p.method}, top-p ${budget(p.top_p)}: ${decibel(p.psnr_db)}, density ${percent(p.density)}, attention ${times(p.attention_speedup)}, end-to-end ${times(p.speedup)}.`;
+    `${p.method}${isNumber(p.top_p) ? `, top-p ${budget(p.top_p)}` : ""}: ${decibel(p.psnr_db)}, density ${percent(p.density)}, attention ${times(p.attention_speedup)}, end-to-end ${times(p.speedup)}.`;
 
   function draw() {
     const box = chart.getBoundingClientRect();
@@ -184,12 +184,14 @@ export function makeTradeoff(app) {
           svg(
             "text",
             { class: "pointname", x: px + (right ? -12 : 12), y: py + 4, "text-anchor": right ? "end" : "start" },
-            `p ${budget(p.top_p)}`,
+            isNumber(p.top_p) ? `p ${budget(p.top_p)}` : "",
           ),
         ),
       );
     }
+    const focused = [...chart.querySelectorAll(".point")].indexOf(chart.getRootNode().activeElement);
     put(chart, ...parts);
+    if (focused >= 0) chart.querySelectorAll(".point")[focused]?.focus();
     put(
       legend,
       ...methods.map((method) =>
