@@ -152,8 +152,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     from svg2.bench import run_cpu_suite
 
-    run_cpu_suite(path, lambda text: print(text, file=sys.stderr))
-    _print_result(json.loads(path.read_text()))
+    _print_result(run_cpu_suite(path, lambda text: print(text, file=sys.stderr)))
     return 0
 
 

@@ -166,16 +166,18 @@ def resolve_device(device: str) -> torch.device:
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The precision of `auto`, `fp32`, `bf16` or `fp16` on a device.
 
-    Auto is bf16 only where the hardware multiplies in it: GPUs from Ampere on and CPUs with AMX
-    tiles. A CPU without them takes hundreds of times longer in bf16 than in fp32.
+    Auto is bf16 only where the hardware multiplies in it: GPUs from Ampere on and CPUs that
+    have instructions for it. Others take hundreds of times longer in bf16 than in fp32.
     """
     import torch
+
+    from kernels import bf16_is_native
 
     if dtype != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    return torch.bfloat16 if bf16_is_native() else torch.float32
 
 
 def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> WanPipeline:

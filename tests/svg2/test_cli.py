@@ -24,14 +24,13 @@ def folder(tiny_pipeline_path, tmp_path_factory):
 
 @pytest.fixture
 def nothing_heavy(monkeypatch):
-    """Fails a test in which a model would be loaded or a pipeline imported."""
+    """Fails a test in which a model would be loaded."""
 
     def refuse(*_, **__):
         raise AssertionError("a model was loaded for input that can't work")
 
-    monkeypatch.setattr("svg2.models.load_pipeline", refuse)
-    monkeypatch.setattr("svg2.generate.load_pipeline", refuse)
-    monkeypatch.setattr("svg2.sweep.load_pipeline", refuse)
+    for module in ("generate", "sweep"):
+        monkeypatch.setattr(f"svg2.{module}.load_pipeline", refuse)
 
 
 BAD_COMPARE = {
@@ -122,6 +121,20 @@ def test_models_lists_what_can_be_had(capsys):
     listed = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
     assert [entry["model"] for entry in listed] == ["builtin", "wan2.1-1.3b", "wan2.1-14b"]
     assert all(entry["why"] for entry in listed)
+
+
+def test_bench_prints_what_the_suite_measured(tmp_path, capsys, monkeypatch):
+    def suite(path, on_progress):
+        on_progress("a row")
+        path.write_text("{}")
+        return {"suite": "cpu"}
+
+    monkeypatch.setattr("svg2.bench.run_cpu_suite", suite)
+    assert cli.main(["bench", "--out", str(tmp_path / "new" / "cpu.json")]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"suite": "cpu"}
+    assert "a row" in captured.err
+    assert cli.main(["bench", "--out", str(tmp_path)]) == 2
 
 
 def test_a_model_that_is_not_here_is_one_line(folder, tmp_path, capsys):

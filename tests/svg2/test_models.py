@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kernels import bf16_is_native
 from svg2.models import (
     MODELS,
     ModelUnavailable,
@@ -94,7 +95,7 @@ def test_large_models_say_what_they_need():
 def test_devices_and_precisions():
     cpu = resolve_device("cpu")
     assert resolve_dtype("bf16", cpu) == torch.bfloat16
-    expected = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    expected = torch.bfloat16 if bf16_is_native() else torch.float32
     assert resolve_dtype("auto", cpu) == expected
     with pytest.raises(RequestError):
         resolve_device(f"cuda:{torch.cuda.device_count()}")
