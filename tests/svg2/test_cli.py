@@ -167,9 +167,9 @@ def test_ctrl_c_leaves_whole_files_or_none(folder, tmp_path, stage):
             break
     asked = time.perf_counter()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert time.perf_counter() - asked < 20
+    assert time.perf_counter() - asked < 60
     assert out == ""
     assert "Traceback" not in err
     assert "Interrupted" in err.splitlines()[-1]
