@@ -5,7 +5,7 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 METHODS: Mapping[str, str] = {
     "svg2": "semantic clusters, top-p key selection, nothing for the skipped keys",
@@ -93,7 +93,7 @@ class SVG2Config:
             )
         object.__setattr__(self, name, int(value))
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "SVG2Config":
         """A copy with some settings changed, validated again.
 
         Raises:
@@ -108,7 +108,9 @@ class SVG2Config:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_settings(cls, settings: Iterable[str], base: Self | None = None) -> Self:
+    def from_settings(
+        cls, settings: Iterable[str], base: "SVG2Config | None" = None
+    ) -> "SVG2Config":
         """Settings written as `name=value`, laid over `base`; the last of a name wins.
 
         Raises:

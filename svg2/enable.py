@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from svg2.config import ConfigError, SVG2Config
 
@@ -30,7 +30,7 @@ class Handle:
         """Give the pipeline back as it was and free all memory; a second call does nothing."""
         self._undo.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Handle:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -4,6 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes in the annotations are checked in every test; this comes before anything imports these.
+# The kernels' api modules are left out: they refuse wrong shapes in words of their own.
+SHAPED_MODULES = (
+    *(f"kernels.{op}.reference" for op in ("kmeans", "permutation", "cluster_attention")),
+    *(f"svg2.{name}" for name in ("attention", "clustering", "plan", "selection", "session")),
+    "svg2.processors",
+)
+install_import_hook(SHAPED_MODULES, typechecker="beartype.beartype")
 
 WORDS = (
     "a",

@@ -129,7 +129,7 @@ def test_refuses(top_p, ratio):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "count"), [(0.0, 1), (0.07, 7), (0.1, 10), (0.101, 11), (1, 100)]
+    ("ratio", "count"), [(0.0, 1), (0.07, 7), (0.1, 10), (0.101, 11), (1.0, 100)]
 )
 def test_least_number_kept(ratio, count):
     assert min_keep_count(ratio, 100) == count
