@@ -144,6 +144,8 @@ def test_the_masks_on_the_canvas_are_the_block_densities(top_p, trace, open_page
 def test_both_clips_show_the_same_frame_of_their_own(trace, open_page):
     page = open_page(trace, reduced_motion="reduce")
     page.wait_for_timeout(1500)
+    box = page.locator(".stage .dense canvas").bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(56 / 48, rel=0.01)
     clips = {".dense": decode_mp4(trace.dense_mp4), ".sparse": decode_mp4(trace.runs[0].mp4)}
     side = 24  # squares of two or more pixels of these 48×56 clips: their middles are compared
     for frame in (0, 7, 16):

@@ -27,12 +27,15 @@ function reads(record, kept, side, cluster) {
 
 /** What is lit: the members of one cluster, or the other side's clusters by weight. */
 function lighting(state, record, kept) {
-  const focus = state.hover ?? (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
+  const focus =
+    state.hover ?? (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
   if (!focus) return { side: state.side, focus: null, weights: null };
   if (state.hover || state.lit === "members") return { side: focus.side, focus, weights: null };
   const other = focus.side === "q" ? "k" : "q";
   const weights = reads(record, kept, focus.side, focus.cluster);
-  const perToken = weights.map((w, c) => (record[other].sizes[c] ? w / record[other].sizes[c] : 0));
+  const perToken = weights.map((w, c) =>
+    record[other].sizes[c] ? w / record[other].sizes[c] : 0,
+  );
   const heaviest = Math.max(...perToken, 1e-30);
   return { side: other, focus, weights: perToken.map((w) => Math.sqrt(w / heaviest)) };
 }
@@ -100,7 +103,10 @@ function drawFrame(context, picture, t, cell, grid, record, light, opacity) {
   if (light.focus) {
     const own = record[light.focus.side].labels;
     const member = (i) => own[i] === light.focus.cluster;
-    for (const [style, widthPx] of [["rgba(0, 0, 0, .75)", 4], ["#fff", 2]]) {
+    for (const [style, widthPx] of [
+      ["rgba(0, 0, 0, .75)", 4],
+      ["#fff", 2],
+    ]) {
       context.lineWidth = widthPx * Math.max(1, devicePixelRatio * 0.75);
       context.strokeStyle = style;
       border((i, j) => member(i) !== member(j));
@@ -188,7 +194,8 @@ export function makeClusters(app) {
       class: "tiles",
       tabindex: 0,
       role: "group",
-      "aria-label": "Latent frames with their clusters. Left and right step the frame, up and down the layer.",
+      "aria-label":
+        "Latent frames with their clusters. Left and right step the frame, up and down the layer.",
       "data-keys": "layers",
       style: `--columns: ${Math.min(T, 7, Math.max(4, Math.ceil(T / 2)))}`,
     },
@@ -234,7 +241,10 @@ export function makeClusters(app) {
   });
 
   const swatch = (record, side, c) =>
-    el("i", { class: "swatch", style: `background: rgb(${record[side].rgb.slice(3 * c, 3 * c + 3).join(" ")})` });
+    el("i", {
+      class: "swatch",
+      style: `background: rgb(${record[side].rgb.slice(3 * c, 3 * c + 3).join(" ")})`,
+    });
 
   const chip = (record, side, c, text) =>
     el(
@@ -253,8 +263,10 @@ export function makeClusters(app) {
 
   /** What the overlay means just now. */
   function legend(focus, state) {
-    if (!focus) return "Each square is one token: a small patch of pixels over the video frames named below it.";
-    if (state.hover || state.lit === "members") return "Lit: the tokens of this cluster, in every frame. The rest is dimmed.";
+    if (!focus)
+      return "Each square is one token: a small patch of pixels over the video frames named below it.";
+    if (state.hover || state.lit === "members")
+      return "Lit: the tokens of this cluster, in every frame. The rest is dimmed.";
     return focus.side === "q"
       ? "Outlined: the pinned query cluster. Lit: the key clusters it keeps, stronger where a token gets more of its mass. Dark: skipped."
       : "Outlined: the pinned key cluster. Lit: the query clusters that keep it, by weight. Dark: those that skip it.";
@@ -269,7 +281,9 @@ export function makeClusters(app) {
 
   function write(state) {
     const record = app.record();
-    const lighted = state.hover ?? (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
+    const lighted =
+      state.hover ??
+      (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
     put(tileNote, legend(lighted, state));
     if (state.hover?.fromNote) return; // the chip under the pointer has to stay where it is
     const focus = lighted;
@@ -277,14 +291,20 @@ export function makeClusters(app) {
       const used = (sizes) => sizes.reduce((n, s) => n + (s > 0), 0);
       put(
         note,
-        el("p", { class: "small" }, `${plural(used(record.q.sizes), "query cluster")} and ${plural(used(record.k.sizes), "key cluster")} for ${plural(data.tokens, "token")} in this head.`),
+        el(
+          "p",
+          { class: "small" },
+          `${plural(used(record.q.sizes), "query cluster")} and ${plural(used(record.k.sizes), "key cluster")} for ${plural(data.tokens, "token")} in this head.`,
+        ),
       );
       return;
     }
     const { side, cluster } = focus;
     const size = record[side].sizes[cluster];
     const frames = new Set();
-    record[side].labels.forEach((label, i) => label === cluster && frames.add(Math.floor(i / (Y * X))));
+    record[side].labels.forEach(
+      (label, i) => label === cluster && frames.add(Math.floor(i / (Y * X))),
+    );
     const weights = reads(record, app.kept(), side, cluster);
     const partners = Array.from(weights.keys()).filter((c) => weights[c] > 0);
     const other = side === "q" ? "k" : "q";
@@ -296,15 +316,27 @@ export function makeClusters(app) {
     const pinned = !state.hover;
     put(
       note,
-      el("p", {}, swatch(record, side, cluster), el("strong", {}, `${NAMES[side]} cluster ${cluster + 1}`), state.hover ? "" : " (pinned)"),
-      el("p", { class: "small" }, `${plural(size, "token")} (${percent(size / data.tokens)}) in ${frames.size} of ${plural(T, "latent frame")}. ${facts}`),
+      el(
+        "p",
+        {},
+        swatch(record, side, cluster),
+        el("strong", {}, `${NAMES[side]} cluster ${cluster + 1}`),
+        state.hover ? "" : " (pinned)",
+      ),
+      el(
+        "p",
+        { class: "small" },
+        `${plural(size, "token")} (${percent(size / data.tokens)}) in ${frames.size} of ${plural(T, "latent frame")}. ${facts}`,
+      ),
       pinned ? lit.node : null,
       pinned && partners.length
         ? el(
             "p",
             { class: "chips" },
             el("span", { class: "label" }, side === "q" ? "Reads most from" : "Read most by"),
-            partners.slice(0, SHOWN_READS).map((c) => chip(record, other, c, `${c + 1} · ${percent(weights[c])}`)),
+            partners
+              .slice(0, SHOWN_READS)
+              .map((c) => chip(record, other, c, `${c + 1} · ${percent(weights[c])}`)),
           )
         : null,
       pinned && side === "k"
@@ -318,7 +350,11 @@ export function makeClusters(app) {
           )
         : null,
       pinned
-        ? el("button", { type: "button", class: "quiet", onclick: () => store.set({ cluster: null }) }, "Unpin")
+        ? el(
+            "button",
+            { type: "button", class: "quiet", onclick: () => store.set({ cluster: null }) },
+            "Unpin",
+          )
         : null,
     );
   }
@@ -334,12 +370,42 @@ export function makeClusters(app) {
       opacity.value = Math.round(100 * state.opacity);
       opacity.setAttribute("aria-valuetext", percent(state.opacity, 0));
       number.value = isNumber(state.cluster) ? String(state.cluster + 1) : "";
-      if (["hover", "cluster", "side", "lit", "run", "step", "layer", "head", "branch", "top_p"].some((n) => changed.has(n))) {
+      if (
+        [
+          "hover",
+          "cluster",
+          "side",
+          "lit",
+          "run",
+          "step",
+          "layer",
+          "head",
+          "branch",
+          "top_p",
+        ].some((n) => changed.has(n))
+      ) {
         describe(state);
       }
       const reads = state.cluster !== null && changed.has("top_p");
-      if (reads || ["hover", "cluster", "side", "lit", "run", "step", "layer", "head", "branch", "opacity"].some((n) => changed.has(n))) draw();
-      tiles.forEach((tile) => tile.node.classList.toggle("now", state.frame >= tile.from && state.frame < tile.to));
+      if (
+        reads ||
+        [
+          "hover",
+          "cluster",
+          "side",
+          "lit",
+          "run",
+          "step",
+          "layer",
+          "head",
+          "branch",
+          "opacity",
+        ].some((n) => changed.has(n))
+      )
+        draw();
+      tiles.forEach((tile) =>
+        tile.node.classList.toggle("now", state.frame >= tile.from && state.frame < tile.to),
+      );
     },
   };
 }

@@ -38,7 +38,10 @@ function sparkline(app) {
       onclick: (event) => {
         const box = chart.getBoundingClientRect();
         const at = (event.clientX - box.left) / box.width;
-        store.set({ frame: clamp(Math.floor(at * data.frameCount), 0, data.frameCount - 1), playing: false });
+        store.set({
+          frame: clamp(Math.floor(at * data.frameCount), 0, data.frameCount - 1),
+          playing: false,
+        });
       },
     },
     line,
@@ -69,7 +72,10 @@ function sparkline(app) {
           const at = Number.isFinite(v) ? clamp((top - v) / span, 0, 1) : 0; // identical frames sit at the top
           return SPARK.pad + at * (SPARK.height - 2 * SPARK.pad);
         };
-        line.setAttribute("d", Array.from(psnr, (v, i) => `${i ? "L" : "M"}${x(i)} ${y(v)}`).join(""));
+        line.setAttribute(
+          "d",
+          Array.from(psnr, (v, i) => `${i ? "L" : "M"}${x(i)} ${y(v)}`).join(""),
+        );
         put(
           dots,
           ...(psnr.length <= 40
@@ -150,12 +156,19 @@ export function makeCompare(app) {
     ],
     (mode) => store.set({ compare: mode }),
   );
-  const left = el("canvas", { role: "img", "aria-label": "Dense clip" });
-  const right = el("canvas", { role: "img", "aria-label": "Sparse clip" });
+  const { width = 256, height = 256 } = data.request; // holds the place until the clips are there
+  const shape = { width, height };
+  const left = el("canvas", { ...shape, role: "img", "aria-label": "Dense clip" });
+  const right = el("canvas", { ...shape, role: "img", "aria-label": "Sparse clip" });
   const leftName = el("figcaption", {});
   const rightName = el("figcaption", {});
   const rightFigure = el("figure", { class: "sparse" }, rightName, right);
-  const stage = el("div", { class: "stage" }, el("figure", { class: "dense" }, leftName, left), rightFigure);
+  const stage = el(
+    "div",
+    { class: "stage" },
+    el("figure", { class: "dense" }, leftName, left),
+    rightFigure,
+  );
   const wipe = el("input", {
     type: "range",
     min: 0,
@@ -164,7 +177,13 @@ export function makeCompare(app) {
     "aria-label": "Position of the wipe line, percent from the left",
     oninput: () => store.set({ wipe: Number(wipe.value) / 100 }),
   });
-  const wipeRow = el("div", { class: "wiperow" }, el("span", {}, "dense"), wipe, el("span", {}, "sparse"));
+  const wipeRow = el(
+    "div",
+    { class: "wiperow" },
+    el("span", {}, "dense"),
+    wipe,
+    el("span", {}, "sparse"),
+  );
   left.addEventListener("pointermove", (event) => {
     if (store.get().compare !== "wipe") return;
     const box = left.getBoundingClientRect();
@@ -244,7 +263,11 @@ export function makeCompare(app) {
       difference: `|dense − ${name}| × ${GAIN}, from the encoded clips`,
       blink: "Dense",
     };
-    put(leftName, titles[state.compare], state.compare === "side" ? took(result.dense_seconds) : null);
+    put(
+      leftName,
+      titles[state.compare],
+      state.compare === "side" ? took(result.dense_seconds) : null,
+    );
     put(rightName, name, took(result.svg2_seconds));
     rightFigure.hidden = state.compare !== "side";
     stage.classList.toggle("single", state.compare !== "side");

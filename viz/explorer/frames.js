@@ -10,7 +10,7 @@ export function makeClip(bytes, count, onFrame, onFail) {
   const pictures = new Array(count).fill(null);
   const video = document.createElement("video");
   const url = URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
-  const clip = { pictures, width: 0, height: 0, frameSeconds: 1 / 16, failed: false, close };
+  const clip = { pictures, frameSeconds: 1 / 16, failed: false, close };
   let closed = false;
 
   function close() {
@@ -35,8 +35,6 @@ export function makeClip(bytes, count, onFrame, onFail) {
     const ready = once("loadeddata");
     video.src = url;
     await ready;
-    clip.width = video.videoWidth;
-    clip.height = video.videoHeight;
     clip.frameSeconds = video.duration / count;
     const scale = Math.min(1, MAX_WIDTH / video.videoWidth);
     const size =

@@ -1,18 +1,43 @@
 // What was run, what it gave, and on what: three honest ratios kept apart.
 
-import { budget, choice, decibel, el, isNumber, percent, plain, put, seconds, times } from "./dom.js";
+import {
+  budget,
+  choice,
+  decibel,
+  el,
+  isNumber,
+  percent,
+  plain,
+  put,
+  seconds,
+  times,
+} from "./dom.js";
 
 function headline(result) {
   const attention = result.attention_speedup;
   const psnr = result.psnr_db === null ? "identical frames" : decibel(result.psnr_db);
   if (!isNumber(attention)) return ["Same prompt, same seed: dense against sparse at ", psnr, "."];
   const speed =
-    attention >= 1.005 ? `${times(attention)} faster attention` : `${times(attention)} the attention speed`;
-  return ["Same prompt, same seed: dense against sparse, ", el("em", {}, speed), " at ", el("em", {}, psnr), "."];
+    attention >= 1.005
+      ? `${times(attention)} faster attention`
+      : `${times(attention)} the attention speed`;
+  return [
+    "Same prompt, same seed: dense against sparse, ",
+    el("em", {}, speed),
+    " at ",
+    el("em", {}, psnr),
+    ".",
+  ];
 }
 
 function metric(name, value, note) {
-  return el("div", { class: "metric" }, el("dt", {}, name), el("dd", {}, value), el("dd", { class: "note" }, note));
+  return el(
+    "div",
+    { class: "metric" },
+    el("dt", {}, name),
+    el("dd", {}, value),
+    el("dd", { class: "note" }, note),
+  );
 }
 
 function metrics(run, data) {
@@ -37,7 +62,11 @@ function metrics(run, data) {
     metric("PSNR", decibel(r.psnr_db), "against dense, raw frames"),
     metric("SSIM", plain(r.ssim), "against dense, 1 is equal"),
     metric("Density", percent(r.density), "token pairs kept, sparse calls"),
-    metric("Kernel", impl ? String(impl) : "not recorded", device ? `ran on ${device}` : "device not recorded"),
+    metric(
+      "Kernel",
+      impl ? String(impl) : "not recorded",
+      device ? `ran on ${device}` : "device not recorded",
+    ),
   ];
 }
 
@@ -73,10 +102,22 @@ export function makeHeader(app) {
     "header",
     { class: "head" },
     app.standalone ? el("h1", { class: "brand" }, "SVG2 Lab") : null,
-    el("p", { class: "eyebrow" }, el("span", { class: "mode" }, data.mode), `measured on ${measured.join(" · ")}`),
+    el(
+      "p",
+      { class: "eyebrow" },
+      el("span", { class: "mode" }, data.mode),
+      `measured on ${measured.join(" · ")}`,
+    ),
     title,
-    el("p", { class: "prompt" }, el("q", {}, request.prompt ?? ""), el("span", {}, facts.join(" · "))),
-    data.runs.length > 1 ? el("div", { class: "runs" }, el("span", { class: "label" }, "Measured run"), runs.node) : null,
+    el(
+      "p",
+      { class: "prompt" },
+      el("q", {}, request.prompt ?? ""),
+      el("span", {}, facts.join(" · ")),
+    ),
+    data.runs.length > 1
+      ? el("div", { class: "runs" }, el("span", { class: "label" }, "Measured run"), runs.node)
+      : null,
     numbers,
   );
   return {

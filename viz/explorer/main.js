@@ -71,7 +71,10 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     views.compare.draw();
     views.clusters?.draw();
   };
-  const failed = () => views.compare.fail("This browser can't play the clips (H.264). Clusters and masks still work.");
+  const failed = () =>
+    views.compare.fail(
+      "This browser can't play the clips (H.264). Clusters and masks still work.",
+    );
   const makeOne = (bytes) => makeClip(bytes, data.frameCount, readyFrames, failed);
   const clips = {
     dense: makeOne(data.dense.video),
@@ -217,7 +220,13 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
   put(
     root.querySelector(".body"),
     ...all.map((view) => view.node),
-    hasRecords ? null : el("p", { class: "notice" }, "This trace holds no recorded clusters, so there are no maps or masks to show."),
+    hasRecords
+      ? null
+      : el(
+          "p",
+          { class: "notice" },
+          "This trace holds no recorded clusters, so there are no maps or masks to show.",
+        ),
     el("footer", { class: "foot small" }, el("p", {}, origin(data)), el("p", {}, KEYS)),
   );
 
@@ -270,11 +279,14 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
   function onKey(event) {
     const target = event.composedPath()[0];
     const tag = target.tagName ?? "";
-    if (event.ctrlKey || event.metaKey || event.altKey || tag === "SELECT" || tag === "TEXTAREA") return;
+    if (event.ctrlKey || event.metaKey || event.altKey || tag === "SELECT" || tag === "TEXTAREA")
+      return;
     if (tag === "INPUT") return;
     const onFrames = target.closest?.("[data-keys=layers]");
     const head = () => {
-      const heads = [...new Set(data.index.filter((r) => r.run === app.source()).map((r) => r.head))].sort((a, b) => a - b);
+      const heads = [
+        ...new Set(data.index.filter((r) => r.run === app.source()).map((r) => r.head)),
+      ].sort((a, b) => a - b);
       app.selectPlace({ head: heads[(heads.indexOf(store.get().head) + 1) % heads.length] });
     };
     const actions = {
@@ -282,7 +294,10 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
       ArrowRight: () => views.compare.step(1),
       ArrowUp: onFrames && (() => views.place.move("layer", -1)),
       ArrowDown: onFrames && (() => views.place.move("layer", 1)),
-      " ": tag !== "BUTTON" && target.getAttribute?.("role") !== "button" && (() => store.set({ playing: !store.get().playing })),
+      " ":
+        tag !== "BUTTON" &&
+        target.getAttribute?.("role") !== "button" &&
+        (() => store.set({ playing: !store.get().playing })),
       "[": hasRecords && (() => views.place.move("step", -1)),
       "]": hasRecords && (() => views.place.move("step", 1)),
       h: hasRecords && head,
@@ -328,7 +343,8 @@ function carriedOver(app, data) {
   if (!same) kept.run = 0;
   else if (grown) kept.run = data.runs.length - 1;
   const name = (run) => run && runName(run);
-  if (!same || name(app.data.runs[state.run]) !== name(data.runs[kept.run])) kept.top_p = undefined;
+  if (!same || name(app.data.runs[state.run]) !== name(data.runs[kept.run]))
+    kept.top_p = undefined;
   return kept;
 }
 
@@ -343,7 +359,13 @@ export function mount(host, options) {
   const shadow = host.shadowRoot ?? host.attachShadow({ mode: "open" });
   const live = el("p", { class: "live", role: "status", hidden: true });
   const notice = el("p", { class: "notice", role: "alert", hidden: true });
-  const root = el("div", { class: "lab" }, live, notice, el("div", { class: "body" }, el("p", { class: "wait" }, "Opening the trace…")));
+  const root = el(
+    "div",
+    { class: "lab" },
+    live,
+    notice,
+    el("div", { class: "body" }, el("p", { class: "wait" }, "Opening the trace…")),
+  );
   put(shadow, el("style", {}, options.css), root);
   const extras = {};
   let workspace = null;
@@ -353,7 +375,9 @@ export function mount(host, options) {
   const system = matchMedia("(prefers-color-scheme: dark)");
   function theme() {
     const explicit = document.documentElement.dataset.theme;
-    const dark = explicit ? explicit === "dark" : document.body.classList.contains("dark") || (options.standalone && system.matches);
+    const dark = explicit
+      ? explicit === "dark"
+      : document.body.classList.contains("dark") || (options.standalone && system.matches);
     const name = dark ? "dark" : "light";
     if (root.dataset.theme === name) return;
     root.dataset.theme = name;
@@ -388,7 +412,8 @@ export function mount(host, options) {
       if (mine === ticket) load(payload);
     } catch (error) {
       console.warn(error);
-      if (mine === ticket) say(notice, "The trace could not be opened. What was shown before stays.");
+      if (mine === ticket)
+        say(notice, "The trace could not be opened. What was shown before stays.");
     }
   }
 
@@ -421,7 +446,12 @@ export function mount(host, options) {
     /** What is drawn, as numbers: for tests and for reading out. */
     inspect() {
       const { app } = workspace;
-      return { kept: app.kept(), ...app.stats(), measured: app.isMeasured(), record: app.record() };
+      return {
+        kept: app.kept(),
+        ...app.stats(),
+        measured: app.isMeasured(),
+        record: app.record(),
+      };
     },
     math: { selectionAt, measure, curve, blockDensity, makeBins, tilesTouched },
   };

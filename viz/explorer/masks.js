@@ -61,7 +61,9 @@ function maskPlot(app, permuted) {
     const context = fit(canvas, side, side);
     context.imageSmoothingEnabled = false;
     context.drawImage(small, 0, 0, side, side);
-    const focus = state.hover ?? (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
+    const focus =
+      state.hover ??
+      (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
     if (focus) mark(context, record, shape, focus, side);
   });
 
@@ -118,7 +120,8 @@ function maskPlot(app, permuted) {
     const at = under(event);
     app.readBlock(at, permuted);
     const { hover } = store.get();
-    if (hover?.side !== "q" || hover.cluster !== at.q) store.set({ hover: { side: "q", cluster: at.q } });
+    if (hover?.side !== "q" || hover.cluster !== at.q)
+      store.set({ hover: { side: "q", cluster: at.q } });
   });
   canvas.addEventListener("pointerleave", () => {
     app.readBlock(null);
@@ -135,14 +138,21 @@ function maskPlot(app, permuted) {
     : el(
         "div",
         { class: "ticks", "aria-hidden": "true" },
-        Array.from({ length: T }, (_, t) => el("span", {}, T <= 12 || t % 5 === 0 ? String(t + 1) : "")),
+        Array.from({ length: T }, (_, t) =>
+          el("span", {}, T <= 12 || t % 5 === 0 ? String(t + 1) : ""),
+        ),
       );
   const node = el(
     "figure",
     { class: "maskbox" },
     el("figcaption", {}, title),
     canvas,
-    ticks ?? el("div", { class: "ticks", "aria-hidden": "true" }, el("span", {}, "key clusters, true sizes →")),
+    ticks ??
+      el(
+        "div",
+        { class: "ticks", "aria-hidden": "true" },
+        el("span", {}, "key clusters, true sizes →"),
+      ),
     tiles,
   );
   return {
@@ -156,7 +166,9 @@ function maskPlot(app, permuted) {
         tiles,
         el("strong", {}, percent(share, 0)),
         ` of ${TILE}×${TILE} tiles hold a kept pair (${touched.toLocaleString("en")} of ${total.toLocaleString("en")})`,
-        permuted ? `; blocks of the clusters' own sizes compute ${percent(app.stats().density)}` : null,
+        permuted
+          ? `; blocks of the clusters' own sizes compute ${percent(app.stats().density)}`
+          : null,
       );
       canvas.setAttribute(
         "aria-label",
@@ -174,7 +186,12 @@ function budgetCurve(app) {
   const measured = svg("line", { class: "measured", y1: 0, y2: CURVE.height });
   const chart = svg(
     "svg",
-    { viewBox: `0 0 ${CURVE.width} ${CURVE.height}`, preserveAspectRatio: "none", class: "spark", "aria-hidden": "true" },
+    {
+      viewBox: `0 0 ${CURVE.width} ${CURVE.height}`,
+      preserveAspectRatio: "none",
+      class: "spark",
+      "aria-hidden": "true",
+    },
     measured,
     mass,
     density,
@@ -227,7 +244,11 @@ export function makeMasks(app) {
   });
   const value = el("output", { class: "budgetvalue", for: "budget" });
   const kind = el("p", { class: "kind" });
-  const back = el("button", { type: "button", class: "quiet", onclick: () => app.selectBudget(app.measuredBudget()) });
+  const back = el("button", {
+    type: "button",
+    class: "quiet",
+    onclick: () => app.selectBudget(app.measuredBudget()),
+  });
   const numbers = el("dl", { class: "readout" });
   const curve = budgetCurve(app);
   const status = el("p", { class: "notice", role: "status", hidden: true });
@@ -246,13 +267,23 @@ export function makeMasks(app) {
       ),
       el("div", { class: "budgetrow" }, el("label", { for: "budget" }, "Budget top-p"), value),
       el("div", { class: "curvebox" }, curve.node, slider),
-      el("p", { class: "legend small" }, el("span", { class: "key first" }, "density"), el("span", { class: "key second" }, "kept mass")),
+      el(
+        "p",
+        { class: "legend small" },
+        el("span", { class: "key first" }, "density"),
+        el("span", { class: "key second" }, "kept mass"),
+      ),
       kind,
       back,
       status,
       numbers,
     ),
-    el("div", { class: "main" }, el("div", { class: "pair" }, original.node, permuted.node), reading),
+    el(
+      "div",
+      { class: "main" },
+      el("div", { class: "pair" }, original.node, permuted.node),
+      reading,
+    ),
   );
 
   let waiting = 0;
@@ -264,7 +295,8 @@ export function makeMasks(app) {
     }, TILE_DELAY_MS);
   };
 
-  const idle = "Rows are queries, columns are keys; full colour is kept, empty is skipped. Point at a block to read it.";
+  const idle =
+    "Rows are queries, columns are keys; full colour is kept, empty is skipped. Point at a block to read it.";
   app.readBlock = (at, sorted) => {
     if (!at) {
       put(reading, idle);
@@ -287,18 +319,33 @@ export function makeMasks(app) {
     const measured = app.isMeasured();
     const record = app.record();
     const all = app.meanDensity(state.top_p);
-    const row = (name, text, note) => [el("dt", {}, name), el("dd", {}, text, note ? el("span", { class: "note" }, note) : null)];
+    const row = (name, text, note) => [
+      el("dt", {}, name),
+      el("dd", {}, text, note ? el("span", { class: "note" }, note) : null),
+    ];
     put(
       numbers,
       ...row("Density, this call", percent(density)),
       ...row("Kept mass", percent(keptMass), "estimate from centroids"),
-      ...row("Recall", measured ? percent(record.recall) : "not measured", measured ? "true attention mass, 64 random queries" : "only at the measured budget"),
-      ...row("Density, recorded calls", all.value === null ? "computing…" : percent(all.value), `mean of ${all.count}`),
+      ...row(
+        "Recall",
+        measured ? percent(record.recall) : "not measured",
+        measured ? "true attention mass, 64 random queries" : "only at the measured budget",
+      ),
+      ...row(
+        "Density, recorded calls",
+        all.value === null ? "computing…" : percent(all.value),
+        `mean of ${all.count}`,
+      ),
     );
     put(value, budget(state.top_p));
     put(
       kind,
-      el("span", { class: measured ? "badge solid" : "badge hollow" }, measured ? "measured" : "what-if"),
+      el(
+        "span",
+        { class: measured ? "badge solid" : "badge hollow" },
+        measured ? "measured" : "what-if",
+      ),
       measured
         ? " The selection the method made in this run."
         : " Selected from the recorded queries and keys; in a real run later steps would change.",
@@ -322,7 +369,10 @@ export function makeMasks(app) {
       const mask = ["run", "step", "layer", "branch", "head", "top_p"].some((n) => changed.has(n));
       if (mask) {
         slider.value = String(state.top_p);
-        slider.setAttribute("aria-valuetext", `top-p ${budget(state.top_p)}, density ${percent(app.stats().density)}`);
+        slider.setAttribute(
+          "aria-valuetext",
+          `top-p ${budget(state.top_p)}, density ${percent(app.stats().density)}`,
+        );
         readout(state);
         curve.update(state);
         slow();

@@ -31,10 +31,25 @@ function picker(app, name, title, text) {
     const next = recorded[at + by];
     if (next !== undefined) app.selectPlace({ [name]: next });
   };
-  const back = el("button", { type: "button", "aria-label": `Previous recorded ${name}`, onclick: () => move(-1) }, "‹");
-  const on = el("button", { type: "button", "aria-label": `Next recorded ${name}`, onclick: () => move(1) }, "›");
+  const back = el(
+    "button",
+    { type: "button", "aria-label": `Previous recorded ${name}`, onclick: () => move(-1) },
+    "‹",
+  );
+  const on = el(
+    "button",
+    { type: "button", "aria-label": `Next recorded ${name}`, onclick: () => move(1) },
+    "›",
+  );
   return {
-    node: el("div", { class: name === "branch" ? "picker wide" : "picker" }, el("span", { class: "label" }, title), back, select, on),
+    node: el(
+      "div",
+      { class: name === "branch" ? "picker wide" : "picker" },
+      el("span", { class: "label" }, title),
+      back,
+      select,
+      on,
+    ),
     move,
     fill() {
       const { all, recorded } = placesOf(data, app.source(), name);
@@ -87,7 +102,10 @@ export function makePlaceBar(app) {
         const elsewhere = app.source() !== state.run;
         other.hidden = !elsewhere;
         if (elsewhere) {
-          put(other, `The clusters of ${runName(data.runs[state.run])} were not recorded; these are of ${runName(data.runs[app.source()])}.`);
+          put(
+            other,
+            `The clusters of ${runName(data.runs[state.run])} were not recorded; these are of ${runName(data.runs[app.source()])}.`,
+          );
         }
       }
       if (!["run", "step", "layer", "head", "branch", "top_p"].some((n) => changed.has(n))) return;
@@ -160,7 +178,12 @@ export function makeDensityMap(app) {
         if (step === state.step && layer === state.layer) {
           context.strokeStyle = ink;
           context.lineWidth = 2 * scale;
-          context.strokeRect(x * cell + scale / 2, y * cell + scale / 2, cell - 1 - scale, cell - 1 - scale);
+          context.strokeRect(
+            x * cell + scale / 2,
+            y * cell + scale / 2,
+            cell - 1 - scale,
+            cell - 1 - scale,
+          );
         }
       });
     });
@@ -172,27 +195,50 @@ export function makeDensityMap(app) {
     const x = Math.floor((event.clientX - box.left) / cells.cell);
     const y = Math.floor((event.clientY - box.top) / cells.cell);
     if (x < 0 || x >= cells.steps.length || y < 0 || y >= cells.layers.length) return null;
-    return { step: cells.steps[x], layer: cells.layers[y], value: cells.mean[y * cells.steps.length + x] };
+    return {
+      step: cells.steps[x],
+      layer: cells.layers[y],
+      value: cells.mean[y * cells.steps.length + x],
+    };
   }
 
-  const idle = () => put(caption, "Columns are steps, rows are layers; darker keeps more. Calls with a dot are recorded: click one.");
+  const idle = () =>
+    put(
+      caption,
+      "Columns are steps, rows are layers; stronger colour keeps more. Calls with a dot are recorded: click one.",
+    );
   canvas.addEventListener("pointermove", (event) => {
     const at = under(event);
     if (!at) return idle();
-    const there = recorded(app.source(), at.step, at.layer) ? "click to open" : "not recorded in this trace";
-    return put(caption, `Step ${at.step + 1}, layer ${at.layer + 1}: ${percent(at.value)} kept, ${there}.`);
+    const there = recorded(app.source(), at.step, at.layer)
+      ? "click to open"
+      : "not recorded in this trace";
+    return put(
+      caption,
+      `Step ${at.step + 1}, layer ${at.layer + 1}: ${percent(at.value)} kept, ${there}.`,
+    );
   });
   canvas.addEventListener("pointerleave", idle);
   canvas.addEventListener("click", (event) => {
     const at = under(event);
     if (!at) return;
     const { head, branch } = store.get();
-    const wanted = nearestPlace(data, { head, branch, step: at.step, layer: at.layer }, app.source());
+    const wanted = nearestPlace(
+      data,
+      { head, branch, step: at.step, layer: at.layer },
+      app.source(),
+    );
     if (wanted.step === at.step && wanted.layer === at.layer) app.selectPlace(wanted);
   });
   idle();
   return {
-    node: el("div", { class: "mapbox" }, el("p", { class: "label" }, "Density of every sparse call"), canvas, caption),
+    node: el(
+      "div",
+      { class: "mapbox" },
+      el("p", { class: "label" }, "Density of every sparse call"),
+      canvas,
+      caption,
+    ),
     draw,
     update(state, changed) {
       if (changed.has("run")) {
@@ -206,4 +252,3 @@ export function makeDensityMap(app) {
     },
   };
 }
-

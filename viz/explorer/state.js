@@ -1,9 +1,6 @@
 // The one selection that every view reads and writes.
 
-/**
- * A store of one flat object. `set` tells listeners which names changed, once per animation frame
- * for drawing (`onDraw`) and at once for controls (`onChange`).
- */
+/** A store of one flat object. `set` tells every listener the state and which names changed. */
 export function makeStore(initial) {
   let state = { ...initial };
   const listeners = new Set();

@@ -3,15 +3,30 @@
 import { budget, choice, decibel, el, isNumber, percent, put, svg, times } from "./dom.js";
 
 const AXES = {
-  density: { name: "Density", of: (p) => p.density, text: (v) => percent(v, 0), title: "density: token pairs kept in sparse calls" },
+  density: {
+    name: "Density",
+    of: (p) => p.density,
+    text: (v) => percent(v, 0),
+    title: "density: token pairs kept in sparse calls",
+  },
   compute: {
     name: "Compute",
     of: (p) => p.compute_density,
     text: (v) => percent(v, 0),
     title: "compute density: kept pairs and what compensation computes",
   },
-  attention: { name: "Attention time", of: (p) => p.attention_speedup, text: (v) => times(v), title: "measured attention speedup" },
-  speedup: { name: "End-to-end", of: (p) => p.speedup, text: (v) => times(v), title: "measured end-to-end speedup" },
+  attention: {
+    name: "Attention time",
+    of: (p) => p.attention_speedup,
+    text: (v) => times(v),
+    title: "measured attention speedup",
+  },
+  speedup: {
+    name: "End-to-end",
+    of: (p) => p.speedup,
+    text: (v) => times(v),
+    title: "measured end-to-end speedup",
+  },
 };
 
 const SHAPES = ["circle", "diamond", "square", "triangle", "cross", "star"];
@@ -59,7 +74,11 @@ export function makeTradeoff(app) {
     },
   );
   axes.show(axis);
-  const chart = svg("svg", { class: "chart", role: "group", "aria-label": "PSNR of measured runs" });
+  const chart = svg("svg", {
+    class: "chart",
+    role: "group",
+    "aria-label": "PSNR of measured runs",
+  });
   const legend = el("p", { class: "legend small" });
   const reading = el("p", { class: "reading small", "aria-live": "polite" });
   const node = el(
@@ -110,25 +129,56 @@ export function makeTradeoff(app) {
     const methods = [...new Set(all.map((p) => p.method))];
     const share = axis === "density" || axis === "compute";
     const values = all.map(AXES[axis].of);
-    const [x0, x1] = share ? [0, 1] : [Math.min(1, ...values) - 0.1, Math.max(1.5, ...values) + 0.1];
+    const [x0, x1] = share
+      ? [0, 1]
+      : [Math.min(1, ...values) - 0.1, Math.max(1.5, ...values) + 0.1];
     const dbs = finite.map((p) => p.psnr_db);
     const y0 = Math.floor(Math.min(...dbs, 30) - 2);
     const y1 = Math.ceil(Math.max(...dbs, 34) + 3);
     const x = (v) => pad.left + ((v - x0) / (x1 - x0)) * (width - pad.left - pad.right);
-    const y = (v) => (v === null ? pad.top : pad.top + ((y1 - v) / (y1 - y0)) * (height - pad.top - pad.bottom));
+    const y = (v) =>
+      v === null ? pad.top : pad.top + ((y1 - v) / (y1 - y0)) * (height - pad.top - pad.bottom);
     const bottom = height - pad.bottom;
 
     const parts = [];
     for (const v of niceTicks(y0, y1, 5)) {
-      parts.push(svg("line", { class: "gridline", x1: pad.left, x2: width - pad.right, y1: y(v), y2: y(v) }));
-      parts.push(svg("text", { class: "tick", x: pad.left - 8, y: y(v) + 4, "text-anchor": "end" }, String(Number(v.toFixed(1)))));
+      parts.push(
+        svg("line", {
+          class: "gridline",
+          x1: pad.left,
+          x2: width - pad.right,
+          y1: y(v),
+          y2: y(v),
+        }),
+      );
+      parts.push(
+        svg(
+          "text",
+          { class: "tick", x: pad.left - 8, y: y(v) + 4, "text-anchor": "end" },
+          String(Number(v.toFixed(1))),
+        ),
+      );
     }
     for (const v of niceTicks(x0, x1, width < 420 ? 4 : 6)) {
-      parts.push(svg("text", { class: "tick", x: x(v), y: bottom + 18, "text-anchor": "middle" }, AXES[axis].text(v)));
+      parts.push(
+        svg(
+          "text",
+          { class: "tick", x: x(v), y: bottom + 18, "text-anchor": "middle" },
+          AXES[axis].text(v),
+        ),
+      );
     }
-    parts.push(svg("line", { class: "axis", x1: pad.left, x2: width - pad.right, y1: bottom, y2: bottom }));
+    parts.push(
+      svg("line", { class: "axis", x1: pad.left, x2: width - pad.right, y1: bottom, y2: bottom }),
+    );
     parts.push(svg("text", { class: "axisname", x: pad.left - 40, y: 12 }, "PSNR, dB"));
-    parts.push(svg("text", { class: "axisname", x: width - pad.right, y: height - 6, "text-anchor": "end" }, AXES[axis].title));
+    parts.push(
+      svg(
+        "text",
+        { class: "axisname", x: width - pad.right, y: height - 6, "text-anchor": "end" },
+        AXES[axis].title,
+      ),
+    );
 
     const state = store.get();
     const whatIf = app.meanDensity(state.top_p);
@@ -140,8 +190,15 @@ export function makeTradeoff(app) {
         svg("path", { class: "hollow", d: mark("circle", at, bottom, 5.5) }),
         svg(
           "text",
-          { class: "whatiftext", x: at + (left ? -10 : 10), y: pad.top + 10, "text-anchor": left ? "end" : "start" },
-          width < 480 ? `what-if ${percent(whatIf.value)}` : `what-if top-p ${budget(state.top_p)}: ${percent(whatIf.value)}, PSNR not measured`,
+          {
+            class: "whatiftext",
+            x: at + (left ? -10 : 10),
+            y: pad.top + 10,
+            "text-anchor": left ? "end" : "start",
+          },
+          width < 480
+            ? `what-if ${percent(whatIf.value)}`
+            : `what-if top-p ${budget(state.top_p)}: ${percent(whatIf.value)}, PSNR not measured`,
         ),
       );
     }
@@ -183,13 +240,20 @@ export function makeTradeoff(app) {
           svg("path", { class: "solid", d: mark(shapeOf(p.method, methods), px, py, 6) }),
           svg(
             "text",
-            { class: "pointname", x: px + (right ? -12 : 12), y: py + 4, "text-anchor": right ? "end" : "start" },
+            {
+              class: "pointname",
+              x: px + (right ? -12 : 12),
+              y: py + 4,
+              "text-anchor": right ? "end" : "start",
+            },
             isNumber(p.top_p) ? `p ${budget(p.top_p)}` : "",
           ),
         ),
       );
     }
-    const focused = [...chart.querySelectorAll(".point")].indexOf(chart.getRootNode().activeElement);
+    const focused = [...chart.querySelectorAll(".point")].indexOf(
+      chart.getRootNode().activeElement,
+    );
     put(chart, ...parts);
     if (focused >= 0) chart.querySelectorAll(".point")[focused]?.focus();
     put(
@@ -198,7 +262,11 @@ export function makeTradeoff(app) {
         el(
           "span",
           { class: "method" },
-          svg("svg", { width: 16, height: 16, "aria-hidden": "true" }, svg("path", { class: "solid", d: mark(shapeOf(method, methods), 8, 8, 5) })),
+          svg(
+            "svg",
+            { width: 16, height: 16, "aria-hidden": "true" },
+            svg("path", { class: "solid", d: mark(shapeOf(method, methods), 8, 8, 5) }),
+          ),
           method,
         ),
       ),
