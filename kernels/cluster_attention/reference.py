@@ -15,10 +15,8 @@ from torch import Tensor
 
 from kernels.cpu import bf16_is_native, share_work
 
-# As many fp32 scores as fit in the cache of one core beside the keys: up to here three plain
-# products are faster than SDPA, which takes so few rows 32 at a time.
-_SCORES_IN_CACHE = 1 << 16
-# Rows of a bf16 product at a time, where scores would not fit.
+# A bf16 product takes as many rows at a time as have this many scores, and no fewer than 32.
+_SCORES_PER_PRODUCT = 1 << 16
 _MIN_ROWS = 32
 
 
@@ -27,7 +25,7 @@ class _Head:
     """One head cut into clusters, in the dtype of its products.
 
     Attributes:
-        q: scaled queries of each query cluster.
+        q: queries of each query cluster.
         out: where the result of each query cluster goes.
         k, v: keys and values of each key cluster.
         virtual: what stands for skipped clusters, or None.
@@ -98,16 +96,13 @@ def cluster_attention(
         out.index_copy_(0, dense_heads, _sdpa(dense_q, dense_k, dense_v, None, scale))
 
     dtype = _product_dtype(q)
-    if dtype is not torch.bfloat16:  # there the fp32 scores are scaled instead, which is exacter
-        q = q.to(dtype) * scale
-    k, v = k.to(dtype), v.to(dtype)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if centroids is not None:
         virtual_k, virtual_v = (c.flatten(0, 1).to(dtype) for c in centroids)
         log_sizes = k_sizes.to(torch.promote_types(dtype, torch.float32)).log()
-    heads: dict[int, _Head] = {}
     sizes = zip(q_sizes.tolist(), k_sizes.tolist(), strict=True)
-    for h, (head_q_sizes, head_k_sizes) in enumerate(sizes):
-        heads[h] = _Head(
+    heads = [
+        _Head(
             q=q[h].split(head_q_sizes),
             out=out[h].split(head_q_sizes),
             k=k[h].split(head_k_sizes),
@@ -116,15 +111,16 @@ def cluster_attention(
             if centroids is None
             else _Virtual(virtual_k[h], virtual_v[h], log_sizes[h]),
         )
+        for h, (head_q_sizes, head_k_sizes) in enumerate(sizes)
+    ]
     blocks = _blocks(q_sizes, k_sizes, kept, skipped, sparse, centroids is not None)
     longest = max(block.num_keys + len(block.skipped) for block in blocks)
 
     def attend_blocks(take: Callable[[], _Block | None]) -> None:
         keys = torch.empty(longest, k.shape[-1], dtype=dtype, device=k.device)
         values = torch.empty_like(keys)
-        scores = torch.empty(_SCORES_IN_CACHE, dtype=dtype, device=k.device)
         while (block := take()) is not None:
-            _attend_block(heads[block.head], block, keys, values, scores, scale)
+            _attend_block(heads[block.head], block, keys, values, scale)
 
     share_work(blocks, attend_blocks, q.device)
     return out.view(*q_offsets.shape[:2], *out.shape[1:])
@@ -169,7 +165,6 @@ def _attend_block(
     block: _Block,
     keys: Float[Tensor, "longest D"],
     values: Float[Tensor, "longest D"],
-    scores: Float[Tensor, " scratch"],
     scale: float,
 ) -> None:
     """Copy the keys and values of one block together, attend, and write the result."""
@@ -189,28 +184,11 @@ def _attend_block(
     v = torch.cat(v_parts, out=values[:num_keys])
     if q.dtype is torch.bfloat16:
         out.copy_(_attend_bf16(q, k, v, bias, scale))
-    elif len(q) * num_keys <= len(scores):
-        out.copy_(_attend_small(q, k, v, bias, scores))
     else:
         mask = None
         if bias is not None:
             mask = F.pad(bias, (block.num_keys, 0))[None]
-        out.copy_(_sdpa(q[None], k[None], v[None], mask, 1.0)[0])
-
-
-def _attend_small(
-    q: Float[Tensor, "M D"],
-    k: Float[Tensor, "L D"],
-    v: Float[Tensor, "L D"],
-    bias: Float[Tensor, " V"] | None,
-    scratch: Float[Tensor, " scratch"],
-) -> Float[Tensor, "M D"]:
-    """Softmax attention by two plain products; `bias` is added to the logits of the last keys."""
-    scores = scratch.as_strided((len(q), len(k)), (len(k), 1))
-    torch.mm(q, k.t(), out=scores)
-    if bias is not None:
-        scores[:, len(k) - len(bias) :] += bias
-    return torch.softmax(scores, -1, out=scores) @ v
+        out.copy_(_sdpa(q[None], k[None], v[None], mask, scale)[0])
 
 
 def _attend_bf16(
@@ -220,9 +198,12 @@ def _attend_bf16(
     bias: Float[Tensor, " V"] | None,
     scale: float,
 ) -> Float[Tensor, "M D"]:
-    """The same with bf16 products and an fp32 softmax, some rows at a time."""
+    """Softmax attention by bf16 products and an fp32 softmax, some rows at a time.
+
+    `bias` is added to the logits of the last keys.
+    """
     parts = []
-    for rows in q.split(max(_MIN_ROWS, _SCORES_IN_CACHE // len(k))):
+    for rows in q.split(max(_MIN_ROWS, _SCORES_PER_PRODUCT // len(k))):
         scores = (rows @ k.t()).float().mul_(scale)
         if bias is not None:
             scores[:, len(k) - len(bias) :] += bias

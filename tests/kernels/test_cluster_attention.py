@@ -129,17 +129,10 @@ def test_with_compensation_it_attends_to_the_centroids_alone():
     check(case.with_kept(kept), compensate=True)
 
 
-@pytest.mark.parametrize("scores_in_cache", [0, 1 << 30])
-@pytest.mark.parametrize("compensate", [False, True])
-def test_both_ways_to_attend_a_block(monkeypatch, scores_in_cache, compensate):
-    monkeypatch.setattr(reference, "_SCORES_IN_CACHE", min(scores_in_cache, 1 << 20))
-    check(make_case(n=300), compensate=compensate)
-
-
 @pytest.mark.parametrize("compensate", [False, True])
 def test_native_bf16_products(monkeypatch, compensate):
     monkeypatch.setattr(reference, "bf16_is_native", lambda: True)
-    monkeypatch.setattr(reference, "_SCORES_IN_CACHE", 1 << 12)
+    monkeypatch.setattr(reference, "_SCORES_PER_PRODUCT", 1 << 12)
     check(make_case(n=200).to(torch.bfloat16), compensate=compensate)
 
 
