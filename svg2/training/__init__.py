@@ -1,0 +1,1 @@
+"""Everything behind the built-in model: scenes, prompt grammar, training and evaluation."""

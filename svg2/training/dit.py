@@ -1,0 +1,278 @@
+"""Stage `dit`: train the text encoder and the transformer on the latents of rendered clips.
+
+Any subset of a clip's latent frames, at their own times, is a fair sample. So training starts
+on single frames, goes on with three and five of the nine, and ends on all of them, always at the
+positions at which the model will sample.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from svg2.training.data import open_clips
+from svg2.training.grammar import Scene, describe
+from svg2.training.muon import build_optimizers, set_rate
+from svg2.training.pipeline import build_text_encoder, build_tokenizer, build_transformer
+from svg2.training.vae import build_vae, to_model
+
+_SHIFT = 2.0
+_COOLING = 0.7  # share of the time after which the learning rate falls
+# (share of the time, latent frames, clips a step and process, largest learning rate)
+CURRICULUM = ((0.15, 1, 16, 1.0), (0.6, 3, 6, 1.0), (0.87, 5, 3, 0.8), (1.0, 9, 2, 0.5))
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Normalised latents [n, C, T, Y, X] in float16, and the scene of each clip."""
+
+    latents: np.ndarray
+    scenes: tuple[Scene, ...]
+
+
+class Denoiser(nn.Module):
+    """Text encoder and transformer, which train together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = build_tokenizer()
+        self.text_encoder = build_text_encoder(len(self.tokenizer))
+        self.transformer = build_transformer()
+
+    def encode(self, prompts: list[str], length: int) -> Float[Tensor, "B length text"]:
+        """Embeddings as WanPipeline makes them: zeros after the end of each prompt."""
+        tokens = self.tokenizer(prompts, padding="longest", return_tensors="pt")
+        mask = tokens.attention_mask.to(self.transformer.device)
+        ids = tokens.input_ids.to(self.transformer.device)
+        hidden = self.text_encoder(ids, mask).last_hidden_state * mask[:, :, None]
+        return nn.functional.pad(hidden, (0, 0, 0, length - hidden.shape[1]))
+
+    def forward(
+        self, noisy: Tensor, sigma: Tensor, prompts: list[str], frames: Tensor, length: int
+    ) -> Tensor:
+        with _frame_positions(self.transformer, frames):
+            return self.transformer(
+                noisy, sigma * 1000, self.encode(prompts, length), return_dict=False
+            )[0]
+
+
+class _frame_positions:
+    """Give the transformer's rotary embedding the true times of a subset of frames."""
+
+    def __init__(self, transformer: WanTransformer3DModel, frames: Tensor) -> None:
+        self.rope, self.frames = transformer.rope, frames
+
+    def __enter__(self) -> None:
+        def at_frames(hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+            b, c, _, y, x = hidden_states.shape
+            whole = hidden_states.new_empty((b, c, int(self.frames.max()) + 1, y, x))
+            cos, sin = type(self.rope).forward(self.rope, whole)
+            pick = [f.unflatten(1, (-1, y * x))[:, self.frames].flatten(1, 2) for f in (cos, sin)]
+            return pick[0], pick[1]
+
+        self.rope.forward = at_frames
+
+    def __exit__(self, *_: object) -> None:
+        del self.rope.forward
+
+
+def encode_clips(
+    clips_folder: Path, vae_checkpoint: Path, target: Path, device: str = "cpu"
+) -> None:
+    """Encode all rendered clips and their mirror images; writes latents, their mean and std."""
+    clips = open_clips(clips_folder)
+    vae = build_vae().to(device).eval()
+    vae.load_state_dict(
+        torch.load(vae_checkpoint, weights_only=True, map_location=device)["model"]
+    )
+    done = []
+    with torch.no_grad():
+        for i in range(clips.ready):
+            clip = to_model(np.stack([clips.frames[i], clips.frames[i][:, :, ::-1]])).to(device)
+            done.append(vae.encode(clip).latent_dist.mode().cpu())
+    latents = torch.cat(done)
+    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+    latents = (latents - mean[:, None, None, None]) / std[:, None, None, None]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        target,
+        latents=latents.numpy().astype(np.float16),
+        mean=mean.numpy(),
+        std=std.numpy(),
+        scenes=np.array([json.dumps(vars(s)) for s in clips.scenes]),
+    )
+
+
+_MIRROR = {"right": "left", "left": "right"}
+
+
+def load_latents(path: Path) -> LatentSet:
+    with np.load(path, allow_pickle=False) as data:
+        latents = data["latents"]
+        scenes = [Scene(**json.loads(str(s))) for s in data["scenes"]]
+    both = []
+    for scene in scenes:
+        mirrored = Scene(**(vars(scene) | {"motion": _MIRROR.get(scene.motion, scene.motion)}))
+        both += [scene, mirrored]
+    return LatentSet(latents, tuple(both))
+
+
+def sample_sigma(batch: int, generator: torch.Generator) -> Float[Tensor, " B"]:
+    """Noise levels: logit-normal, shifted to more noise (SD3, arXiv 2403.03206)."""
+    u = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1)
+    return _SHIFT * u / (1 + (_SHIFT - 1) * u)
+
+
+def train_dit(
+    latents_path: Path,
+    checkpoint: Path,
+    minutes: float,
+    *,
+    lr: float = 2e-3,
+    seed: int = 0,
+    device: str = "cpu",
+    curriculum: tuple[tuple[float, int, int, float], ...] = CURRICULUM,
+) -> dict:
+    """Train for `minutes` of wall time, resuming from `checkpoint`; under torchrun, in parallel.
+
+    The schedule is a fraction of the time, so a slow machine gets fewer steps, not a cut schedule.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    data = load_latents(latents_path)
+    torch.manual_seed(seed)
+    model = Denoiser().to(device)
+    ema = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizers = build_optimizers(
+        model, lr, is_matrix=lambda name, p: "blocks" in name and p.ndim == 2
+    )
+    record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "clips": 0}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        ema = state["ema"]
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
+        record = json.loads(state["record"])
+    generator = torch.Generator().manual_seed(seed + 1000 * rank + record["steps"])
+    rng = random.Random(f"{seed}/{rank}/{record['steps']}")
+    started, saved = time.monotonic() - record["seconds"], time.monotonic()
+    recent: list[float] = []
+    while True:
+        seconds = _agree(time.monotonic() - started, device)
+        progress = seconds / (60 * minutes)
+        if progress >= 1:
+            break
+        _, num_frames, batch, peak = next(part for part in curriculum if progress < part[0])
+        cooled = max(0.0, progress - _COOLING) / (1 - _COOLING)
+        decay = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * cooled))
+        set_rate(optimizers, peak * decay * min(1.0, (record["steps"] + 1) / 100))
+        loss = _loss(model, data, num_frames, batch, rng, generator, device)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        _average_gradients(model, world)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        record["steps"] += 1
+        record["clips"] += batch * world
+        record["seconds"] = seconds
+        recent.append(loss.item())
+        keep = min(0.998, (1 + record["steps"]) / (10 + record["steps"]))
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                ema[name].lerp_(p, 1 - keep)
+        if rank == 0 and record["steps"] % 50 == 0:
+            record["log"].append(
+                [record["steps"], round(seconds), round(float(np.mean(recent)), 4)]
+            )
+            print(
+                f"dit step {record['steps']} {seconds:.0f} s frames {num_frames} "
+                f"clips {record['clips']} loss {np.mean(recent):.4f}",
+                flush=True,
+            )
+            recent = []
+        if rank == 0 and time.monotonic() - saved > 120:
+            _save(checkpoint, model, ema, optimizers, record)
+            saved = time.monotonic()
+    if rank == 0:
+        _save(checkpoint, model, ema, optimizers, record)
+    return record
+
+
+def _loss(model, data, num_frames, batch, rng, generator, device) -> Tensor:
+    picks = [rng.randrange(len(data.scenes)) for _ in range(batch)]
+    total = data.latents.shape[2]
+    frames = torch.tensor(sorted(rng.sample(range(total), num_frames)))
+    clean = torch.from_numpy(data.latents[picks][:, :, frames.numpy()]).float().to(device)
+    prompts = ["" if rng.random() < 0.1 else describe(data.scenes[i], rng) for i in picks]
+    # Mostly short, at times as long as WanPipeline's default, so that both read alike.
+    length = rng.choice((24, 24, 24, 64, 512))
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    sigma = sample_sigma(batch, generator).to(device)
+    s = sigma.view(-1, 1, 1, 1, 1)
+    predicted = model((1 - s) * clean + s * noise, sigma, prompts, frames, length)
+    return (predicted - (noise - clean)).pow(2).mean()
+
+
+def _agree(seconds: float, device: str) -> float:
+    """All ranks take the clock of the first, so that they stop at the same step."""
+    if not dist.is_initialized():
+        return seconds
+    clock = torch.tensor([seconds], dtype=torch.float64, device=device)
+    dist.broadcast(clock, 0)
+    return float(clock)
+
+
+def _average_gradients(model: nn.Module, world: int) -> None:
+    if world == 1:
+        return
+    grads = [p.grad for p in _with_grads(model)]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= world
+    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        g.copy_(part.view_as(g))
+
+
+def _with_grads(model: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for p in model.parameters() if p.grad is not None)
+
+
+def _save(checkpoint: Path, model, ema, optimizers, record: dict) -> None:
+    part = checkpoint.with_suffix(".part")
+    state = {"model": model.state_dict(), "ema": ema, "record": json.dumps(record)}
+    torch.save(state | {"optimizers": [o.state_dict() for o in optimizers]}, part)
+    part.replace(checkpoint)
+
+
+def load_denoiser(checkpoint: Path) -> tuple[Denoiser, dict]:
+    """The averaged weights of a checkpoint, and its record."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = Denoiser()
+    model.load_state_dict(state["model"])
+    for name, p in model.named_parameters():
+        p.data.copy_(state["ema"][name])
+    return model.eval(), json.loads(state["record"])
+
+
+def load_vae(checkpoint: Path, latents_path: Path) -> AutoencoderKLWan:
+    """The trained VAE, with the latents' mean and std in its config for WanPipeline."""
+    vae = build_vae()
+    vae.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
+    with np.load(latents_path, allow_pickle=False) as data:
+        vae.register_to_config(
+            latents_mean=data["mean"].tolist(), latents_std=data["std"].tolist()
+        )
+    return vae.eval()
