@@ -87,6 +87,7 @@ def test_large_models_say_what_they_need():
         assert spec.grid(81, 720, 1280) == (21, 45, 80)
         reason = availability(spec)
         if not torch.cuda.is_available():
+            assert reason is not None
             assert "GPU" in reason
             with pytest.raises(ModelUnavailable):
                 load_pipeline(model)
