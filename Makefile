@@ -33,7 +33,7 @@ lint: $(VENV)/.dev-installed
 	$(PY) -m ruff format --check .
 
 types: $(VENV)/.dev-installed
-	$(PY) -m pyright
+	$(PY) -m pyright --level error
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)

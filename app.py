@@ -406,6 +406,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
         }
         inputs = list(fields.values())
         assert tuple(fields) == SETTINGS
+
         def buttons(is_busy: bool) -> Update:
             return {
                 generate: gr.update(interactive=not is_busy),
@@ -426,9 +427,10 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
         def arrive(visit: Visit, request: gr.Request) -> Update:
             VISITS[str(request.session_hash)] = visit
             found, complaint = read_address(studio, dict(request.query_params))
-            return {fields[name]: value for name, value in found.items()} | {
-                status: say(complaint, "warn") if complaint else ""
-            }
+            update: Update = {fields[name]: value for name, value in found.items()}
+            if complaint:
+                update[status] = say(complaint, "warn")
+            return update or gr.skip()
 
         def leave(request: gr.Request) -> None:
             """Nobody waits for this run any more."""
@@ -481,10 +483,11 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             yield {status: final, **buttons(False), **(workspace(visit) if is_release else {})}
             return None
 
-        def run(visit: Visit) -> Generator[Update]:
+        def run(visit: Visit) -> Generator[Any]:
             """Dense and sparse, then the trace of both in place of what was shown."""
             wish, visit.wish = visit.wish, None
-            if wish is None:  # cancelled while it waited
+            if wish is None:  # refused, or cancelled while it waited
+                yield gr.skip()  # a generator that gives nothing would empty its outputs
                 return
             made = yield from follow(visit, wish)
             if made is None:
@@ -510,11 +513,12 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             waiting = f"Waiting to measure top-p {config.top_p:g}."
             return {explorer: visit.view(live=waiting), cancel: gr.update(visible=True)}
 
-        def run_release(visit: Visit) -> Generator[Update]:
+        def run_release(visit: Visit) -> Generator[Any]:
             """The sparse side alone, against this visit's dense run of the same request."""
             wish, dense = visit.release, visit.dense
             visit.release = None
             if wish is None or dense is None:  # a newer one took its place, or it was cancelled
+                yield gr.skip()
                 return
             made = yield from follow(visit, wish, dense)
             if made is None:

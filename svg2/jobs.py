@@ -142,9 +142,13 @@ class Job(Generic[Result]):
         report = self._reports.get()
         while report is not None:
             try:
-                report = self._reports.get_nowait()
+                newer = self._reports.get_nowait()
             except Empty:
                 break
+            if newer is None:  # the end keeps for the next call: the last report is seen
+                self._reports.put(None)
+                break
+            report = newer
         return report
 
 

@@ -1,0 +1,106 @@
+"""The real page, served for real with a tiny model, in a real Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import app
+from svg2.jobs import Studio
+from tests.svg2.pipelines import make_model_folder
+from tests.traces import make_synthetic_trace
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.fixture(scope="session")
+def studio(tiny_pipeline_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    folder = tmp_path_factory.mktemp("studio") / "tiny"
+    return Studio(str(make_model_folder(tiny_pipeline_path, folder)))
+
+
+@pytest.fixture(scope="session")
+def shelf() -> app.Shelf:
+    """Two ready-made traces, the second of another prompt."""
+    first = make_synthetic_trace(grid=(5, 6, 7), num_q=7, num_k=15, steps=5)
+    second = make_synthetic_trace(grid=(3, 6, 6), num_q=5, num_k=9, steps=5, seed=1)
+    second.request["prompt"] = "a blue cube bouncing"
+    return app.Shelf([app.Shown(t, "ready-made trace") for t in (first, second)])
+
+
+@pytest.fixture(scope="session")
+def address(studio: Studio, shelf: app.Shelf) -> Iterator[str]:
+    """The page, served. One thread for torch: on tensors this small more only wait."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = app.launch(
+        *(studio, shelf), server_name="127.0.0.1", server_port=port, prevent_thread_lock=True
+    )
+    yield f"http://127.0.0.1:{port}/"
+    page.close()
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator:
+    if CHROMIUM is None:
+        reason = "no Chromium here: install it (`apt-get install chromium`) to run browser tests"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, address: str) -> Iterator[Callable]:
+    """Opens the page; a complaint in the console or a request to another host fails the test."""
+    troubles: list[str] = []
+    contexts = []
+
+    def opened(query: str = "", width: int = 1280, theme: str = "light"):
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=theme,
+            reduced_motion="reduce",
+            accept_downloads=True,
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on(
+            "console",
+            lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None,
+        )
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        local = (address, "blob:", "data:")
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith(local) else troubles.append(f"asked {r.url}"),
+        )
+        page.goto(address + query)
+        page.wait_for_selector("#explorer .metrics")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not troubles, troubles

@@ -1,0 +1,196 @@
+"""The whole flow on the real page: open, generate, release, cancel, refuse, upload, download."""
+
+from __future__ import annotations
+
+import io
+import re
+import urllib.error
+import urllib.request
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+import app
+from svg2.trace import load_trace, trace_bytes
+from tests.traces import make_synthetic_trace
+
+pytestmark = pytest.mark.browser
+
+PROMPT = "#prompt textarea"
+
+
+def field(page, name: str):
+    return page.locator(f"#{name} input")
+
+
+def unfold(page, title: str) -> None:
+    page.locator("#controls button.label-wrap", has_text=title).click()
+
+
+def says(page, text: str | re.Pattern, timeout: float = 60_000) -> None:
+    page.locator("#status p", has_text=text).first.wait_for(timeout=timeout)
+
+
+def generate(page) -> None:
+    page.click("#generate")
+    says(page, "Done:")
+    page.locator("#explorer .mode", has_text="live CPU").wait_for()
+
+
+def test_a_ready_made_trace_is_open_at_load(visit) -> None:
+    page = visit()
+    assert page.locator("#explorer .mode").inner_text() == "ready-made trace"
+    assert "a red ball" in page.locator("#explorer .prompt").inner_text()
+    assert page.locator("#explorer canvas").count() > 4
+    assert page.locator("#generate").is_enabled()
+    assert not page.locator("#cancel").is_visible()
+
+
+def test_generate_then_release_a_budget(visit) -> None:
+    page = visit()
+    page.fill(PROMPT, "a blue cube to the left")
+    page.click("#generate")
+    page.locator("#status .progress", has_text=re.compile(r"step \d of 4")).wait_for()
+    says(page, re.compile(r"Done: \d+\.\d\d× as fast as dense here"))
+    page.locator("#explorer .mode", has_text="live CPU").wait_for()
+    assert "a blue cube to the left" in page.locator("#explorer .prompt").inner_text()
+    assert page.locator("#generate").is_enabled()
+    query = parse_qs(urlsplit(page.url).query)
+    assert query["prompt"] == ["a blue cube to the left"]
+    assert query["num_inference_steps"] == ["4"]
+
+    slider = page.locator("#explorer input.budget")
+    slider.evaluate("""s => {
+        s.value = 0.5;
+        s.dispatchEvent(new Event('input', { bubbles: true }));
+        s.dispatchEvent(new Event('change', { bubbles: true }));
+    }""")
+    runs = page.locator("#explorer .runs button")
+    runs.nth(1).wait_for(timeout=60_000)
+    assert [re.sub(r"\s+", " ", text) for text in runs.all_inner_texts()] == [
+        "svg2 · top-p 0.9",
+        "svg2 · top-p 0.5",
+    ]
+    assert page.locator("#cancel").is_hidden()
+
+
+BAD = [
+    ("prompt", "", "The prompt is empty: say what the video should show."),
+    ("prompt", "ball " * 2000, "The prompt has 10,000 characters"),
+    ("num_inference_steps", "0", "num_inference_steps must be a whole number from 1"),
+    ("num_frames", "-3", "num_frames must be a whole number from 1"),
+    ("width", "100000", "width must be a whole number from 16"),
+    ("num_q_clusters", "5000", "this video has only"),
+    ("num_k_clusters", "7.5", "num_k_clusters must be a whole number"),
+    ("guidance_scale", "-1", "guidance_scale must be a number from 0"),
+    ("top_p", "0", "top_p must be a number above 0 and at most 1, not 0"),
+]
+
+
+def test_bad_input_gets_one_sentence_and_is_kept(visit) -> None:
+    page = visit()
+    unfold(page, "Clusters")
+    unfold(page, "Video and sampling")
+    for name, value, sentence in BAD:
+        box = page.locator(PROMPT) if name == "prompt" else field(page, name).first
+        before = box.input_value()
+        box.fill(value)
+        box.press("Tab")
+        page.click("#generate")
+        says(page, sentence)
+        assert page.locator("#status p").count() == 1
+        assert box.input_value() == value
+        assert page.locator("#generate").is_enabled()
+        box.fill(before)
+    assert page.locator("#explorer .mode").inner_text() == "ready-made trace"
+
+
+def test_cancel_stops_within_a_step_and_the_next_run_works(visit) -> None:
+    page = visit("?num_inference_steps=200&width=128&height=128")
+    unfold(page, "Video and sampling")
+    page.wait_for_function("document.querySelector('#width input').value === '128'")
+    page.click("#generate")
+    page.locator("#status .progress", has_text=re.compile(r"step [1-9]\d* of 200")).wait_for()
+    page.click("#cancel")
+    says(page, "Cancelled. What was shown before stays.", timeout=5_000)
+    assert page.locator("#explorer .mode").inner_text() == "ready-made trace"
+    page.locator("#cancel").wait_for(state="hidden")
+    field(page, "num_inference_steps").fill("4")
+    generate(page)
+
+
+def test_address_sets_inputs_and_names_what_it_cannot(visit) -> None:
+    page = visit("?seed=42&top_p=7&method=svg2-comp&prompt=a+blue+ball&nonsense=1")
+    says(page, "In this page's address: top_p must be a number above 0 and at most 1, not 7.")
+    unfold(page, "Video and sampling")
+    assert field(page, "seed").input_value() == "42"
+    assert page.locator(PROMPT).input_value() == "a blue ball"
+    assert page.locator("#method input[value='svg2-comp']").is_checked()
+
+
+def test_prompts_are_never_markup(visit) -> None:
+    page = visit()
+    page.fill(PROMPT, "<img src=x onerror='window.stung = 1'> a red ball")
+    generate(page)
+    assert page.locator("#explorer .prompt").inner_text().count("<img src=x")
+    assert page.evaluate("window.stung") is None
+
+
+def test_a_bad_trace_loses_nothing(visit) -> None:
+    sound = trace_bytes(make_synthetic_trace(grid=(2, 4, 4), num_q=3, num_k=4, steps=3))
+    page = visit()
+    unfold(page, "Traces")
+    for name, data in {"cut": sound[:-200], "gif": b"GIF89a not a trace", "none": b""}.items():
+        page.set_input_files(
+            "#traces input[type=file]",
+            {"name": f"{name}.npz", "mimeType": "application/octet-stream", "buffer": data},
+        )
+        page.locator("#status .say.warn").wait_for()
+        assert page.locator("#status p").count() == 1
+        assert str(app.ROOT) not in page.content()
+    assert page.locator("#explorer .mode").inner_text() == "ready-made trace"
+
+
+def test_upload_choose_and_download_traces(visit) -> None:
+    page = visit()
+    unfold(page, "Traces")
+    trace = make_synthetic_trace(steps=3, layers=1)
+    trace.request["prompt"] = "a trace from elsewhere"
+    page.set_input_files(
+        "#traces input[type=file]",
+        {"name": "t.npz", "mimeType": "application/octet-stream", "buffer": trace_bytes(trace)},
+    )
+    says(page, "The trace is open.")
+    page.locator("#explorer .mode", has_text="upload").wait_for()
+    with page.expect_download() as waiting:
+        page.locator("#links a", has_text="this trace").click()
+    data = waiting.value.path().read_bytes()
+    assert load_trace(data).request["prompt"] == "a trace from elsewhere"
+    with page.expect_download() as waiting:
+        page.locator("#links a", has_text="offline").click()
+    assert waiting.value.path().read_bytes()[:2] == b"PK"
+
+    page.click("#ready input")
+    page.locator("[role=option]", has_text="a blue cube bouncing").click()
+    page.locator("#explorer .prompt", has_text="a blue cube bouncing").wait_for()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_width_scrolls_sideways(visit, theme: str) -> None:
+    page = visit(width=1440, theme=theme)
+    for width in (1440, 1024, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    assert dark == (theme == "dark")
+
+
+def test_nothing_is_served_but_open_traces(address: str, shelf: app.Shelf) -> None:
+    key = next(iter(shelf.ready_made))
+    with urllib.request.urlopen(f"{address}lab/{key}/trace.npz") as answer:
+        assert load_trace(io.BytesIO(answer.read()).getvalue()).runs
+    for path in ("lab/nobody/trace.npz", f"lab/{key}/passwd", "gradio_api/file=/etc/passwd"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(address + path)
+        assert refused.value.code in (403, 404)
+        assert str(app.ROOT) not in refused.value.read().decode()
