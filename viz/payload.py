@@ -74,8 +74,9 @@ def _check(trace: Trace, num_frames: int) -> None:
         config = trace.runs[r].config
         for name, least in (("top_p", 1e-9), ("min_keep_ratio", 0)):
             value = config.get(name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not least <= value <= 1:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                value = -1
+            if not least <= value <= 1:
                 raise TraceError(f"The trace is not sound: run {r} was recorded without a {name}.")
 
 

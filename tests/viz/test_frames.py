@@ -67,4 +67,5 @@ def test_a_mask_picture_is_the_block_density(trace):
 def test_png_round_trip():
     image = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
     back = cv2.imdecode(np.frombuffer(png_bytes(image), np.uint8), cv2.IMREAD_COLOR)
+    assert back is not None
     np.testing.assert_array_equal(back[..., ::-1], image)

@@ -10,7 +10,7 @@ export function makeClip(bytes, count, onFrame, onFail) {
   const pictures = new Array(count).fill(null);
   const video = document.createElement("video");
   const url = URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
-  const clip = { pictures, frameSeconds: 1 / 16, failed: false, close };
+  const clip = { pictures, frameSeconds: 1 / 16, close };
   let closed = false;
 
   function close() {
@@ -61,9 +61,7 @@ export function makeClip(bytes, count, onFrame, onFail) {
   }
 
   decode().catch((error) => {
-    if (closed) return;
-    clip.failed = true;
-    onFail(error);
+    if (!closed) onFail(error);
   });
   return clip;
 }
