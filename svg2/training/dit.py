@@ -113,6 +113,13 @@ def encode_clips(
     )
 
 
+def _pick_frames(total: int, count: int, rng: random.Random) -> list[int]:
+    """Random frames; half the time with the first, which alone holds a single video frame."""
+    if rng.random() < 0.5:
+        return [0, *sorted(rng.sample(range(1, total), count - 1))]
+    return sorted(rng.sample(range(total), count))
+
+
 _MIRROR = {"right": "left", "left": "right"}
 
 
@@ -214,7 +221,7 @@ def train_dit(
 def _loss(model, data, num_frames, batch, rng, generator, device) -> Tensor:
     picks = [rng.randrange(len(data.scenes)) for _ in range(batch)]
     total = data.latents.shape[2]
-    frames = torch.tensor(sorted(rng.sample(range(total), num_frames)))
+    frames = torch.tensor(_pick_frames(total, num_frames, rng))
     clean = torch.from_numpy(data.latents[picks][:, :, frames.numpy()]).float().to(device)
     prompts = ["" if rng.random() < 0.1 else describe(data.scenes[i], rng) for i in picks]
     # Mostly short, at times as long as WanPipeline's default, so that both read alike.

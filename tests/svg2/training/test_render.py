@@ -1,4 +1,4 @@
-"""Rendered clips show the scene that was asked for, as the evaluation of generated ones reads it."""
+"""Rendered clips show the scene that was asked for, as the evaluation reads it."""
 
 import random
 
