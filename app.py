@@ -421,7 +421,6 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             }
 
         def refuse(error: Exception) -> Update:
-            gr.Warning(plain(error))
             return {status: say(plain(error), "warn")}
 
         def arrive(visit: Visit, request: gr.Request) -> Update:
