@@ -27,6 +27,7 @@ check: $(VENV)/.dev-installed lint types
 
 bench: $(VENV)/.app-installed
 	$(PY) -m svg2 bench --suite cpu --out assets/bench/cpu.json
+	$(PY) -m svg2.bench.report
 
 lint: $(VENV)/.dev-installed
 	$(PY) -m ruff check .

@@ -10,6 +10,7 @@ from functools import cache
 
 import pytest
 
+from svg2.bench.report import with_numbers
 from tests.tree import ROOT, project_files
 
 README = (ROOT / "README.md").read_text()
@@ -70,6 +71,16 @@ def test_command_lines_exist(line: str) -> None:
     text = help_text(*command)
     for flag in (word for word in words if word.startswith("--")):
         assert re.search(rf"{flag}\b", text), f"{' '.join(command)} has no {flag}"
+
+
+def test_numbers_are_those_of_the_committed_results() -> None:
+    assert with_numbers(README, ROOT / "assets" / "bench") == README
+
+
+def test_what_has_no_result_reads_not_measured(tmp_path) -> None:
+    text = with_numbers(README, tmp_path)
+    assert text.count("not measured.") == 3
+    assert "not measured." in text.split("built-in model on prompts")[1]
 
 
 def test_space_front_matter() -> None:

@@ -149,6 +149,7 @@ def evaluate_shipped(model: str, prompts: int, top_p: float | None = None) -> di
         top_p: budget of the sparse runs; None takes the model's own.
     """
     from svg2.config import METHODS, method_config
+    from svg2.environment import provenance
     from svg2.generate import compare, generate_dense
     from svg2.models import load_pipeline, model_spec
     from svg2.request import Request
@@ -178,7 +179,7 @@ def evaluate_shipped(model: str, prompts: int, top_p: float | None = None) -> di
         print(prompt, [round(results[m][-1]["psnr_db"] or 99, 1) for m in METHODS], flush=True)
         return frames
 
-    report = evaluate(held_out_scenes(prompts), generate)
+    report = provenance(pipe.device) | evaluate(held_out_scenes(prompts), generate)
     report["fidelity"] = {
         method: {
             "top_p": config.top_p,

@@ -1,0 +1,97 @@
+"""The README's numbers, written from assets/bench: `python -m svg2.bench.report`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from svg2.media import write_atomic
+
+ROOT = Path(__file__).resolve().parents[2]
+_SECTION = re.compile(r"(<!-- bench:begin -->\n).*?(<!-- bench:end -->)", re.DOTALL)
+_NOT_MEASURED = "not measured."
+
+
+def section(folder: Path) -> str:
+    """Markdown of all results in `folder`; what has no file there reads "not measured"."""
+    parts = [
+        _builtin_model(_read(folder / "builtin_model.json")),
+        _cpu(_read(folder / "cpu.json")),
+    ]
+    parts.append(f"On a GPU: {_NOT_MEASURED}\n")
+    return "\n".join(parts)
+
+
+def with_numbers(readme: str, folder: Path) -> str:
+    """`readme` with its bench section written anew.
+
+    Raises:
+        ValueError: the markers of the section are missing.
+    """
+    found = _SECTION.search(readme)
+    if found is None:
+        raise ValueError("README.md has lost its bench:begin and bench:end markers.")
+    return readme[: found.end(1)] + section(folder) + readme[found.start(2) :]
+
+
+def _builtin_model(report: dict[str, Any] | None) -> str:
+    title = "The built-in model on prompts held out of its training"
+    if report is None:
+        return f"{title}: {_NOT_MEASURED}\n"
+    lines = [
+        f"{title} ({report['shares']['dense']['prompts']} prompts; {_where(report)}):",
+        "",
+        "| | asked colour | asked movement | density | PSNR to dense, median (worst) "
+        "| denoising loop |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, share in report["shares"].items():
+        row = [method, f"{share['colour']:.0%}", f"{share['motion']:.0%}"]
+        close = report["fidelity"].get(method)
+        if close is None:
+            row += ["100 %", "", "1×"]
+        else:
+            row += [
+                f"{close['density_median']:.1%}",
+                f"{close['psnr_db_median']:.1f} dB ({close['psnr_db_worst']:.1f})",
+                f"{close['speedup_median']:.2f}×",
+            ]
+        lines.append(f"| {' | '.join(row)} |")
+    top_p = next(iter(report["fidelity"].values()))["top_p"]
+    return "\n".join([*lines, "", f"top-p {top_p}, default size and steps.", ""])
+
+
+def _cpu(record: dict[str, Any] | None) -> str:
+    title = "Cluster attention against dense SDPA in the same process, attention alone"
+    if record is None:
+        return f"{title}: {_NOT_MEASURED}\n"
+    rows = [r for r in record["attention"] if r["method"] == "svg2"]
+    first = rows[0]
+    same = [r for r in rows if all(r[k] == first[k] for k in ("tokens", "num_q_clusters"))]
+    lines = [
+        f"{title} (N {first['tokens']:,}, {first['heads']} heads of {first['head_dim']}, "
+        f"{first['num_q_clusters']}/{first['num_k_clusters']} clusters, fp32; {_where(record)}):",
+        "",
+        "| density | dense | ours | speedup | bound 1 / density |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['density']:.0%} | {r['dense_ms']:.0f} ms | {r['sparse_ms']:.0f} ms "
+        f"| {r['speedup']:.2f}× | {r['flop_ratio']:.2f}× |"
+        for r in same
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _where(record: dict[str, Any]) -> str:
+    return f"{record['hardware']}, torch {record['versions']['torch']}, {record['date'][:10]}"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    text = with_numbers(readme.read_text(), ROOT / "assets" / "bench")
+    write_atomic(readme, text.encode())
