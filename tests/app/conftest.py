@@ -85,7 +85,7 @@ def visit(chromium, address: str) -> Iterator[Callable]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(90_000)
         page.on(
             "console",
             lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None,
