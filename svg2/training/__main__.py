@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     work: Path = args.work
     work.mkdir(parents=True, exist_ok=True)
     clips, vae, latents = work / "clips", work / "vae.pt", work / "latents.npz"
+    encoder = args.start if args.start and not vae.exists() else vae
     decoder, denoiser = work / "decoder.pt", work / "dit.pt"
     device = args.device
     if args.stage == "render":
@@ -34,20 +35,22 @@ def main(argv: list[str] | None = None) -> None:
         train_vae(clips, vae, args.minutes, seed=args.seed, device=device)
     elif args.stage == "decoder":
         train_vae(
-            *(clips, decoder, args.minutes), frozen_encoder=vae, seed=args.seed, device=device
+            *(clips, decoder, args.minutes), frozen_encoder=encoder, seed=args.seed, device=device
         )
     elif args.stage == "dit":
         if "RANK" in os.environ:
             dist.init_process_group("nccl" if device == "cuda" else "gloo")
         first = not dist.is_initialized() or dist.get_rank() == 0
         if first and not latents.exists():
-            encode_clips(clips, vae, latents, device)
+            encode_clips(clips, encoder, latents, device)
         if dist.is_initialized():
             dist.barrier()
-        train_dit(latents, denoiser, args.minutes, seed=args.seed, device=device)
+        train_dit(
+            *(latents, denoiser, args.minutes), start=args.start, seed=args.seed, device=device
+        )
     elif args.stage == "ship":
         model, _ = load_denoiser(denoiser)
-        autoencoder = load_vae(decoder if decoder.exists() else vae, latents)
+        autoencoder = load_vae(decoder if decoder.exists() else encoder, latents)
         ship(assemble(autoencoder, model.transformer, model.text_encoder), args.out)
     elif args.stage == "evaluate":
         report = evaluate_shipped(str(args.out), args.prompts)
@@ -60,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=("render", "vae", "decoder", "dit", "ship", "evaluate"))
     parser.add_argument("--work", type=Path, required=True, help="folder of clips and checkpoints")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of the shipped pipeline")
+    parser.add_argument("--start", type=Path, help="shipped pipeline to go on from")
     parser.add_argument("--clips", type=int, default=2000, help="clips to render")
     parser.add_argument("--minutes", type=float, default=30, help="wall time of a training stage")
     parser.add_argument("--prompts", type=int, default=40, help="held-out prompts to evaluate")

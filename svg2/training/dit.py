@@ -19,12 +19,13 @@ import torch.distributed as dist
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import UMT5EncoderModel
 
 from svg2.training.data import open_clips
 from svg2.training.grammar import Scene, describe
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.pipeline import build_text_encoder, build_tokenizer, build_transformer
-from svg2.training.vae import build_vae, to_model
+from svg2.training.vae import open_vae, to_model
 
 _SHIFT = 2.0
 _COOLING = 0.7  # share of the time after which the learning rate falls
@@ -86,15 +87,10 @@ class _frame_positions:
         del self.rope.forward
 
 
-def encode_clips(
-    clips_folder: Path, vae_checkpoint: Path, target: Path, device: str = "cpu"
-) -> None:
+def encode_clips(clips_folder: Path, vae_source: Path, target: Path, device: str = "cpu") -> None:
     """Encode all rendered clips and their mirror images; writes latents, their mean and std."""
     clips = open_clips(clips_folder)
-    vae = build_vae().to(device).eval()
-    vae.load_state_dict(
-        torch.load(vae_checkpoint, weights_only=True, map_location=device)["model"]
-    )
+    vae = open_vae(vae_source, device).eval()
     done = []
     with torch.no_grad():
         for i in range(clips.ready):
@@ -145,6 +141,7 @@ def train_dit(
     checkpoint: Path,
     minutes: float,
     *,
+    start: Path | None = None,
     lr: float = 2e-3,
     seed: int = 0,
     device: str = "cpu",
@@ -152,13 +149,19 @@ def train_dit(
 ) -> dict:
     """Train for `minutes` of wall time, resuming from `checkpoint`; under torchrun, in parallel.
 
+    Where there is no checkpoint yet, `start` may name a shipped pipeline to go on from.
+
     The schedule is a fraction of the time, so a slow machine gets fewer steps, not a cut schedule.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     world = dist.get_world_size() if dist.is_initialized() else 1
     data = load_latents(latents_path)
     torch.manual_seed(seed)
-    model = Denoiser().to(device)
+    model = Denoiser()
+    if start is not None:
+        model.transformer = WanTransformer3DModel.from_pretrained(start, subfolder="transformer")
+        model.text_encoder = UMT5EncoderModel.from_pretrained(start, subfolder="text_encoder")
+    model.to(device).float()
     ema = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizers = build_optimizers(
         model, lr, is_matrix=lambda name, p: "blocks" in name and p.ndim == 2
@@ -274,10 +277,9 @@ def load_denoiser(checkpoint: Path) -> tuple[Denoiser, dict]:
     return model.eval(), json.loads(state["record"])
 
 
-def load_vae(checkpoint: Path, latents_path: Path) -> AutoencoderKLWan:
+def load_vae(source: Path, latents_path: Path) -> AutoencoderKLWan:
     """The trained VAE, with the latents' mean and std in its config for WanPipeline."""
-    vae = build_vae()
-    vae.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
+    vae = open_vae(source)
     with np.load(latents_path, allow_pickle=False) as data:
         vae.register_to_config(
             latents_mean=data["mean"].tolist(), latents_std=data["std"].tolist()

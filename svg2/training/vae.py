@@ -87,9 +87,8 @@ def train_vae(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    vae = build_vae().to(device)
+    vae = build_vae().to(device) if frozen_encoder is None else open_vae(frozen_encoder, device)
     if frozen_encoder is not None:
-        vae.load_state_dict(_load(frozen_encoder, device)["model"])
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     optimizers = build_optimizers(vae, lr, is_matrix=lambda _, p: p.ndim >= 4)
@@ -140,6 +139,15 @@ def train_vae(
             saved = time.monotonic()
     _save(checkpoint, vae, optimizers, record)
     return record
+
+
+def open_vae(source: Path, device: str = "cpu") -> AutoencoderKLWan:
+    """The VAE of a checkpoint, or of the folder of a shipped pipeline."""
+    if source.is_dir():
+        return AutoencoderKLWan.from_pretrained(source, subfolder="vae").to(device).float()
+    vae = build_vae().to(device)
+    vae.load_state_dict(_load(source, device)["model"])
+    return vae
 
 
 def _load(checkpoint: Path, device: str) -> dict:

@@ -26,6 +26,8 @@ def test_stages_from_clips_to_a_pipeline(tmp_path):
     stage("dit", "--minutes", "0.06")  # resumes
     stage("decoder", "--minutes", "0.02")
     stage("ship")
+    (tmp_path / "work" / "dit.pt").unlink()
+    stage("dit", "--minutes", "0.02", "--start", str(tmp_path / "out"))
     pipe = WanPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
     lab = json.loads((tmp_path / "out" / "lab.json").read_text())
     frames = pipe(
