@@ -1,6 +1,8 @@
-"""Fixtures for all tests: a real Wan pipeline with random weights, small enough for each."""
+"""Fixtures for all tests: a real Wan pipeline with random weights, and a real browser."""
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,26 @@ WORDS = (
     "over",
     "floor",
 )
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator:
+    """One browser for all tests: Playwright's sync API runs once a process."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        reason = "no Chromium here: install it (`apt-get install chromium`) to run browser tests"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

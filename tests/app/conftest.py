@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +12,6 @@ import app
 from svg2.jobs import Studio
 from tests.svg2.pipelines import make_model_folder
 from tests.traces import make_synthetic_trace
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +29,7 @@ def shelf() -> app.Shelf:
     return app.Shelf([app.Shown(t, "ready-made trace") for t in (first, second)])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(studio: Studio, shelf: app.Shelf) -> Iterator[str]:
     """The page, served. One thread for torch: on tensors this small more only wait."""
     import torch
@@ -51,23 +45,6 @@ def address(studio: Studio, shelf: app.Shelf) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/"
     page.close()
     torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator:
-    if CHROMIUM is None:
-        reason = "no Chromium here: install it (`apt-get install chromium`) to run browser tests"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

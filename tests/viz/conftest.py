@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,30 +11,11 @@ from svg2.trace import Trace
 from tests.traces import make_synthetic_trace
 from viz import explorer_html
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
 
 @pytest.fixture(scope="session")
 def trace() -> Trace:
     """9 latent frames over 17 video frames, ragged clusters, three runs of two methods."""
     return make_synthetic_trace(grid=(9, 6, 7), num_q=11, num_k=29, steps=6, layers=2, heads=2)
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator:
-    if CHROMIUM is None:
-        assert os.environ.get("CI") != "true", "CI has no Chromium"
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
