@@ -108,7 +108,7 @@ def test_bad_input_gets_one_sentence_and_is_kept(visit) -> None:
 def test_cancel_stops_within_a_step_and_the_next_run_works(visit) -> None:
     page = visit("?num_inference_steps=200&width=128&height=128")
     unfold(page, "Video and sampling")
-    page.wait_for_function("document.querySelector('#width input').value === '128'")
+    page.wait_for_function("document.querySelector('#width input')?.value === '128'")
     page.click("#generate")
     page.locator("#status .progress", has_text=re.compile(r"step [1-9]\d* of 200")).wait_for()
     page.click("#cancel")
