@@ -1,16 +1,36 @@
 """Which implementation of an op runs: asked for by name, never swapped silently."""
 
+import importlib.util
+import os
+from functools import cache
 from typing import Literal, get_args
 
+import torch
+from torch import Tensor
+
 Impl = Literal["auto", "reference", "fused"]
+
+HEAD_DIMS = (64, 128)
+"""Head dimensions that the fused k-means and attention are built for."""
+
+# Triton reads the same variable when it decorates a kernel: later changes have no effect.
+INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "yes", "y"}
+"""Whether Triton kernels run in Triton's interpreter, on CPU tensors; for tests."""
+
+_OLDEST_CAPABILITY = (8, 0)
 
 
 class ImplUnavailable(RuntimeError):
     """An implementation was asked for by name and cannot run here."""
 
 
-def resolve_impl(impl: Impl) -> Literal["reference", "fused"]:
-    """The implementation that `impl` stands for; `auto` is the best one that can run.
+def resolve_impl(
+    impl: Impl, x: Tensor | None = None, *, products: bool = False
+) -> Literal["reference", "fused"]:
+    """The implementation that `impl` stands for; `auto` is `fused` on CUDA where that can run.
+
+    `x` is the tensor that the op works on, `[B, H, N, D]` if `products` says that it multiplies
+    matrices. Without `x` the question is whether this process could run `fused` at all.
 
     Raises:
         ImplUnavailable: `fused` was asked for and cannot run.
@@ -18,6 +38,51 @@ def resolve_impl(impl: Impl) -> Literal["reference", "fused"]:
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, not {impl!r}")
-    if impl == "fused":
-        raise ImplUnavailable("impl='fused' cannot run: this version has no Triton kernels")
-    return "reference"
+    if impl == "reference":
+        return "reference"
+    # Under the interpreter `auto` stays with the reference: only tests want the other.
+    if impl == "auto" and (x is None or x.device.type != "cuda"):
+        if x is not None or _why_not_here() is not None or INTERPRETING:
+            return "reference"
+        return "fused"
+    fault = _why_not_here() if x is None else _why_not_on(x, products)
+    if fault is None:
+        return "fused"
+    if impl == "auto":
+        return "reference"
+    raise ImplUnavailable(f"impl='fused' cannot run: {fault}")
+
+
+def _why_not_on(x: Tensor, products: bool) -> str | None:
+    """What stands in the way of fused kernels on this tensor, or None."""
+    if INTERPRETING:
+        if x.device.type != "cpu":
+            return "Triton's interpreter works on CPU tensors"
+    elif x.device.type != "cuda":
+        return f"Triton kernels need a CUDA tensor, not one on {x.device.type!r}"
+    fault = _why_not_here()
+    if fault is not None or not products:
+        return fault
+    dtypes = (torch.float16, torch.bfloat16, *((torch.float32,) if INTERPRETING else ()))
+    if x.dtype not in dtypes:
+        names = " and ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"the Triton kernels take {names}, not {str(x.dtype).removeprefix('torch.')}"
+    if x.shape[-1] not in HEAD_DIMS:
+        sizes = " and ".join(map(str, HEAD_DIMS))
+        return f"the Triton kernels take head dimensions {sizes}, not {x.shape[-1]}"
+    return None
+
+
+@cache
+def _why_not_here() -> str | None:
+    """What stands in the way of fused kernels in this process, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if INTERPRETING:
+        return None
+    if not torch.cuda.is_available():
+        return "there is no CUDA device here"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < _OLDEST_CAPABILITY:
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        return f"{name} has compute capability {capability}, below {_OLDEST_CAPABILITY}"
+    return None

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.cluster_attention import reference
 from kernels.impl import Impl, resolve_impl
+from kernels.permutation.reference import permute, unpermute
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,15 @@ def cluster_attention(
     *,
     scale: float | None = None,
     compensation: Compensation | None = None,
+    q_perm: Int[Tensor, "B H N"] | None = None,
     impl: Impl = "auto",
 ) -> Float[Tensor, "B H N D"]:
     """Softmax attention of each query over the keys of the clusters that its own cluster keeps.
 
     All tensors are in the order of their clusters; the offsets say where each one starts, and its
-    last entry is the number of tokens. `scale` is 1/sqrt(D) if not given. With `compensation` each
+    last entry is the number of tokens. With `q_perm`, the `perm` that sorts the queries, q and the
+    result are in their original order instead, which spares the fused kernels a copy of each.
+    `scale` is 1/sqrt(D) if not given. With `compensation` each
     skipped cluster of n keys adds one virtual key of weight `n·exp(scale·q·k_centroid)` and value
     `v_centroid`; empty clusters add nothing. A query that keeps no key and has no compensation
     gets zeros. The result has the dtype of q; sums and softmax are in fp32 or better.
@@ -50,17 +54,25 @@ def cluster_attention(
         ImplUnavailable: the implementation asked for cannot run here.
     Source: SVG2, arXiv 2505.18875.
     """
-    _check_shapes(q, k, v, q_offsets, k_offsets, kept, compensation)
-    resolve_impl(impl)
+    _check_shapes(q, k, v, q_offsets, k_offsets, kept, compensation, q_perm)
     centroids = None
     if compensation is not None:
         centroids = (compensation.k_centroids, compensation.v_centroids)
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
-    return reference.cluster_attention(q, k, v, q_offsets, k_offsets, kept, scale, centroids)
+    if resolve_impl(impl, q, products=True) == "fused":
+        from kernels.cluster_attention import fused
+
+        return fused.cluster_attention(
+            q, k, v, q_offsets, k_offsets, kept, scale, *(centroids or (None, None)), q_perm
+        )
+    if q_perm is not None:
+        q = permute(q, q_perm)
+    out = reference.cluster_attention(q, k, v, q_offsets, k_offsets, kept, scale, centroids)
+    return out if q_perm is None else unpermute(out, q_perm)
 
 
-def _check_shapes(q, k, v, q_offsets, k_offsets, kept, compensation) -> None:
+def _check_shapes(q, k, v, q_offsets, k_offsets, kept, compensation, q_perm) -> None:
     batch, heads, num_q_clusters, num_k_clusters = kept.shape
     head_dim = q.shape[-1]
     num_keys = k.shape[2]
@@ -71,6 +83,8 @@ def _check_shapes(q, k, v, q_offsets, k_offsets, kept, compensation) -> None:
         "q_offsets": (q_offsets, (batch, heads, num_q_clusters + 1)),
         "k_offsets": (k_offsets, (batch, heads, num_k_clusters + 1)),
     }
+    if q_perm is not None:
+        expected["q_perm"] = (q_perm, (batch, heads, q.shape[2]))
     if compensation is not None:
         shape = (batch, heads, num_k_clusters, head_dim)
         expected["k_centroids"] = (compensation.k_centroids, shape)

@@ -36,16 +36,39 @@ def sort_by_label(
     Raises:
         ImplUnavailable: the implementation asked for cannot run here.
     """
-    resolve_impl(impl)
+    if resolve_impl(impl, labels) == "fused":
+        from kernels.permutation import fused
+
+        return Permutation(*fused.sort_by_label(labels, num_clusters))
     perm, offsets = reference.sort_by_label(labels, num_clusters)
     return Permutation(perm=perm, offsets=offsets)
 
 
-def permute(x: Shaped[Tensor, "B H N D"], permutation: Permutation) -> Shaped[Tensor, "B H N D"]:
-    """Tokens from their original order into that of their clusters."""
+def permute(
+    x: Shaped[Tensor, "B H N D"], permutation: Permutation, *, impl: Impl = "auto"
+) -> Shaped[Tensor, "B H N D"]:
+    """Tokens from their original order into that of their clusters.
+
+    Raises:
+        ImplUnavailable: the implementation asked for cannot run here.
+    """
+    if resolve_impl(impl, x) == "fused":
+        from kernels.permutation import fused
+
+        return fused.permute(x, permutation.perm)
     return reference.permute(x, permutation.perm)
 
 
-def unpermute(x: Shaped[Tensor, "B H N D"], permutation: Permutation) -> Shaped[Tensor, "B H N D"]:
-    """Tokens from the order of their clusters back into the original: undoes `permute`."""
+def unpermute(
+    x: Shaped[Tensor, "B H N D"], permutation: Permutation, *, impl: Impl = "auto"
+) -> Shaped[Tensor, "B H N D"]:
+    """Tokens from the order of their clusters back into the original: undoes `permute`.
+
+    Raises:
+        ImplUnavailable: the implementation asked for cannot run here.
+    """
+    if resolve_impl(impl, x) == "fused":
+        from kernels.permutation import fused
+
+        return fused.unpermute(x, permutation.perm)
     return reference.unpermute(x, permutation.perm)

@@ -9,7 +9,7 @@ from diffusers import WanPipeline
 
 from svg2.training.__main__ import main
 from svg2.training.data import open_clips
-from svg2.training.dit import Denoiser, _frame_positions
+from svg2.training.dit import Denoiser, Places, _positions
 from svg2.training.muon import orthogonalise
 
 
@@ -44,16 +44,18 @@ def test_stages_from_clips_to_a_pipeline(tmp_path):
     assert np.isfinite(frames).all()
 
 
-def test_a_subset_of_frames_gets_the_positions_of_its_times():
+def test_a_subset_of_tokens_gets_the_positions_of_its_places():
     transformer = Denoiser().transformer
-    whole = torch.zeros(1, 16, 9, 2, 3)
-    cos, sin = transformer.rope(whole)
-    frames = torch.tensor([1, 4, 8])
-    with _frame_positions(transformer, frames):
-        some_cos, some_sin = transformer.rope(whole[:, :, :3])
-    assert torch.equal(some_cos, cos.unflatten(1, (9, 6))[:, frames].flatten(1, 2))
-    assert torch.equal(some_sin, sin.unflatten(1, (9, 6))[:, frames].flatten(1, 2))
-    assert torch.equal(transformer.rope(whole)[0], cos)
+    whole = torch.zeros(1, 16, 9, 4, 5)
+    tables = transformer.rope(whole)
+    places = Places(torch.tensor([1, 4, 8]), torch.tensor([1, 3]), torch.tensor([0, 2, 4]))
+    numbers = torch.arange(9 * 4 * 5).view(1, 1, 9, 4, 5)
+    wanted = places.of(numbers).flatten()
+    with _positions(transformer, places):
+        some = transformer.rope(places.of(whole))
+    for table, part in zip(tables, some, strict=True):
+        assert torch.equal(part, table[:, wanted])
+    assert torch.equal(transformer.rope(whole)[0], tables[0])
 
 
 def test_long_prompts_pad_with_zeros_as_the_pipeline_does():
