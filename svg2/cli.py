@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,13 +20,21 @@ from svg2.config import METHODS, ConfigError, SVG2Config, method_config
 from svg2.request import DTYPES, Request, RequestError
 
 if TYPE_CHECKING:
-    from svg2.generate import Progress
+    from svg2.generate import Cancelled, Progress
 
 OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
 
 
 class UsageError(ValueError):
     """An argument that cannot work; the message is one sentence."""
+
+
+class Stopped(Exception):
+    """A command ends early; the message is one sentence."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, RequestError, ConfigError) as error:
         print(f"svg2: {_one_line(error)}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"svg2: {_one_line(stopped)}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("svg2: Interrupted.", file=sys.stderr)
         return 130
@@ -56,36 +67,31 @@ def _compare(arguments: argparse.Namespace) -> int:
     folder = _output_folder(arguments.out)
     _say_if_outside_grammar(request)
 
-    from svg2.generate import Cancelled, compare, save_comparison
-    from svg2.media import encode_mp4, write_atomic
-    from svg2.models import ModelUnavailable, model_spec
+    from svg2.generate import compare, save_comparison
 
-    with _interruptible() as is_interrupted, _Line() as line:
-        try:
-            comparison = compare(
-                *(request, arguments.method, config),
-                on_progress=line.show,
-                should_cancel=is_interrupted,
-            )
-        except ModelUnavailable as error:
-            line.end()
-            print(f"svg2: {_one_line(error)}", file=sys.stderr)
-            return 1
-        except Cancelled as stopped:
-            line.end()
-            kept = "nothing was written"
-            if stopped.dense is not None:
-                # what an earlier run left here belongs to another dense clip
-                for name in OUTPUTS:
-                    (folder / name).unlink(missing_ok=True)
-                fps = model_spec(request.model).fps
-                write_atomic(folder / "dense.mp4", encode_mp4(stopped.dense.frames, fps))
-                kept = f"the dense clip was complete and is kept as {folder / 'dense.mp4'}"
-            print(f"svg2: Interrupted; {kept}.", file=sys.stderr)
-            return 130
+    def keep_dense(stopped: Cancelled) -> str:
+        return _keep_dense(stopped, request, folder)
+
+    with _running(keep_dense) as watch:
+        comparison = compare(request, arguments.method, config, **watch)
         save_comparison(comparison, folder)
     _print_result(comparison.result)
     return 0
+
+
+def _keep_dense(stopped: Cancelled, request: Request, folder: Path) -> str:
+    """Write the dense clip where that was complete; says what was kept."""
+    from svg2.media import encode_mp4, write_atomic
+    from svg2.models import model_spec
+
+    if stopped.dense is None:
+        return "nothing was written"
+    # what an earlier run left here belongs to another dense clip
+    for name in OUTPUTS:
+        (folder / name).unlink(missing_ok=True)
+    fps = model_spec(request.model).fps
+    write_atomic(folder / "dense.mp4", encode_mp4(stopped.dense.frames, fps))
+    return f"the dense clip was complete and is kept as {folder / 'dense.mp4'}"
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -96,28 +102,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
     folder = _output_folder(arguments.out)
     _say_if_outside_grammar(request)
 
-    from svg2.generate import Cancelled
-    from svg2.models import ModelUnavailable
     from svg2.sweep import sweep
 
-    with _interruptible() as is_interrupted, _Line() as line:
-        try:
-            content = sweep(
-                *(request, arguments.methods, top_ps, config, folder),
-                on_progress=line.show,
-                should_cancel=is_interrupted,
-            )
-        except ModelUnavailable as error:
-            line.end()
-            print(f"svg2: {_one_line(error)}", file=sys.stderr)
-            return 1
-        except Cancelled:
-            line.end()
-            print(
-                f"svg2: Interrupted; the runs that were complete are kept in {folder}.",
-                file=sys.stderr,
-            )
-            return 130
+    with _running(lambda _: f"the runs that were complete are kept in {folder}") as watch:
+        content = sweep(request, arguments.methods, top_ps, config, folder, **watch)
     _print_result(content)
     return 0
 
@@ -277,6 +265,29 @@ def _say_if_outside_grammar(request: Request) -> None:
             "expect something else.",
             file=sys.stderr,
         )
+
+
+@contextmanager
+def _running(kept: Callable[[Cancelled], str]) -> Iterator[dict[str, Any]]:
+    """What a generation is given to show its progress and to be interrupted.
+
+    `kept` says what is left of an interrupted one.
+
+    Raises:
+        Stopped: it was interrupted, or its model can't be loaded here.
+    """
+    from svg2.generate import Cancelled
+    from svg2.models import ModelUnavailable
+
+    with _interruptible() as is_interrupted, _Line() as line:
+        try:
+            yield {"on_progress": line.show, "should_cancel": is_interrupted}
+        except ModelUnavailable as error:
+            line.end()
+            raise Stopped(str(error), 1) from error
+        except Cancelled as cancelled:
+            line.end()
+            raise Stopped(f"Interrupted; {kept(cancelled)}.", 130) from cancelled
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from svg2.training.vae import LATENT_CHANNELS
 TEXT_DIM = 96
 # What the clips were rendered at, and what the model samples best at; shipped as lab.json.
 DEFAULTS: dict[str, float] = {
-    "height": 160,
-    "width": 160,
+    "height": 192,
+    "width": 192,
     "num_frames": 17,
     "fps": 16,
     "num_inference_steps": 20,
