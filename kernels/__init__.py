@@ -10,7 +10,7 @@ Dimension names used in every signature of this project:
 `S` stands for the tokens of the key side where they may differ in number from the queries; Q1,
 K1 and C1 are one more than Q, K and C: the length of offsets.
 Each op is one folder: `api.py` says what, `reference.py` is PyTorch and defines the truth (it is
-also what runs on a CPU).
+also what runs on a CPU), `fused.py` is Triton and imported when it first runs.
 """
 
 from kernels.cluster_attention.api import Compensation, cluster_attention

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -18,6 +17,8 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "
 """Whether Triton kernels run in Triton's interpreter, on CPU tensors; for tests."""
 
 _OLDEST_CAPABILITY = (8, 0)
+
+_faults_here: list[str | None] = []
 
 
 class ImplUnavailable(RuntimeError):
@@ -73,9 +74,15 @@ def _why_not_on(x: Tensor, products: bool) -> str | None:
     return None
 
 
-@cache
 def _why_not_here() -> str | None:
     """What stands in the way of fused kernels in this process, or None."""
+    # No functools.cache: torch.compile warns of one in every graph that has an op.
+    if not _faults_here:
+        _faults_here.append(_find_fault_here())
+    return _faults_here[0]
+
+
+def _find_fault_here() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if INTERPRETING:

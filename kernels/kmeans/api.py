@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.impl import Impl, resolve_impl
 from kernels.kmeans import reference
+from kernels.permutation.api import Permutation
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class KMeansResult:
         centroids: fp32 means of the tokens so labelled; an empty cluster keeps its old centroid.
         sizes: tokens per cluster, int32.
         impl: the implementation that ran.
+        order: the tokens sorted by those labels, where the implementation sorts them anyway.
     """
 
     labels: Int[Tensor, "B H N"]
@@ -70,6 +72,11 @@ def kmeans(
             f"tokens {tuple(x.shape)} and centroids {tuple(centroids.shape)} must agree in "
             "batch, heads and head dimension"
         )
-    chosen = resolve_impl(impl)
+    chosen = resolve_impl(impl, x, products=True)
+    if chosen == "fused":
+        from kernels.kmeans import fused
+
+        labels, means, sizes, perm, offsets = fused.kmeans(x, centroids, iters)
+        return KMeansResult(labels, means, sizes, chosen, Permutation(perm, offsets))
     labels, means, sizes = reference.kmeans(x, centroids, iters)
     return KMeansResult(labels=labels, centroids=means, sizes=sizes, impl=chosen)

@@ -1,0 +1,359 @@
+"""Compile every shipped kernel for every chip on a machine with no GPU, and read what it takes.
+
+    python -m kernels.compile                     the table, as Markdown
+    python -m kernels.compile --write             and into kernels/README.md
+    python -m kernels.compile --chips sm_90 --kernels attend --dtypes bf16
+
+Exits with 1 where a kernel exceeds a chip's shared memory, or spills registers on sm_80 to sm_90.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.cluster_attention import fused as attention
+from kernels.impl import HEAD_DIMS
+from kernels.kmeans import fused as kmeans
+from kernels.permutation import fused as permutation
+
+README = Path(__file__).with_name("README.md")
+TABLE_START, TABLE_END = "<!-- table: python -m kernels.compile --write -->\n", "<!-- end -->"
+
+# Shared memory that one block may have, in bytes.
+SHARED_LIMITS = {
+    "sm_80": 163 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+    "gfx942": 64 << 10,
+}
+NEVER_SPILL = ("sm_80", "sm_89", "sm_90")
+DTYPES = ("fp16", "bf16")
+
+# What pointers point to, other than q, k, v and what has their dtype.
+_POINTEES = {
+    **dict.fromkeys(("perm_ptr", "order_ptr"), "i64"),
+    **dict.fromkeys(("means_ptr", "half_norms_ptr"), "fp32"),
+    "kept_ptr": "u8",
+    **dict.fromkeys(
+        """labels_ptr ranks_ptr counts_ptr totals_ptr offsets_ptr q_offsets_ptr k_offsets_ptr
+        tiles_ptr chunks_ptr work_ptr ends_ptr main_ptr tail_ptr items_ptr num_items_ptr
+        ticket_ptr sizes_ptr""".split(),
+        "i32",
+    ),
+}
+# Elements in the middle of a tensor: the launcher finds them aligned by chance alone.
+_UNALIGNED = ("num_items_ptr", "ticket_ptr")
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel with all that the compiler must know.
+
+    Attributes:
+        name: what the table calls it.
+        kernel: the jit function.
+        dtype: of q, k and v, in Triton's spelling.
+        constants: its constexpr arguments.
+        absent: pointers that are None in this variant.
+        num_warps, num_stages: launch options.
+    """
+
+    name: str
+    kernel: triton.JITFunction
+    dtype: str
+    constants: dict[str, int | bool | str]
+    absent: tuple[str, ...] = ()
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a kernel takes on one chip.
+
+    Attributes:
+        build: the kernel.
+        chip: "sm_90" or "gfx942".
+        registers: per thread.
+        spills: bytes of stack per thread, or spilled registers on AMD.
+        shared_bytes: of one block.
+        assembly: PTX, or AMD's assembly.
+    """
+
+    build: Build
+    chip: str
+    registers: int
+    spills: int
+    shared_bytes: int
+    assembly: str
+
+    @property
+    def faults(self) -> list[str]:
+        """What forbids shipping this, in words."""
+        name = f"{self.build.name} on {self.chip}"
+        found = []
+        if self.shared_bytes > SHARED_LIMITS[self.chip]:
+            found.append(f"{name}: {self.shared_bytes} bytes of shared memory, too many")
+        if self.spills and self.chip in NEVER_SPILL:
+            found.append(f"{name}: spills {self.spills} bytes")
+        return found
+
+
+def shipped_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Build]:
+    """Every kernel that can run on a chip, in every variant that differs in its machine code."""
+    for dtype in dtypes:
+        for head_dim in HEAD_DIMS:
+            yield from attention_builds(attention.config_for(chip, head_dim), head_dim, dtype)
+            yield from kmeans_builds(chip, head_dim, dtype)
+    yield from list_builds(chip)
+    yield from permutation_builds()
+
+
+def attention_builds(config: attention.Config, head_dim: int, dtype: str) -> Iterator[Build]:
+    """The attention kernel, with and without compensation, of the main and the tail tiles."""
+    for part, tiling in (("main", config.main), ("tail", config.tail)):
+        if tiling is None:
+            continue
+        for compensate in (False, True):
+            for permuted in (False, True):
+                absent = () if permuted else ("perm_ptr",)
+                if not compensate:
+                    absent += ("k_centroids_ptr", "v_centroids_ptr")
+                options = "+comp" * compensate + "+perm" * permuted
+                tile = f"{tiling.block_m}×{tiling.block_n}"
+                yield Build(
+                    f"attend {part} {tile} D{head_dim} {dtype}{options}",
+                    attention.attend_kernel,
+                    dtype,
+                    {
+                        "D": head_dim,
+                        "BLOCK_M": tiling.block_m,
+                        "BLOCK_N": tiling.block_n,
+                        "CHUNK": tiling.chunk,
+                        "PERMUTED": permuted,
+                        "COMPENSATE": compensate,
+                        "PRECISION": "ieee",
+                    },
+                    absent,
+                    tiling.num_warps,
+                    tiling.num_stages,
+                )
+
+
+def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
+    """Assignment and update."""
+    tiling = kmeans.tiling_for(chip, head_dim)
+    yield Build(
+        f"assign {tiling.block_n}×{tiling.block_c} D{head_dim} {dtype}",
+        kmeans.assign_kernel,
+        dtype,
+        {
+            "D": head_dim,
+            "BLOCK_N": tiling.block_n,
+            "BLOCK_C": tiling.block_c,
+            "PRECISION": "ieee",
+        },
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
+    )
+    yield Build(
+        f"update D{head_dim} {dtype}",
+        kmeans.update_kernel,
+        dtype,
+        {"D": head_dim, "BLOCK_N": kmeans.UPDATE_ROWS},
+    )
+
+
+def list_builds(chip: str) -> Iterator[Build]:
+    """The work lists of attention, at 300 and 1000 clusters."""
+    config = attention.config_for(chip, 128)
+    sizes = {
+        "BLOCK_M": config.main.block_m,
+        "TAIL_M": config.tail.block_m if config.tail else 0,
+    }
+    yield Build(
+        "list keys K1000",
+        attention.list_keys_kernel,
+        "bf16",
+        {"BLOCK_K": 1024, "BLOCK_N": config.main.block_n, "CHUNK": config.main.chunk, **sizes},
+    )
+    yield Build(
+        "list items",
+        attention.list_items_kernel,
+        "bf16",
+        {**sizes, "BLOCK_T": 16},
+        num_warps=1,
+    )
+
+
+def permutation_builds() -> Iterator[Build]:
+    """The counting sort and the moves."""
+    block_n = 512  # what runs outside the interpreter
+    yield Build(
+        "count", permutation.count_kernel, "bf16", {"BLOCK_N": block_n, "BLOCK_COMPARE": 32}
+    )
+    yield Build(
+        "scan",
+        permutation.scan_kernel,
+        "bf16",
+        {"BLOCK_B": permutation.BLOCK_B, "BLOCK_C": permutation.BLOCK_C},
+    )
+    yield Build("place", permutation.place_kernel, "bf16", {"BLOCK_N": block_n})
+    for inverse in (False, True):
+        yield Build(
+            "scatter rows" if inverse else "gather rows",
+            permutation.move_kernel,
+            "bf16",
+            {"INVERSE": inverse, "BLOCK_N": permutation.MOVE_ELEMENTS // 128, "BLOCK_D": 128},
+            num_warps=8,
+        )
+
+
+def compile_for(build: Build, chip: str) -> Report:
+    """Compile one kernel for one chip as its launcher would, and read the compiler's report."""
+    names = build.kernel.arg_names
+    constants = {**build.constants, **dict.fromkeys(build.absent)}
+    signature = {
+        name: "constexpr" if name in constants else _type_of(name, build.dtype) for name in names
+    }
+    attributes = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name in names
+        if name not in constants and _is_aligned(name)
+    }
+    if chip.startswith("sm_"):
+        target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
+    else:
+        target = GPUTarget("hip", chip, 64)
+    compiled = triton.compile(
+        ASTSource(build.kernel, signature, constants, attributes),
+        target=target,
+        options={
+            "num_warps": build.num_warps,
+            "num_stages": build.num_stages,
+            "enable_fp_fusion": True,
+        },
+    )
+    if chip.startswith("sm_"):
+        registers, spills = _read_cubin(compiled.asm["cubin"])
+        assembly = compiled.asm["ptx"]
+    else:
+        assembly = compiled.asm["amdgcn"]
+        registers = _read_number(r"\.vgpr_count:\s+(\d+)", assembly)
+        spills = _read_number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
+    return Report(build, chip, registers, spills, compiled.metadata.shared, assembly)
+
+
+def _type_of(name: str, dtype: str) -> str:
+    if name.endswith("_ptr"):
+        return "*" + _POINTEES.get(name, dtype)
+    return "fp32" if name == "scale" else "i32"
+
+
+def _is_aligned(name: str) -> bool:
+    # Strides of tokens are multiples of the head dimension.
+    return (name.endswith("_ptr") and name not in _UNALIGNED) or name.startswith("stride_")
+
+
+def _read_cubin(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack, from the report that the compiler leaves in the cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    return _read_number(r"REG:(\d+)", usage), _read_number(r"STACK:(\d+)", usage)
+
+
+def _read_number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"the compiler's report has no {pattern}")
+    return int(match[1])
+
+
+def table(reports: list[Report]) -> str:
+    """Registers and shared memory by kernel and chip, as Markdown."""
+    chips = list(dict.fromkeys(report.chip for report in reports))
+    by_name: dict[str, dict[str, str]] = {}
+    for report in reports:
+        cell = f"{report.registers} / {report.shared_bytes / 1024:.0f} KiB"
+        if report.spills:
+            cell += f" / spills {report.spills}"
+        name = f"{report.build.name}, {report.build.num_warps} warps"
+        by_name.setdefault(name, {})[report.chip] = cell
+    lines = [
+        "| kernel | " + " | ".join(chips) + " |",
+        "| --- |" + " --- |" * len(chips),
+        *(
+            f"| {name} | " + " | ".join(cells.get(chip, "") for chip in chips) + " |"
+            for name, cells in by_name.items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__)
+    parser.add_argument("--chips", nargs="+", choices=SHARED_LIMITS, default=list(SHARED_LIMITS))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16"])
+    parser.add_argument("--kernels", default="", help="only those whose name starts so")
+    parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument("--save", type=Path, help="folder for the assembly")
+    parser.add_argument(
+        "--tiling",
+        help="block_m=…,block_n=…,num_warps=…,num_stages=… of another main attention tiling",
+    )
+    arguments = parser.parse_args(argv)
+    reports = []
+    for chip in arguments.chips:
+        builds = shipped_builds(chip, tuple(arguments.dtypes))
+        if arguments.tiling:
+            builds = _trial_builds(chip, arguments.tiling, arguments.dtypes)
+        for build in builds:
+            if not build.name.startswith(arguments.kernels):
+                continue
+            report = compile_for(build, chip)
+            reports.append(report)
+            line = f"{report.registers} registers, {report.shared_bytes} bytes shared"
+            print(f"{chip} {build.name}: {line}, {report.spills} spilled", file=sys.stderr)
+            if arguments.save:
+                arguments.save.mkdir(parents=True, exist_ok=True)
+                name = f"{chip} {build.name}.s".replace(" ", "_")
+                (arguments.save / name).write_text(report.assembly)
+    text = table(reports)
+    print(text)
+    if arguments.write:
+        page = README.read_text()
+        before, rest = page.split(TABLE_START)
+        README.write_text(before + TABLE_START + text + TABLE_END + rest.split(TABLE_END)[1])
+    faults = [fault for report in reports for fault in report.faults]
+    print("\n".join(faults), file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _trial_builds(chip: str, tiling: str, dtypes: list[str]) -> Iterator[Build]:
+    changes = {name: int(value) for name, value in (pair.split("=") for pair in tiling.split(","))}
+    for head_dim in HEAD_DIMS:
+        main_tiling = replace(attention.config_for(chip, head_dim).main, **changes)
+        for dtype in dtypes:
+            yield from attention_builds(attention.Config(main_tiling), head_dim, dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""k-means in Triton: assign with an online argmax, then means of the sorted tokens."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kernels.impl import INTERPRETING
+from kernels.permutation import fused as permutation
+
+# Tokens of a cluster that the update adds up side by side.
+UPDATE_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Block sizes and launch options of `assign_kernel`: tokens by centroids."""
+
+    block_n: int
+    block_c: int
+    num_warps: int
+    num_stages: int
+
+
+def tiling_for(target: str, head_dim: int) -> Tiling:
+    """The tiling for a chip, named "sm_90" or "gfx942"; found by compiling, not by timing."""
+    if target in {"sm_90", "sm_100"}:
+        return Tiling(128, 64, 8, 4)
+    if target.startswith("sm_"):
+        return Tiling(128, 64, 8, 2)
+    return Tiling(128, 64, 8, 1)
+
+
+@triton.jit
+def assign_kernel(
+    x_ptr,  # [B, H, N, D], any strides over B, H and N
+    centroids_ptr,  # [BH, C, D], in the dtype of x
+    half_norms_ptr,  # [BH, C]
+    labels_ptr,  # [BH, N]
+    stride_b,
+    stride_h,
+    stride_n,
+    H,
+    N,
+    C,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The nearest centroid of each token; the lowest index among equals."""
+    head = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.arange(0, BLOCK_C)
+    d = tl.arange(0, D)
+    x_ptr += (head // H) * stride_b + (head % H) * stride_h
+    place = n.to(tl.int64)[:, None] * stride_n + d[None, :]
+    x = tl.load(x_ptr + place, mask=(n < N)[:, None], other=0.0)
+    centroids_ptr += head * C * D
+    half_norms_ptr += head * C
+
+    # The best of every BLOCK_C-th centroid: comparing across columns waits until the end.
+    best = tl.full([BLOCK_N, BLOCK_C], float("-inf"), tl.float32)
+    best_first = tl.zeros([BLOCK_N, BLOCK_C], tl.int32)
+    for first in range(0, C, BLOCK_C):
+        inside = first + c < C
+        centroids = tl.load(
+            centroids_ptr + (first + c)[:, None] * D + d[None, :], mask=inside[:, None], other=0.0
+        )
+        half_norms = tl.load(half_norms_ptr + first + c, mask=inside, other=float("inf"))
+        scores = tl.dot(x, tl.trans(centroids), input_precision=PRECISION) - half_norms[None, :]
+        better = scores > best
+        best = tl.where(better, scores, best)
+        best_first = tl.where(better, first, best_first)
+    highest = tl.max(best, 1)
+    label = tl.min(tl.where(best == highest[:, None], best_first + c[None, :], C), 1)
+    # A token that is not a number is nearest to none; it must still point into the centroids.
+    tl.store(labels_ptr + head * N + n, tl.minimum(label, C - 1), mask=n < N)
+
+
+@triton.jit
+def update_kernel(
+    x_ptr,  # [B, H, N, D], any strides over B, H and N
+    perm_ptr,  # [BH, N]
+    offsets_ptr,  # [BH, C + 1]
+    means_ptr,  # [BH, C, D], in place
+    centroids_ptr,  # [BH, C, D], the same in the dtype of x
+    half_norms_ptr,  # [BH, C], of those
+    stride_b,
+    stride_h,
+    stride_n,
+    H,
+    N,
+    C,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The mean of one cluster, added up in an order that never changes."""
+    head = tl.program_id(1).to(tl.int64)
+    cluster = tl.program_id(0)
+    offsets_ptr += head * (C + 1) + cluster
+    start = tl.load(offsets_ptr)
+    end = tl.load(offsets_ptr + 1)
+    if end > start:  # an empty cluster keeps its centroid
+        d = tl.arange(0, D)
+        x_ptr += (head // H) * stride_b + (head % H) * stride_h
+        perm_ptr += head * N
+        sums = tl.zeros([BLOCK_N, D], tl.float32)
+        for first in range(start, end, BLOCK_N):
+            n = first + tl.arange(0, BLOCK_N)
+            token = tl.load(perm_ptr + n, mask=n < end, other=0)
+            x = tl.load(
+                x_ptr + token[:, None] * stride_n + d[None, :], mask=(n < end)[:, None], other=0.0
+            )
+            sums += x.to(tl.float32)
+        mean = tl.sum(sums, 0) / (end - start).to(tl.float32)
+        place = (head * C + cluster) * D + d
+        rounded = mean.to(centroids_ptr.dtype.element_ty)
+        tl.store(means_ptr + place, mean)
+        tl.store(centroids_ptr + place, rounded)
+        norm = tl.sum(rounded.to(tl.float32) * rounded.to(tl.float32), 0)
+        tl.store(half_norms_ptr + head * C + cluster, 0.5 * norm)
+
+
+@torch.library.custom_op("svg2::kmeans", mutates_args=())
+def kmeans_and_sort(
+    x: Tensor, centroids: Tensor, iters: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Labels, centroids and sizes after `iters` rounds, and `perm` and `offsets` of the labels."""
+    batch, heads, num_tokens, head_dim = x.shape
+    num_clusters = centroids.shape[2]
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    means = centroids.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    # Products are in the dtype of x: the nearest of the rounded centroids needs their own norms.
+    rounded = means.to(x.dtype, copy=True)
+    half_norms = rounded.float().square().sum(-1) * 0.5
+    labels = torch.empty(batch, heads, num_tokens, dtype=torch.int32, device=x.device)
+    tiling = device_tiling(x.device, head_dim)
+    strides_and_sizes = (*x.stride()[:3], heads, num_tokens, num_clusters)
+    for _ in range(iters):
+        assign_kernel[(triton.cdiv(num_tokens, tiling.block_n), batch * heads)](
+            x, rounded, half_norms, labels, *strides_and_sizes,
+            D=head_dim, BLOCK_N=tiling.block_n, BLOCK_C=tiling.block_c, PRECISION="ieee",
+            num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+        )  # fmt: skip
+        perm, offsets = permutation.counting_sort(labels, num_clusters)
+        update_kernel[(num_clusters, batch * heads)](
+            x, perm, offsets, means, rounded, half_norms, *strides_and_sizes,
+            D=head_dim, BLOCK_N=UPDATE_ROWS,
+        )  # fmt: skip
+    return labels, means, offsets.diff(dim=-1), perm, offsets
+
+
+@kmeans_and_sort.register_fake
+def _(x: Tensor, centroids: Tensor, iters: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, heads, num_tokens, _ = x.shape
+    num_clusters = centroids.shape[2]
+    return (
+        x.new_empty((batch, heads, num_tokens), dtype=torch.int32),
+        centroids.new_empty(centroids.shape, dtype=torch.float32),
+        x.new_empty((batch, heads, num_clusters), dtype=torch.int32),
+        x.new_empty((batch, heads, num_tokens), dtype=torch.int64),
+        x.new_empty((batch, heads, num_clusters + 1), dtype=torch.int32),
+    )
+
+
+def kmeans(
+    x: Float[Tensor, "B H N D"], centroids: Float[Tensor, "B H C D"], iters: int
+) -> tuple[
+    Int[Tensor, "B H N"],
+    Float[Tensor, "B H C D"],
+    Int[Tensor, "B H C"],
+    Int[Tensor, "B H N"],
+    Int[Tensor, "B H C1"],
+]:
+    """Labels, centroids and sizes after `iters` rounds, and `perm` and `offsets` of the labels."""
+    return kmeans_and_sort(x, centroids, iters)
+
+
+@cache
+def device_tiling(device: torch.device, head_dim: int) -> Tiling:
+    """The tiling for the chip behind a device."""
+    if INTERPRETING:
+        return Tiling(64, 16, 4, 1)
+    if torch.version.hip is not None:
+        return tiling_for("gfx942", head_dim)
+    major, minor = torch.cuda.get_device_capability(device)
+    return tiling_for(f"sm_{major}{minor}", head_dim)

@@ -1,0 +1,187 @@
+"""Permutation in Triton: a stable counting sort, and rows gathered or scattered."""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from kernels.impl import INTERPRETING
+
+# Labels ranked among themselves by one program, and how many it compares with at a time.
+BLOCK_N, BLOCK_COMPARE = (128, 128) if INTERPRETING else (512, 32)
+# Tile of the prefix sum over blocks.
+BLOCK_B = 32
+BLOCK_C = 32
+# Elements moved by one program.
+MOVE_ELEMENTS = 8192
+
+
+@triton.jit
+def count_kernel(
+    labels_ptr,  # [BH, N]
+    ranks_ptr,  # [BH, N]
+    counts_ptr,  # [BH, num_blocks, C], zeros
+    N,
+    C,
+    BLOCK_N: tl.constexpr,
+    BLOCK_COMPARE: tl.constexpr,
+):
+    """Place of each token among those of its label in this block, and how many each label has."""
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    labels_ptr += head * N
+    i = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    label = tl.load(labels_ptr + i, mask=i < N, other=-1)
+    rank = tl.zeros([BLOCK_N], tl.int32)
+    count = tl.zeros([BLOCK_N], tl.int32)
+    for first in range(0, BLOCK_N, BLOCK_COMPARE):
+        j = block * BLOCK_N + first + tl.arange(0, BLOCK_COMPARE)
+        other = tl.load(labels_ptr + j, mask=j < N, other=-2)
+        same = (label[:, None] == other[None, :]).to(tl.int32)
+        count += tl.sum(same, 1)
+        rank += tl.sum(tl.where(j[None, :] < i[:, None], same, 0), 1)
+    tl.store(ranks_ptr + head * N + i, rank, mask=i < N)
+    # The last token of each label writes: one writer per place, so no atomics and no chance.
+    counts_ptr += (head * tl.num_programs(0) + block) * C
+    tl.store(counts_ptr + label, count, mask=(i < N) & (rank == count - 1))
+
+
+@triton.jit
+def scan_kernel(
+    counts_ptr,  # [BH, num_blocks, C]; in place, an exclusive sum over blocks
+    totals_ptr,  # [BH, C + 1]; the first of each head stays as it is
+    num_blocks,
+    C,
+    BLOCK_B: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Of each label, how many tokens the blocks before have."""
+    head = tl.program_id(1).to(tl.int64)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    before = tl.zeros([BLOCK_C], tl.int32)
+    for first in range(0, num_blocks, BLOCK_B):
+        b = first + tl.arange(0, BLOCK_B)
+        places = counts_ptr + (head * num_blocks + b[:, None]) * C + c[None, :]
+        inside = (b[:, None] < num_blocks) & (c[None, :] < C)
+        counts = tl.load(places, mask=inside, other=0)
+        tl.store(places, tl.cumsum(counts, 0) - counts + before[None, :], mask=inside)
+        before += tl.sum(counts, 0)
+    tl.store(totals_ptr + head * (C + 1) + 1 + c, before, mask=c < C)
+
+
+@triton.jit
+def place_kernel(
+    labels_ptr,  # [BH, N]
+    ranks_ptr,  # [BH, N]
+    counts_ptr,  # [BH, num_blocks, C]
+    offsets_ptr,  # [BH, C + 1]
+    perm_ptr,  # [BH, N]
+    N,
+    C,
+    BLOCK_N: tl.constexpr,
+):
+    """Put each token where its label, its block and its rank say."""
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = i < N
+    label = tl.load(labels_ptr + head * N + i, mask=inside, other=0)
+    place = tl.load(ranks_ptr + head * N + i, mask=inside, other=0)
+    place += tl.load(offsets_ptr + head * (C + 1) + label, mask=inside, other=0)
+    counts_ptr += (head * tl.num_programs(0) + block) * C
+    place += tl.load(counts_ptr + label, mask=inside, other=0)
+    tl.store(perm_ptr + head * N + place, i.to(perm_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def move_kernel(
+    x_ptr,  # [B, H, N, D], any strides over B, H and N
+    perm_ptr,  # [BH, N]
+    out_ptr,  # [BH, N, D]
+    stride_b,
+    stride_h,
+    stride_n,
+    H,
+    N,
+    D,
+    INVERSE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Rows in the order of `perm`, or back from it."""
+    head = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    there = tl.load(perm_ptr + head * N + i, mask=i < N, other=0).to(tl.int64)
+    here = i.to(tl.int64)
+    source, target = (here, there) if INVERSE else (there, here)
+    x_ptr += (head // H) * stride_b + (head % H) * stride_h
+    inside = (i < N)[:, None] & (d < D)[None, :]
+    x = tl.load(x_ptr + source[:, None] * stride_n + d[None, :], mask=inside)
+    tl.store(out_ptr + (head * N + target[:, None]) * D + d[None, :], x, mask=inside)
+
+
+@torch.library.custom_op("svg2::sort_by_label", mutates_args=())
+def sort_by_label(labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    """`perm` and `offsets` of a stable sort; the labels are [B, H, N]."""
+    return counting_sort(labels, num_clusters)
+
+
+@sort_by_label.register_fake
+def _(labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    return (
+        labels.new_empty(labels.shape, dtype=torch.int64),
+        labels.new_empty((*labels.shape[:2], num_clusters + 1), dtype=torch.int32),
+    )
+
+
+def counting_sort(
+    labels: Int[Tensor, "B H N"], num_clusters: int
+) -> tuple[Int[Tensor, "B H N"], Int[Tensor, "B H C1"]]:
+    """The sort itself, for ops that sort on their way."""
+    batch, heads, num_tokens = labels.shape
+    num_blocks = triton.cdiv(num_tokens, BLOCK_N)
+    labels = labels.to(torch.int32).contiguous()
+    device = labels.device
+    perm = torch.empty(labels.shape, dtype=torch.int64, device=device)
+    ranks = torch.empty(labels.shape, dtype=torch.int32, device=device)
+    counts = torch.zeros(batch * heads, num_blocks, num_clusters, dtype=torch.int32, device=device)
+    totals = torch.zeros(batch, heads, num_clusters + 1, dtype=torch.int32, device=device)
+    blocks = (num_blocks, batch * heads)
+    count_kernel[blocks](labels, ranks, counts, num_tokens, num_clusters, BLOCK_N, BLOCK_COMPARE)
+    columns = (triton.cdiv(num_clusters, BLOCK_C), batch * heads)
+    scan_kernel[columns](counts, totals, num_blocks, num_clusters, BLOCK_B, BLOCK_C)
+    offsets = totals.cumsum(-1, dtype=torch.int32)
+    place_kernel[blocks](labels, ranks, counts, offsets, perm, num_tokens, num_clusters, BLOCK_N)
+    return perm, offsets
+
+
+@torch.library.custom_op("svg2::move_tokens", mutates_args=())
+def move_tokens(x: Tensor, perm: Tensor, inverse: bool) -> Tensor:
+    """x[b, h, perm[b, h, i]] in place i, or with `inverse` row i in place perm[b, h, i]."""
+    batch, heads, num_tokens, head_dim = x.shape
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    block_d = triton.next_power_of_2(head_dim)
+    block_n = max(1, MOVE_ELEMENTS // block_d)
+    move_kernel[(triton.cdiv(num_tokens, block_n), batch * heads)](
+        x, perm.contiguous(), out, *x.stride()[:3], heads, num_tokens, head_dim,
+        INVERSE=inverse, BLOCK_N=block_n, BLOCK_D=block_d, num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+@move_tokens.register_fake
+def _(x: Tensor, perm: Tensor, inverse: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def permute(x: Shaped[Tensor, "B H N D"], perm: Int[Tensor, "B H N"]) -> Shaped[Tensor, "B H N D"]:
+    """x[b, h, perm[b, h, i]] in place i."""
+    return move_tokens(x, perm, False)
+
+
+def unpermute(
+    x: Shaped[Tensor, "B H N D"], perm: Int[Tensor, "B H N"]
+) -> Shaped[Tensor, "B H N D"]:
+    """Row i of x goes to place perm[b, h, i]."""
+    return move_tokens(x, perm, True)

@@ -1,0 +1,210 @@
+"""Fused cluster attention against dense attention in fp64; run by `test_fused.py`."""
+
+import pytest
+import torch
+
+import kernels
+from kernels.cluster_attention import fused
+from tests.kernels.cases import (
+    assert_as_exact_as,
+    compensated_attention,
+    make_case,
+    masked_attention,
+    run,
+)
+
+FP32, FP16 = torch.float32, torch.float16
+
+
+def check(case, *, compensate=False):
+    dense = compensated_attention if compensate else masked_attention
+    actual = run(case, compensate=compensate, impl="fused")
+    assert actual.dtype is case.q.dtype
+    assert_as_exact_as(actual, dense(case, case.q.dtype), dense(case))
+
+
+def with_first(case, q_cluster):
+    """That query cluster keeps nothing."""
+    kept = case.kept.clone()
+    kept[:, :, q_cluster] = False
+    return case.with_kept(kept)
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype", "compensate"),
+    [
+        *((n, dtype, c) for n in (1, 17, 64) for dtype in (FP32, FP16) for c in (False, True)),
+        *((63, FP32, False), (63, FP16, True), (257, FP32, True), (257, FP16, False)),
+        *((1000, FP32, False), (1000, FP16, True)),
+    ],
+)
+def test_any_map(n, dtype, compensate, poisoned_memory):
+    check(make_case(n=n, dim=64).to(dtype), compensate=compensate)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compensate"), [(FP32, False), (FP32, True), (FP16, False), (FP16, True)]
+)
+def test_head_dim_128(dtype, compensate):
+    check(make_case(n=100, dim=128, heads=1).to(dtype), compensate=compensate)
+
+
+def test_batch_and_more_keys_than_queries():
+    check(make_case(n=50, n_keys=170, dim=64, batch=2, heads=3), compensate=True)
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_everything_kept(compensate):
+    case = make_case(n=257, dim=64, heads=1)
+    check(case.with_kept(torch.ones_like(case.kept)), compensate=compensate)
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_one_kept_of_many_of_which_some_are_empty(compensate):
+    case = make_case(n=64, dim=64, num_k=40, kept_share=0.0, heads=1)
+    assert (kernels.sort_by_label(case.k_labels, 40).sizes == 0).any()
+    assert (case.kept.sum(-1) == 1).all()
+    check(case, compensate=compensate)
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_one_giant_cluster_among_empty_ones(compensate):
+    check(make_case(n=257, dim=64, labels="giant", kept_share=0.0), compensate=compensate)
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_one_token_per_cluster(compensate):
+    case = make_case(n=63, dim=64, heads=1, num_q=63, num_k=63, labels="own")
+    check(case, compensate=compensate)
+
+
+def test_a_query_cluster_that_keeps_nothing_gets_zeros():
+    case = with_first(make_case(n=64, dim=64, num_q=3), 1)
+    out = run(case, impl="fused")
+    assert (out[case.q_labels == 1] == 0).all()
+    assert torch.isfinite(out).all()
+
+
+def test_with_compensation_it_attends_to_the_centroids_alone():
+    check(with_first(make_case(n=64, dim=64, num_q=3), 1), compensate=True)
+
+
+def test_a_whole_tile_of_virtual_keys_may_be_empty():
+    # The first 64 clusters are empty, so that the first tile of virtual keys has no weight yet.
+    case = with_first(make_case(n=40, dim=64, num_q=2, num_k=70, heads=1), 0)
+    case = type(case)(
+        case.q, case.k, case.v, case.q_labels, 64 + case.k_labels % 6, torch.zeros_like(case.kept)
+    )
+    check(case, compensate=True)
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_large_logits(compensate):
+    case = make_case(n=100, dim=64)
+    check(
+        type(case)(30 * case.q, 30 * case.k, case.v, case.q_labels, case.k_labels, case.kept),
+        compensate=compensate,
+    )
+
+
+def test_keys_that_are_not_kept_are_not_read():
+    case = make_case(n=100, dim=64, heads=1, num_q=1)
+    kept = case.kept.clone()
+    kept[...] = torch.arange(11) % 2 == 0
+    case = case.with_kept(kept)
+    expected = run(case, impl="fused")
+    skipped = (case.k_labels % 2 == 1)[..., None]
+    k, v = (x.masked_fill(skipped, float("nan")) for x in (case.k, case.v))
+    poisoned = type(case)(case.q, k, v, case.q_labels, case.k_labels, case.kept)
+    assert torch.equal(run(poisoned, impl="fused"), expected)
+
+
+def arguments(case):
+    num_q, num_k = case.kept.shape[-2:]
+    q_order = kernels.sort_by_label(case.q_labels, num_q)
+    k_order = kernels.sort_by_label(case.k_labels, num_k)
+    k, v = kernels.permute(case.k, k_order), kernels.permute(case.v, k_order)
+    return q_order, k, v, q_order.offsets, k_order.offsets, case.kept
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_queries_in_their_original_order(impl):
+    case = make_case(n=100, dim=64, batch=2)
+    q_order, *rest = arguments(case)
+    # [B, N, H, D] seen as [B, H, N, D]: the layout in which models hand q over.
+    q = case.q.transpose(1, 2).contiguous().transpose(1, 2)
+    out = kernels.cluster_attention(q, *rest, q_perm=q_order.perm, impl=impl)
+    assert torch.equal(out, run(case, impl=impl))
+    if impl == "fused":
+        assert out.stride() == q.stride()
+
+
+def test_other_configurations_and_twice_the_same():
+    case = make_case(n=200, dim=64, heads=1)
+    q_order, *rest = arguments(case)
+    q = kernels.permute(case.q, q_order)
+    expected = kernels.cluster_attention(q, *rest, impl="fused")
+    assert torch.equal(expected, kernels.cluster_attention(q, *rest, impl="fused"))
+    for config in (
+        fused.Config(fused.Tiling(32, 32, 4, 1, chunk=32)),
+        fused.Config(fused.Tiling(128, 16, 4, 1, chunk=8), fused.Tiling(64, 16, 4, 1, chunk=8)),
+    ):
+        out = fused.attend(q, *rest, 64**-0.5, None, None, None, config)
+        torch.testing.assert_close(out, expected)
+
+
+def test_lists_name_every_kept_key_once():
+    """The lists of one head, unpacked, against the map; adjacent clusters share their tiles."""
+    generator = torch.Generator().manual_seed(0)
+    num_q, num_k, n, block, chunk = 5, 30, 400, 32, 8
+    labels = torch.randint(num_k, (1, 1, n), generator=generator).int()
+    labels[labels == 7] = 8  # an empty cluster
+    offsets = kernels.sort_by_label(labels, num_k).offsets[0]
+    kept = torch.rand(1, num_q, num_k, generator=generator) < torch.linspace(0, 1, num_q)[:, None]
+    kept[0, 2] = torch.arange(num_k) < 20  # one span
+    stride = n // block + 1, num_k * 4
+    tiles, chunks = (torch.full((num_q, s), -1, dtype=torch.int32) for s in stride)
+    counts = torch.empty(num_q, 2, dtype=torch.int32)
+    work = torch.empty(3, num_q, dtype=torch.int32)
+    q_offsets = torch.tensor([[0, 0, 1, 64, 200, 300]], dtype=torch.int32)
+    fused.list_keys_kernel[(num_q, 1)](
+        kept.view(torch.uint8), q_offsets, offsets, tiles, chunks, counts, work,
+        num_q, num_k, *stride, BLOCK_K=32, BLOCK_N=block, CHUNK=chunk, BLOCK_M=64, TAIL_M=16,
+    )  # fmt: skip
+    for row in range(num_q):
+        num_tiles, num_chunk_tiles = counts[row].tolist()
+        found = [k for start in tiles[row, :num_tiles].tolist() for k in range(start, start + 32)]
+        for code in chunks[row, : num_chunk_tiles * block // chunk].tolist():
+            found += range(code >> 6, (code >> 6) + (code & 63))
+        sizes = offsets[0].diff()
+        exact = kept[0, row].repeat_interleave(sizes.long()).nonzero()[:, 0].tolist()
+        assert sorted(found) == exact
+    span = int(offsets[0, 20])
+    assert counts[2].tolist() == [span // block, -(-(span % block) // block)]
+    # 0, 1, 63, 136 and 100 queries: a tail takes at most 16, whole tiles 64.
+    assert work[1].tolist() == [0, 0, 1, 2, 2]
+    assert work[2].tolist() == [0, 1, 0, 1, 0]
+    assert work[0].tolist() == counts.sum(-1).tolist()
+
+
+def test_the_op_keeps_its_promises_to_the_compiler():
+    case = make_case(n=40, dim=64, heads=1)
+    q_order, *rest = arguments(case)
+    q = kernels.permute(case.q, q_order)
+    torch.library.opcheck(fused.cluster_attention, (q, *rest, 0.125, None, None, None))
+    torch.library.opcheck(
+        fused.cluster_attention, (case.q, *rest, 0.125, None, None, q_order.perm)
+    )
+
+
+def test_compiled_whole():
+    def layer(q, k, v, q_offsets, k_offsets, kept, weight):
+        out = kernels.cluster_attention(q @ weight, k, v, q_offsets, k_offsets, kept, impl="fused")
+        return out @ weight
+
+    case = make_case(n=40, dim=64, heads=1)
+    q_order, *rest = arguments(case)
+    inputs = (kernels.permute(case.q, q_order), *rest, torch.eye(64))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*inputs), layer(*inputs))
