@@ -27,6 +27,7 @@ class KMeansResult:
     centroids: Float[Tensor, "B H C D"]
     sizes: Int[Tensor, "B H C"]
     impl: str
+    order: Permutation | None = None
 
 
 def init_centroids(
