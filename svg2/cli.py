@@ -138,9 +138,19 @@ def _bench(arguments: argparse.Namespace) -> int:
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
 
-    from svg2.bench import run_cpu_suite
+    from svg2.bench import SuiteUnavailable, run_cpu_suite, run_gpu_suite
 
-    _print_result(run_cpu_suite(path, lambda text: print(text, file=sys.stderr)))
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        if arguments.suite == "cpu":
+            record = run_cpu_suite(path, say)
+        else:
+            record = run_gpu_suite(path, say, toy=arguments.toy)
+    except SuiteUnavailable as error:
+        raise Stopped(str(error), 1) from error
+    _print_result(record)
     return 0
 
 
@@ -176,7 +186,12 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
 
     bench = commands.add_parser("bench", help="attention kernels against dense attention")
-    bench.add_argument("--suite", choices=["cpu"], default="cpu")
+    bench.add_argument("--suite", choices=["cpu", "gpu"], default="cpu")
+    bench.add_argument(
+        *("--toy",),
+        action="store_true",
+        help="try out the harness of a GPU suite at toy sizes, on any machine",
+    )
     bench.add_argument("--out", required=True, metavar="FILE.json")
     bench.set_defaults(run=_bench)
     return parser

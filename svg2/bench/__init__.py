@@ -1,6 +1,13 @@
-"""Op-level benchmarks: cluster attention and k-means against the stock dense attention."""
+"""Benchmarks: the ops against the stock dense attention, on a CPU and on a GPU."""
 
 from svg2.bench.cpu import DEFAULT_WORKLOADS, run_cpu_suite
+from svg2.bench.gpu import SuiteUnavailable, run_gpu_suite
 from svg2.bench.workload import Workload
 
-__all__ = ["DEFAULT_WORKLOADS", "Workload", "run_cpu_suite"]
+__all__ = [
+    "DEFAULT_WORKLOADS",
+    "SuiteUnavailable",
+    "Workload",
+    "run_cpu_suite",
+    "run_gpu_suite",
+]

@@ -7,7 +7,6 @@ that a slow moment of the machine falls on all of them.
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from kernels import bf16_is_native, cluster_attention, kmeans, permute, sort_by_label
+from svg2.bench.race import race
 from svg2.bench.workload import (
     Clustered,
     Workload,
     compute_density_of,
     make_clustered,
     select_density,
+    spread,
 )
 from svg2.environment import provenance
 from svg2.media import write_atomic
@@ -35,7 +36,6 @@ DEFAULT_WORKLOADS = (
     Workload((9, 24, 24), num_q_clusters=100, num_k_clusters=300, densities=(0.1, 0.2, 0.3, 0.5)),
     Workload((9, 16, 16), num_q_clusters=50, num_k_clusters=100, densities=(0.1, 0.2, 0.3, 0.5)),
 )
-_WARM_UPS = 2
 _KMEANS_ITERS = 2  # of a warm step
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 
@@ -69,7 +69,7 @@ def run_cpu_suite(
     }
     with torch.inference_mode():
         for workload in workloads:
-            on_progress(f"{_name(workload)}: clustering")
+            on_progress(f"{workload.title}: clustering")
             clustered = make_clustered(workload)
             record["steps"].append(_measure_steps(workload, clustered, rounds))
             for density in workload.densities:
@@ -77,7 +77,7 @@ def run_cpu_suite(
                 record["attention"] += rows
                 for row in rows:
                     on_progress(
-                        f"{_name(workload)}, density {row['density']:.2f}, {row['method']}: "
+                        f"{workload.title}, density {row['density']:.2f}, {row['method']}: "
                         f"{row['sparse_ms']:.1f} ms, {row['speedup']:.2f}x dense"
                     )
     write_atomic(Path(out_path), json.dumps(record, indent=1).encode() + b"\n")
@@ -123,7 +123,7 @@ def _measure_attention(
             {
                 "op": "cluster_attention",
                 "method": method,
-                **_sizes(workload),
+                **workload.sizes,
                 "density_asked": density_asked,
                 "density": density,
                 "compute_density": compute_density,
@@ -168,51 +168,11 @@ def _measure_steps(workload: Workload, clustered: Clustered, rounds: int) -> dic
     )
     return {
         "op": "steps",
-        **_sizes(workload),
+        **workload.sizes,
         "kmeans_iters": _KMEANS_ITERS,
         **{f"{name}_ms": statistics.median(times) for name, times in ms.items()},
-        "q_cluster_sizes": _spread(q_clusters.sizes),
-        "k_cluster_sizes": _spread(k_clusters.sizes),
-    }
-
-
-def race(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each contestant in each round, after warm-up; each round runs all."""
-    for _ in range(_WARM_UPS):
-        for run in contestants.values():
-            run()
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return times
-
-
-def _name(workload: Workload) -> str:
-    return f"N {workload.tokens}, {workload.num_q_clusters}/{workload.num_k_clusters} clusters"
-
-
-def _sizes(workload: Workload) -> dict[str, Any]:
-    return {
-        "tokens": workload.tokens,
-        "grid": list(workload.grid),
-        "heads": workload.heads,
-        "head_dim": workload.head_dim,
-        "num_q_clusters": workload.num_q_clusters,
-        "num_k_clusters": workload.num_k_clusters,
-        "seed": workload.seed,
-    }
-
-
-def _spread(sizes: torch.Tensor) -> dict[str, int]:
-    """How ragged clusters are."""
-    flat = sizes.flatten()
-    return {
-        "min": int(flat.min()),
-        "median": int(flat.median()),
-        "max": int(flat.max()),
+        "q_cluster_sizes": spread(q_clusters.sizes),
+        "k_cluster_sizes": spread(k_clusters.sizes),
     }
 
 

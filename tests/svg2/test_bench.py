@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
-from svg2.bench import Workload, run_cpu_suite
-from svg2.bench.cpu import race
+from svg2.bench import SuiteUnavailable, Workload, run_cpu_suite, run_gpu_suite
+from svg2.bench.baselines import flex_padded
+from svg2.bench.gpu import _Expected
+from svg2.bench.race import race
 from svg2.bench.workload import (
     compute_density_of,
     density_of,
@@ -77,3 +79,62 @@ def test_race_interleaves():
     times = race(runs, rounds=3)
     assert order == ["a", "b"] * 5
     assert {name: len(ms) for name, ms in times.items()} == {"a": 3, "b": 3}
+
+
+WITH_TEXT = Workload(
+    (3, 8, 8),
+    num_q_clusters=6,
+    num_k_clusters=12,
+    densities=(0.3,),
+    heads=2,
+    head_dim=16,
+    text_tokens=5,
+)
+
+
+def test_gpu_suite_runs_whole_at_toy_sizes_and_says_so(tmp_path):
+    path = tmp_path / "gpu.json"
+    record = run_gpu_suite(path, lambda text: None, toy=True, rounds=3)
+    assert json.loads(path.read_text()) == record
+    assert record["toy"] is True
+    assert record["left_out"] == []
+    assert len(record["calls"]) == len(record["steps"]) == 2
+    for row in (*record["attention"], *record["steps"], *record["calls"]):
+        assert row["toy"] is True
+        assert row["case"] == "toy"
+    sparse = [row for row in record["attention"] if row["contestant"].startswith("svg2")]
+    assert {row["contestant"] for row in sparse} == {"svg2", "svg2-comp"}
+    for row in sparse:
+        assert row["density_asked"] <= row["density"] <= row["compute_density"]
+        assert row["ms_min"] <= row["ms"]
+    best = [row for row in record["attention"] if row["contestant"] == row["best_dense"]]
+    assert all(row["share"] == pytest.approx(1) for row in best)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpu_suite_needs_a_gpu(tmp_path):
+    with pytest.raises(SuiteUnavailable, match="NVIDIA GPU"):
+        run_gpu_suite(tmp_path / "gpu.json", lambda text: None)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workload", [SMALL, WITH_TEXT])
+def test_baselines_are_held_to_the_same_rows(workload):
+    clustered = make_clustered(workload)
+    _, kept, density = select_density(clustered, 0.3)
+    assert 0.3 <= density < 0.6
+    expected = _Expected(clustered, kept, has_virtual=False)
+    right = flex_padded(clustered, kept)()
+    assert expected.error_of(right) < 1e-5
+    assert expected.error_of(1.01 * right) > 5e-3
+    right[0, 0, 0, 0] = torch.nan
+    assert not expected.error_of(right) < 1e-5
+
+
+def test_text_sees_all_and_is_seen_by_all():
+    clustered = make_clustered(WITH_TEXT)
+    _, kept, _ = select_density(clustered, 0.3)
+    assert kept.shape[-2:] == (7, 13)
+    assert kept[..., -1, :].all()
+    assert kept[..., -1].all()
+    assert clustered.q_offsets[..., -1].tolist() == [[197, 197]]
