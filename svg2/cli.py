@@ -138,7 +138,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
 
-    from svg2.bench import SuiteUnavailable, run_cpu_suite, run_gpu_suite
+    from svg2.bench import SuiteUnavailable, run_cpu_suite, run_e2e_suite, run_gpu_suite
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -147,7 +147,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         if arguments.suite == "cpu":
             record = run_cpu_suite(path, say)
         else:
-            record = run_gpu_suite(path, say, toy=arguments.toy)
+            run_suite = run_gpu_suite if arguments.suite == "gpu" else run_e2e_suite
+            record = run_suite(path, say, toy=arguments.toy)
     except SuiteUnavailable as error:
         raise Stopped(str(error), 1) from error
     _print_result(record)
@@ -186,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
 
     bench = commands.add_parser("bench", help="attention kernels against dense attention")
-    bench.add_argument("--suite", choices=["cpu", "gpu"], default="cpu")
+    bench.add_argument("--suite", choices=["cpu", "gpu", "e2e"], default="cpu")
     bench.add_argument(
         *("--toy",),
         action="store_true",

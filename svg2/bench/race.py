@@ -5,19 +5,18 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-_WARM_UPS = 2
-
 
 def race(
     contestants: Mapping[str, Callable[[], object]],
     rounds: int,
     device: torch.device | str = "cpu",
+    warm_ups: int = 2,
 ) -> dict[str, list[float]]:
     """Milliseconds of each contestant in each round, after warm-up; each round runs all.
 
     On a GPU they are read from events in its own stream.
     """
-    for _ in range(_WARM_UPS):
+    for _ in range(warm_ups):
         for run in contestants.values():
             run()
     measure = _cuda_ms if torch.device(device).type == "cuda" else _host_ms

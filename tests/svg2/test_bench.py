@@ -5,7 +5,13 @@ import json
 import pytest
 import torch
 
-from svg2.bench import SuiteUnavailable, Workload, run_cpu_suite, run_gpu_suite
+from svg2.bench import (
+    SuiteUnavailable,
+    Workload,
+    run_cpu_suite,
+    run_e2e_suite,
+    run_gpu_suite,
+)
 from svg2.bench.baselines import flex_padded
 from svg2.bench.gpu import _Expected
 from svg2.bench.race import race
@@ -111,10 +117,27 @@ def test_gpu_suite_runs_whole_at_toy_sizes_and_says_so(tmp_path):
     assert all(row["share"] == pytest.approx(1) for row in best)
 
 
+def test_e2e_suite_runs_whole_at_toy_sizes_and_says_so(tmp_path):
+    path = tmp_path / "e2e.json"
+    record = run_e2e_suite(path, lambda text: None, toy=True, rounds=2)
+    assert json.loads(path.read_text()) == record
+    assert record["left_out"] == []
+    assert [run["method"] for run in record["runs"]] == ["svg2", "svg2-comp"]
+    for run in record["runs"]:
+        assert run["toy"] is True
+        assert run["weights"] == "random"
+        assert run["density"] == pytest.approx(run["density_asked"], abs=0.15)
+        assert 0 < run["attention_share"] < 1
+        assert run["warmup_fraction"] == 0.25
+        assert all(ms > 0 for ms in run["stage_ms_per_forward"].values())
+        assert run["speedup"] == pytest.approx(run["dense_seconds"] / run["svg2_seconds"])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_gpu_suite_needs_a_gpu(tmp_path):
+@pytest.mark.parametrize("run_suite", [run_gpu_suite, run_e2e_suite])
+def test_gpu_suites_need_a_gpu(tmp_path, run_suite):
     with pytest.raises(SuiteUnavailable, match="NVIDIA GPU"):
-        run_gpu_suite(tmp_path / "gpu.json", lambda text: None)
+        run_suite(tmp_path / "gpu.json", lambda text: None)
     assert not any(tmp_path.iterdir())
 
 

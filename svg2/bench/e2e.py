@@ -1,0 +1,298 @@
+"""The end-to-end suite: whole transformers in their published sizes, with random weights.
+
+Random weights cost what trained ones cost and attend to nothing in particular, so a density is
+asked for and the budget that gives it is searched. A run of many steps is put together from
+measured forwards: dense, sparse from a cold start, and sparse from warm centroids.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+from svg2.bench.gpu import Progress, SuiteUnavailable
+from svg2.bench.race import race
+from svg2.config import SVG2Config
+from svg2.enable import Handle, enable, measure_dense
+from svg2.environment import peak_memory, provenance
+from svg2.media import write_atomic
+from svg2.stats import STAGES, RunStats
+
+# diffusers' names; the fastest is what sparse runs are held against
+_BACKENDS = ("native", "_native_flash", "_native_cudnn")
+_CALIBRATION_BLOCKS = 2
+_BISECTIONS = 7
+_BRANCHES = 2  # guidance runs each step twice
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run asks of the method: a density over the sparse calls, and a dense warm-up."""
+
+    density: float
+    warmup_fraction: float
+    num_q_clusters: int
+    num_k_clusters: int
+    compensate: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """A transformer in its published configuration and the latent video it denoises.
+
+    Attributes:
+        latent: channels, frames, rows, columns.
+    """
+
+    name: str
+    latent: tuple[int, int, int, int]
+    num_steps: int
+    settings: tuple[Setting, ...]
+    config: dict[str, Any] = field(default_factory=dict)
+    text_tokens: int = 512
+
+    @property
+    def tokens(self) -> int:
+        """N, at patches of 1x2x2."""
+        return self.latent[1] * (self.latent[2] // 2) * (self.latent[3] // 2)
+
+
+_PAPER = Setting(0.295, 0.3, 300, 1000)
+_FURTHER = Setting(0.2, 0.1, 300, 1000, compensate=True)
+# WanTransformer3DModel's defaults are the 14B model's configuration.
+MODELS = (
+    Model("Wan 2.1 14B, 720p, 81 frames", (16, 21, 90, 160), 50, (_PAPER, _FURTHER)),
+    Model(
+        "Wan 2.1 1.3B, 480p, 81 frames",
+        (16, 21, 60, 104),
+        50,
+        (Setting(0.295, 0.3, 200, 1000), Setting(0.2, 0.1, 200, 1000, compensate=True)),
+        {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    ),
+)
+TOY_MODELS = (
+    Model(
+        "toy",
+        (16, 3, 16, 16),
+        4,
+        (Setting(0.4, 0.25, 6, 12), Setting(0.3, 0.25, 6, 12, compensate=True)),
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 64,
+            "ffn_dim": 64,
+            "num_layers": 3,
+            "text_dim": 32,
+        },
+        text_tokens=8,
+    ),
+)
+
+
+def run_e2e_suite(
+    out_path: Path, on_progress: Progress, *, toy: bool = False, rounds: int = 3
+) -> dict[str, Any]:
+    """Measure all models and write the record to `out_path` after every row.
+
+    Of each row, `speedup` is the whole dense run over the whole sparse one, on the fastest dense
+    backend, and `bound` what no kernel could pass: 1 / (1 - a(1 - w)(1 - density)), a the share of
+    self-attention in a dense forward and w the warm-up.
+
+    Raises:
+        SuiteUnavailable: there is no GPU, and no toy was asked for.
+        OSError: `out_path` can't be written.
+    """
+    if not toy and not torch.cuda.is_available():
+        raise SuiteUnavailable(
+            "The end-to-end suite needs an NVIDIA GPU, and none was found; --toy tries out the "
+            "harness at toy sizes."
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    record: dict[str, Any] = {
+        "suite": "e2e",
+        "toy": toy,
+        "weights": "random",
+        **provenance(device),
+        "rounds": rounds,
+        "runs": [],
+        "left_out": [],
+    }
+
+    def save() -> None:
+        write_atomic(Path(out_path), json.dumps(record, indent=1).encode() + b"\n")
+
+    for model in TOY_MODELS if toy else MODELS:
+        on_progress(f"{model.name}: random weights, {model.tokens:,} tokens")
+        try:
+            bench = _Bench(model, device, rounds)
+            for setting in model.settings:
+                row = {"toy": toy, **bench.run(setting)}
+                record["runs"].append(row)
+                save()
+                on_progress(
+                    f"  density {row['density']:.3f}, warm-up {row['warmup_fraction']}: "
+                    f"{row['speedup']:.2f}x of at most {row['bound']:.2f}x"
+                )
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            record["left_out"].append({"model": model.name, "why": reason})
+            on_progress(f"  left out: {reason}")
+    save()
+    return record
+
+
+class _Bench:
+    """One transformer on its device, its dense forward timed on the fastest backend."""
+
+    def __init__(self, model: Model, device: torch.device, rounds: int) -> None:
+        self.model, self.device, self.rounds = model, device, rounds
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        with device, _default_dtype(dtype):
+            torch.manual_seed(0)
+            self.transformer = WanTransformer3DModel(**model.config).eval().requires_grad_(False)
+            self.latents = torch.randn(1, *model.latent)
+            text_dim = self.transformer.config.text_dim
+            self.text = torch.randn(1, model.text_tokens, text_dim)
+            self.timestep = torch.full((1,), 500.0)
+        self.pipe = SimpleNamespace(
+            transformer=self.transformer,
+            transformer_2=None,
+            scheduler=SimpleNamespace(step_index=None, timesteps=self.timestep),
+            num_timesteps=model.num_steps,
+            maybe_free_model_hooks=lambda: None,
+        )
+        self.backend_ms = self._backends()
+        self.backend = min(self.backend_ms, key=self.backend_ms.__getitem__)
+        self.transformer.set_attention_backend(self.backend)
+        with measure_dense(self.pipe) as handle:
+            self.dense_ms, self.dense_peak = self._timed()
+            stats = handle.stats
+        attention_seconds = stats.attention_seconds
+        if attention_seconds is None:
+            raise RuntimeError(f"the attention of backend {self.backend} can't be timed")
+        self.attention_share = attention_seconds * 1e3 / _forwards(stats) / self.dense_ms
+
+    def run(self, setting: Setting) -> dict[str, Any]:
+        """The row of one setting."""
+        config = SVG2Config(
+            num_q_clusters=setting.num_q_clusters,
+            num_k_clusters=setting.num_k_clusters,
+            warmup_fraction=0.0,
+            min_keep_ratio=0.0,
+            kmeans_iters_init=50 if self.device.type == "cuda" else 3,
+            compensate=setting.compensate,
+        )
+        config = config.replace(top_p=self._calibrate(config, setting.density))
+        with self._enabled(config):
+            self._forward()  # compiles
+        with self._enabled(config) as handle:
+            (cold_ms,) = race({"cold": self._forward}, 1, self.device, warm_ups=0)["cold"]
+            cold = handle.stats
+            warm_ms, peak_bytes = self._timed()
+            stats = handle.stats
+        # the first row of calls is the cold forward
+        warm_calls = stats.call_stage_ms[len(cold.call) :].astype(float)
+        sums_ms = warm_calls.sum(axis=0) / (_forwards(stats) - 1)
+        stage_ms = dict(zip(STAGES, sums_ms.tolist(), strict=True))
+        model = self.model
+        warmup_steps = math.ceil(setting.warmup_fraction * model.num_steps)
+        sparse_steps = model.num_steps - warmup_steps
+        dense_run = model.num_steps * self.dense_ms
+        sparse_run = warmup_steps * self.dense_ms + cold_ms + (sparse_steps - 1) * warm_ms
+        density, warmup = stats.density, warmup_steps / model.num_steps
+        a = self.attention_share
+        return {
+            "model": model.name,
+            "weights": "random",
+            "tokens": model.tokens,
+            "num_steps": model.num_steps,
+            "method": "svg2-comp" if setting.compensate else "svg2",
+            "config": config.to_dict(),
+            "density_asked": setting.density,
+            "density": density,
+            "compute_density": stats.compute_density,
+            "warmup_fraction": warmup,
+            "impl": stats.impl,
+            "backend": self.backend,
+            "backend_forward_ms": self.backend_ms,
+            "dense_forward_ms": self.dense_ms,
+            "cold_forward_ms": cold_ms,
+            "warm_forward_ms": warm_ms,
+            "stage_ms_per_forward": stage_ms,
+            "attention_share": a,
+            "dense_seconds": _BRANCHES * dense_run / 1e3,
+            "svg2_seconds": _BRANCHES * sparse_run / 1e3,
+            "speedup": dense_run / sparse_run,
+            "bound": 1 / (1 - a * (1 - warmup) * (1 - density)),
+            "dense_peak_memory_bytes": self.dense_peak,
+            "peak_memory_bytes": peak_bytes,
+        }
+
+    def _backends(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name in _BACKENDS if self.device.type == "cuda" else _BACKENDS[:1]:
+            try:
+                self.transformer.set_attention_backend(name)
+                times = race({name: self._forward}, 1, self.device, warm_ups=1)
+            except (RuntimeError, ValueError):
+                continue
+            found[name] = times[name][0]
+        return found
+
+    def _timed(self) -> tuple[float, int | None]:
+        with peak_memory(self.device) as peak:
+            times = race({"forward": self._forward}, self.rounds, self.device, warm_ups=1)
+        return statistics.median(times["forward"]), peak.nbytes
+
+    def _calibrate(self, config: SVG2Config, density: float) -> float:
+        """The top-p that comes nearest to `density`, searched on the first blocks alone."""
+        low, high, best = 0.0, 1.0, (math.inf, 1.0)
+        blocks = self.transformer.blocks
+        self.transformer.blocks = nn.ModuleList(list(blocks)[:_CALIBRATION_BLOCKS])
+        try:
+            for _ in range(_BISECTIONS):
+                top_p = (low + high) / 2
+                with self._enabled(config.replace(top_p=top_p)) as handle:
+                    for _ in range(2):
+                        self._forward()
+                    found = handle.stats.density
+                assert found is not None
+                best = min(best, (abs(found - density), top_p))
+                low, high = (low, top_p) if found > density else (top_p, high)
+        finally:
+            self.transformer.blocks = blocks
+        return best[1]
+
+    def _enabled(self, config: SVG2Config) -> Handle:
+        self.pipe.scheduler.step_index = None
+        return enable(self.pipe, config)
+
+    @torch.inference_mode()
+    def _forward(self) -> Tensor:
+        scheduler = self.pipe.scheduler
+        with self.transformer.cache_context("cond"):
+            out = self.transformer(self.latents, self.timestep, self.text, return_dict=False)[0]
+        scheduler.step_index = 1 if scheduler.step_index is None else scheduler.step_index + 1
+        return out
+
+
+def _forwards(stats: RunStats) -> int:
+    return (stats.dense_calls + stats.sparse_calls) // stats.num_layers
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
