@@ -10,7 +10,11 @@ from kernels import KMeansResult, Permutation
 
 @dataclass(frozen=True)
 class Plan:
-    """Queries and keys in clusters, and which key clusters each query cluster attends to."""
+    """Queries and keys in clusters, and which key clusters each query cluster attends to.
+
+    `n_text` real prompt tokens beside the video's see all and are seen by all; they are part of
+    the densities and of nothing else here.
+    """
 
     q_clusters: KMeansResult
     k_clusters: KMeansResult
@@ -18,17 +22,20 @@ class Plan:
     k_order: Permutation
     P: Float32[Tensor, "B H Q K"]
     kept: Bool[Tensor, "B H Q K"]
+    n_text: int = 0
 
     def density(self) -> Float64[Tensor, "B H"]:
-        """Kept share of the N x N query-key pairs, exact; in (0, 1]."""
+        """Kept share of all query-key pairs, exact; in (0, 1]."""
         # A row sum is at most N < 2**24 and so exact in fp32; their weighted sum needs fp64.
         keys_per_query_BHQ = self.kept.float() @ self.k_clusters.sizes.float().unsqueeze(-1)
-        return self._share_of_pairs(keys_per_query_BHQ.squeeze(-1))
+        n_video, n_text = self.q_clusters.labels.shape[-1], self.n_text
+        text_pairs = n_text * (2 * n_video + n_text)
+        return (self._pairs(keys_per_query_BHQ.squeeze(-1)) + text_pairs) / self._all_pairs
 
     def virtual_density(self) -> Float64[Tensor, "B H"]:
-        """What compensation computes, a virtual key per skipped cluster, over the N x N pairs."""
+        """What compensation computes, a virtual key per skipped cluster, over all pairs."""
         skipped_BHQK = ~self.kept & (self.k_clusters.sizes > 0).unsqueeze(-2)
-        return self._share_of_pairs(skipped_BHQK.sum(-1).float())
+        return self._pairs(skipped_BHQK.sum(-1).float()) / self._all_pairs
 
     def kept_mass(self) -> Float32[Tensor, "B H"]:
         """Attention mass that the kept clusters hold by the centroids, mean over the queries."""
@@ -36,10 +43,10 @@ class Plan:
         mass_BHQ = (self.P * self.kept).sum(-1)
         return (mass_BHQ * weights_BHQ).sum(-1) / weights_BHQ.sum(-1)
 
-    def _share_of_pairs(
-        self, keys_per_query_BHQ: Float32[Tensor, "B H Q"]
-    ) -> Float64[Tensor, "B H"]:
-        q_sizes_BHQ = self.q_clusters.sizes.double()
-        n_q = self.q_clusters.labels.shape[-1]
-        n_k = self.k_clusters.labels.shape[-1]
-        return (keys_per_query_BHQ.double() * q_sizes_BHQ).sum(-1) / (n_q * n_k)
+    def _pairs(self, keys_per_query_BHQ: Float32[Tensor, "B H Q"]) -> Float64[Tensor, "B H"]:
+        return (keys_per_query_BHQ.double() * self.q_clusters.sizes.double()).sum(-1)
+
+    @property
+    def _all_pairs(self) -> int:
+        n_q, n_k = (x.labels.shape[-1] for x in (self.q_clusters, self.k_clusters))
+        return (n_q + self.n_text) * (n_k + self.n_text)

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from svg2.attention import sparse_attention
+from svg2.attention import SparseResult, TextTokens, sparse_attention
 from svg2.clustering import CacheKey, CentroidCache
 from svg2.config import SVG2Config
 from svg2.plan import Plan
@@ -17,6 +17,7 @@ from svg2.stats import DENSE_STAGE, CallRecord, StageClock, StatsRecorder
 from svg2.tracking import Position, Tracker
 
 Observer = Callable[[CallRecord], None]
+_Output = TypeVar("_Output")  # a tensor, or one for the video and one for the text
 
 
 class Session:
@@ -36,6 +37,29 @@ class Session:
         self._observer = observer
         self._position = Position(step=0, num_steps=0, branch=0)
         self._transformer = 0
+        self._text_lengths: dict[int, int] = {}
+
+    def text_length(self, attention_mask: Tensor | None, n_video: int, n_text: int) -> int:
+        """Real prompt tokens of the current guidance branch; read once a generation.
+
+        `attention_mask` is true for the tokens that count, the video's before the text's; None
+        counts all.
+
+        Raises:
+            RuntimeError: the prompts of a batch differ in length.
+        """
+        if attention_mask is None:
+            return n_text
+        branch = self._position.branch
+        if branch not in self._text_lengths:
+            lengths = set((attention_mask.flatten(1).sum(-1) - n_video).tolist())
+            if len(lengths) > 1:
+                raise RuntimeError(
+                    "SVG2 needs the prompts of a batch to have the same number of tokens: "
+                    "generate them one by one."
+                )
+            self._text_lengths[branch] = int(lengths.pop())
+        return self._text_lengths[branch]
 
     def end_generation(self) -> None:
         """Free the centroids; the statistics stay until the next generation begins."""
@@ -51,6 +75,7 @@ class Session:
         self._position, is_new = self.tracker.begin_forward()
         if is_new:
             self.cache.clear()
+            self._text_lengths.clear()
             self.recorder.reset()
         if transformer != self._transformer:
             self.cache.keep_only(transformer)
@@ -66,7 +91,7 @@ class Session:
             return True
         return position.step < config.warmup_steps(position.num_steps)
 
-    def dense(self, layer: int, attend: Callable[[], Tensor]) -> Tensor:
+    def dense(self, layer: int, attend: Callable[[], _Output]) -> _Output:
         """Run the pipeline's own self-attention untouched, with its attention kernel timed."""
         with _AttentionTimer() as timer:
             out = attend()
@@ -80,12 +105,13 @@ class Session:
         k: Float[Tensor, "B H N D"],
         v: Float[Tensor, "B H N D"],
         clock: StageClock,
-    ) -> Float[Tensor, "B H N D"]:
+        text: TextTokens | None = None,
+    ) -> SparseResult:
         """Sparse attention of one layer, noted under its place, and shown to the observer."""
         assert self.config is not None
         position = self._position
         key = CacheKey(self._transformer, layer, position.branch, tuple(q.shape))
-        result = sparse_attention(q, k, v, self.config, self.cache.entry(key), clock)
+        result = sparse_attention(q, k, v, self.config, self.cache.entry(key), clock, text)
         plan = result.plan
         density = plan.density().mean(0)
         kept_mass = plan.kept_mass().mean(0)
@@ -104,7 +130,7 @@ class Session:
             self._observer(_call_record(position, layer, q, k, v, plan, density, kept_mass, clock))
             self.recorder.observed(time.perf_counter() - started)
         clock.skip()
-        return result.out
+        return result
 
 
 def _call_record(

@@ -1,14 +1,14 @@
 """The Wan family (2.1, 2.2): its self-attention modules, their q, k and v, its token grid."""
 
-from typing import Any
-
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
-from svg2.session import Session
+from svg2.processors.base import SVG2Processor
 from svg2.stats import StageClock
+
+STOCK = WanAttnProcessor
 
 
 def self_attentions(transformer: torch.nn.Module) -> list[WanAttention]:
@@ -18,36 +18,8 @@ def self_attentions(transformer: torch.nn.Module) -> list[WanAttention]:
     return [module for module in modules if isinstance(module, WanAttention)]
 
 
-class WanSVG2Processor:
-    """Self-attention of one Wan layer: stock where the gate says dense, ours elsewhere.
-
-    No nn.Module, so that it is never saved, moved or cast with the model. What diffusers sets on a
-    processor (attention backend, parallel configuration) goes to the one that it wraps.
-    """
-
-    def __init__(
-        self, session: Session, original: WanAttnProcessor, transformer: int, layer: int
-    ) -> None:
-        self._session = session
-        self._original = original
-        self._transformer = transformer
-        self._layer = layer
-
-    @property
-    def _attention_backend(self) -> Any:
-        return self._original._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self._original._attention_backend = backend
-
-    @property
-    def _parallel_config(self) -> Any:
-        return self._original._parallel_config
-
-    @_parallel_config.setter
-    def _parallel_config(self, parallel_config: Any) -> None:
-        self._original._parallel_config = parallel_config
+class WanSVG2Processor(SVG2Processor):
+    """Self-attention of one Wan layer: stock where the gate says dense, ours elsewhere."""
 
     def __call__(
         self,
@@ -81,25 +53,10 @@ class WanSVG2Processor:
         clock = StageClock(hidden_states.device)
         q, k, v = queries_keys_values(attn, hidden_states, rotary_emb)
         clock.mark("other")
-        out = session.sparse(self._layer, q, k, v, clock)
+        out = session.sparse(self._layer, q, k, v, clock).out
         out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
         clock.mark("other")
         return out
-
-
-def check_replaceable(processor: object) -> None:
-    """Check that a self-attention processor is the stock one, which ours can stand in for.
-
-    Raises:
-        RuntimeError: it is ours already.
-        TypeError: it is someone else's, whose work ours would drop.
-    """
-    if isinstance(processor, WanSVG2Processor):
-        raise RuntimeError("SVG2 is already enabled here: disable the first handle before.")
-    if type(processor) is not WanAttnProcessor:
-        raise TypeError(
-            f"SVG2 replaces the stock attention of Wan and found {type(processor).__name__}."
-        )
 
 
 def queries_keys_values(

@@ -1,0 +1,163 @@
+"""HunyuanVideo: joint attention over video and prompt, with the prompt's padding dropped."""
+
+import pytest
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+)
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+import svg2
+from svg2.processors.hunyuan_video import text_queries_keys_values, video_queries_keys_values
+
+CONFIG = svg2.SVG2Config(
+    top_p=0.5, num_q_clusters=8, num_k_clusters=16, warmup_fraction=0.25, kmeans_iters_init=3
+)
+NUM_LAYERS, NUM_STEPS, NUM_TOKENS, NUM_TEXT, NUM_PADDED = 3, 4, 96, 5, 9
+
+
+@pytest.fixture
+def pipe():
+    """Random weights: 2 dual-stream blocks and 1 single-stream one, 2 heads of 32."""
+    torch.manual_seed(0)
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=32,
+        num_layers=2,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=1,
+        patch_size_t=1,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(8, 12, 12),
+        guidance_embeds=True,
+    ).eval()
+    pipe = HunyuanVideoPipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
+        vae=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def prompt(seed: int = 0, num_text: int = NUM_TEXT, padding: float = 0.0, batch: int = 1) -> dict:
+    """Embeddings of a prompt, `num_text` tokens long and padded with `padding`."""
+    generator = torch.Generator().manual_seed(seed)
+    embeds = torch.randn(batch, NUM_PADDED, 16, generator=generator)
+    embeds[:, num_text:] = padding
+    return {
+        "prompt_embeds": embeds,
+        "pooled_prompt_embeds": torch.randn(batch, 8, generator=generator),
+        "prompt_attention_mask": (torch.arange(NUM_PADDED) < num_text).long().repeat(batch, 1),
+    }
+
+
+def generate(pipe, **changes) -> torch.Tensor:
+    """Latents of 6 x 4 x 4 tokens."""
+    return pipe(
+        **(prompt() | changes),
+        height=32,
+        width=32,
+        num_frames=21,
+        num_inference_steps=NUM_STEPS,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(1),
+    ).frames
+
+
+class AttentionInputs(TorchFunctionMode):
+    """Keeps the q, k and v of every call of the stock attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            self.calls.append([kwargs[name] for name in ("query", "key", "value")])
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_whole_budget_is_dense_and_padding_does_not_matter(pipe):
+    dense = generate(pipe)
+    whole = CONFIG.replace(top_p=1.0, warmup_fraction=0.0)
+    with svg2.enable(pipe, whole) as run:
+        for padding in (0.0, 7.0):
+            torch.testing.assert_close(
+                generate(pipe, **prompt(padding=padding)), dense, rtol=0, atol=1e-4
+            )
+    stats = run.stats
+    assert stats.density == stats.density_run == 1
+    assert (stats.sparse_calls, stats.dense_calls) == (NUM_LAYERS * NUM_STEPS, 0)
+    assert stats.n_tokens == NUM_TOKENS
+
+
+def test_less_than_the_whole_is_sparse_and_another_prompt_starts_afresh(pipe):
+    dense = generate(pipe)
+    config = svg2.method_config("svg2-comp", CONFIG)
+    long = prompt(num_text=8)
+    with svg2.enable(pipe, config):
+        expected = generate(pipe, **long)
+    with svg2.enable(pipe, config) as run:
+        sparse = generate(pipe)
+        assert torch.equal(generate(pipe, **long), expected)
+    assert not torch.equal(sparse, dense)
+    assert sparse.isfinite().all()
+    stats = run.stats
+    assert stats.dense_calls == NUM_LAYERS  # a quarter of four steps
+    assert 0 < stats.density < stats.compute_density < 1
+    assert torch.equal(generate(pipe), dense)
+
+
+def test_density_counts_the_text(pipe):
+    seen = []
+    with svg2.enable(pipe, CONFIG, observer=seen.append):
+        generate(pipe)
+    call = seen[0]
+    pairs = call.q_sizes[..., None].double() * call.k_sizes[..., None, :]
+    kept = (pairs * call.kept).sum((0, 2, 3)) + NUM_TEXT * (2 * NUM_TOKENS + NUM_TEXT)
+    torch.testing.assert_close(call.density, kept / (NUM_TOKENS + NUM_TEXT) ** 2)
+
+
+@torch.no_grad()
+def test_queries_keys_and_values_are_those_of_the_stock_attention(pipe):
+    transformer = pipe.transformer
+    for block in (transformer.transformer_blocks[1], transformer.single_transformer_blocks[0]):
+        attn = block.attn
+        generator = torch.Generator().manual_seed(0)
+        for norm in (attn.norm_q, attn.norm_k):
+            torch.nn.init.uniform_(norm.weight, 0.5, 2, generator=generator)
+        video = torch.randn(2, NUM_TOKENS, 64, generator=generator)
+        text = torch.randn(2, NUM_TEXT, 64, generator=generator)
+        rope = transformer.rope(torch.empty(2, 4, 6, 4, 4))
+        with AttentionInputs() as stock:
+            attn(video, encoder_hidden_states=text, image_rotary_emb=rope)
+        ours = video_queries_keys_values(attn, video, rope)
+        of_text = text_queries_keys_values(attn, text)
+        for x, t, both in zip(
+            ours, (of_text.q, of_text.k, of_text.v), stock.calls[-1], strict=True
+        ):
+            torch.testing.assert_close(torch.cat([x, t], dim=2), both, rtol=0, atol=1e-6)
+
+
+def test_prompts_of_a_batch_may_not_differ_in_length(pipe):
+    batch = prompt(batch=2)
+    same = generate(pipe, **batch)
+    with svg2.enable(pipe, CONFIG.replace(top_p=1.0)):
+        torch.testing.assert_close(generate(pipe, **batch), same, rtol=0, atol=1e-4)
+        batch["prompt_attention_mask"][1, 3:] = 0
+        with pytest.raises(RuntimeError, match="one by one"):
+            generate(pipe, **batch)
+    batch["prompt_attention_mask"][1] = batch["prompt_attention_mask"][0]
+    assert torch.equal(generate(pipe, **batch), same)
