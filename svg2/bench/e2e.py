@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
 from svg2.bench.gpu import Progress, SuiteUnavailable
@@ -31,7 +31,6 @@ from svg2.stats import STAGES, RunStats
 _BACKENDS = ("native", "_native_flash", "_native_cudnn")
 _CALIBRATION_BLOCKS = 2
 _BISECTIONS = 7
-_BRANCHES = 2  # guidance runs each step twice
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,9 @@ class Model:
 
     Attributes:
         latent: channels, frames, rows, columns.
+        config: where it differs from the class's defaults, which are the largest model's.
+        text_tokens: real prompt tokens; HunyuanVideo has them in its self-attention.
+        branches: forwards a step; guidance takes two where it is not distilled.
     """
 
     name: str
@@ -58,17 +60,18 @@ class Model:
     num_steps: int
     settings: tuple[Setting, ...]
     config: dict[str, Any] = field(default_factory=dict)
+    transformer: type = WanTransformer3DModel
     text_tokens: int = 512
+    branches: int = 2
 
     @property
     def tokens(self) -> int:
-        """N, at patches of 1x2x2."""
+        """Video tokens, at patches of 1x2x2."""
         return self.latent[1] * (self.latent[2] // 2) * (self.latent[3] // 2)
 
 
 _PAPER = Setting(0.295, 0.3, 300, 1000)
 _FURTHER = Setting(0.2, 0.1, 300, 1000, compensate=True)
-# WanTransformer3DModel's defaults are the 14B model's configuration.
 MODELS = (
     Model("Wan 2.1 14B, 720p, 81 frames", (16, 21, 90, 160), 50, (_PAPER, _FURTHER)),
     Model(
@@ -77,6 +80,16 @@ MODELS = (
         50,
         (Setting(0.295, 0.3, 200, 1000), Setting(0.2, 0.1, 200, 1000, compensate=True)),
         {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    ),
+    Model(
+        "HunyuanVideo 13B, 720p, 129 frames",
+        (16, 33, 90, 160),
+        50,
+        (Setting(0.255, 0.1, 400, 1000), Setting(0.2, 0.1, 400, 1000, compensate=True)),
+        transformer=HunyuanVideoTransformer3DModel,
+        config={"guidance_embeds": True},
+        text_tokens=256,
+        branches=1,
     ),
 )
 TOY_MODELS = (
@@ -94,6 +107,28 @@ TOY_MODELS = (
         },
         text_tokens=8,
     ),
+    Model(
+        "toy, joint",
+        (4, 3, 16, 16),
+        4,
+        (Setting(0.4, 0.25, 6, 12),),
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 32,
+            "num_layers": 2,
+            "num_single_layers": 1,
+            "num_refiner_layers": 1,
+            "text_embed_dim": 16,
+            "pooled_projection_dim": 8,
+            "rope_axes_dim": (8, 12, 12),
+            "guidance_embeds": True,
+        },
+        transformer=HunyuanVideoTransformer3DModel,
+        text_tokens=8,
+        branches=1,
+    ),
 )
 
 
@@ -102,9 +137,11 @@ def run_e2e_suite(
 ) -> dict[str, Any]:
     """Measure all models and write the record to `out_path` after every row.
 
-    Of each row, `speedup` is the whole dense run over the whole sparse one, on the fastest dense
-    backend, and `bound` what no kernel could pass: 1 / (1 - a(1 - w)(1 - density)), a the share of
-    self-attention in a dense forward and w the warm-up.
+    Of each row, `stock_forward_ms` is what the model takes by itself, and `dense_forward_ms` with
+    padding of the prompt dropped, which is what counts as dense. `speedup` is the whole dense run
+    over the whole sparse one, on the fastest dense backend, and `bound` what no kernel could pass:
+    1 / (1 - a(1 - w)(1 - density)), a the share of self-attention in a dense forward and w the
+    warm-up.
 
     Raises:
         SuiteUnavailable: there is no GPU, and no toy was asked for.
@@ -157,21 +194,20 @@ class _Bench:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         with device, _default_dtype(dtype):
             torch.manual_seed(0)
-            self.transformer = WanTransformer3DModel(**model.config).eval().requires_grad_(False)
-            self.latents = torch.randn(1, *model.latent)
-            text_dim = self.transformer.config.text_dim
-            self.text = torch.randn(1, model.text_tokens, text_dim)
-            self.timestep = torch.full((1,), 500.0)
+            self.transformer = model.transformer(**model.config).eval().requires_grad_(False)
+            self.inputs = _inputs(self.transformer, model)
         self.pipe = SimpleNamespace(
             transformer=self.transformer,
             transformer_2=None,
-            scheduler=SimpleNamespace(step_index=None, timesteps=self.timestep),
+            scheduler=SimpleNamespace(step_index=None, timesteps=self.inputs["timestep"]),
             num_timesteps=model.num_steps,
             maybe_free_model_hooks=lambda: None,
         )
         self.backend_ms = self._backends()
         self.backend = min(self.backend_ms, key=self.backend_ms.__getitem__)
         self.transformer.set_attention_backend(self.backend)
+        # With the mask over the prompt's padding, where the model has one.
+        self.stock_ms, _ = self._timed()
         with measure_dense(self.pipe) as handle:
             self.dense_ms, self.dense_peak = self._timed()
             stats = handle.stats
@@ -223,13 +259,14 @@ class _Bench:
             "impl": stats.impl,
             "backend": self.backend,
             "backend_forward_ms": self.backend_ms,
+            "stock_forward_ms": self.stock_ms,
             "dense_forward_ms": self.dense_ms,
             "cold_forward_ms": cold_ms,
             "warm_forward_ms": warm_ms,
             "stage_ms_per_forward": stage_ms,
             "attention_share": a,
-            "dense_seconds": _BRANCHES * dense_run / 1e3,
-            "svg2_seconds": _BRANCHES * sparse_run / 1e3,
+            "dense_seconds": model.branches * dense_run / 1e3,
+            "svg2_seconds": model.branches * sparse_run / 1e3,
             "speedup": dense_run / sparse_run,
             "bound": 1 / (1 - a * (1 - warmup) * (1 - density)),
             "dense_peak_memory_bytes": self.dense_peak,
@@ -237,11 +274,13 @@ class _Bench:
         }
 
     def _backends(self) -> dict[str, float]:
+        """Milliseconds of a dense forward by backend, of those that work."""
         found: dict[str, float] = {}
         for name in _BACKENDS if self.device.type == "cuda" else _BACKENDS[:1]:
             try:
                 self.transformer.set_attention_backend(name)
-                times = race({name: self._forward}, 1, self.device, warm_ups=1)
+                with measure_dense(self.pipe):
+                    times = race({name: self._forward}, 1, self.device, warm_ups=1)
             except (RuntimeError, ValueError):
                 continue
             found[name] = times[name][0]
@@ -255,8 +294,13 @@ class _Bench:
     def _calibrate(self, config: SVG2Config, density: float) -> float:
         """The top-p that comes nearest to `density`, searched on the first blocks alone."""
         low, high, best = 0.0, 1.0, (math.inf, 1.0)
-        blocks = self.transformer.blocks
-        self.transformer.blocks = nn.ModuleList(list(blocks)[:_CALIBRATION_BLOCKS])
+        lists = {
+            name: module
+            for name, module in self.transformer.named_children()
+            if name in ("blocks", "transformer_blocks", "single_transformer_blocks")
+        }
+        for name, blocks in lists.items():
+            setattr(self.transformer, name, nn.ModuleList(list(blocks)[:_CALIBRATION_BLOCKS]))
         try:
             for _ in range(_BISECTIONS):
                 top_p = (low + high) / 2
@@ -268,7 +312,8 @@ class _Bench:
                 best = min(best, (abs(found - density), top_p))
                 low, high = (low, top_p) if found > density else (top_p, high)
         finally:
-            self.transformer.blocks = blocks
+            for name, blocks in lists.items():
+                setattr(self.transformer, name, blocks)
         return best[1]
 
     def _enabled(self, config: SVG2Config) -> Handle:
@@ -279,9 +324,27 @@ class _Bench:
     def _forward(self) -> Tensor:
         scheduler = self.pipe.scheduler
         with self.transformer.cache_context("cond"):
-            out = self.transformer(self.latents, self.timestep, self.text, return_dict=False)[0]
+            out = self.transformer(**self.inputs, return_dict=False)[0]
         scheduler.step_index = 1 if scheduler.step_index is None else scheduler.step_index + 1
         return out
+
+
+def _inputs(transformer: nn.Module, model: Model) -> dict[str, Tensor]:
+    """Random inputs of one forward; every prompt token is a real one."""
+    config = transformer.config
+    inputs = {
+        "hidden_states": torch.randn(1, *model.latent),
+        "timestep": torch.full((1,), 500.0),
+    }
+    if model.transformer is WanTransformer3DModel:
+        text = torch.randn(1, model.text_tokens, config.text_dim)
+        return inputs | {"encoder_hidden_states": text}
+    return inputs | {
+        "encoder_hidden_states": torch.randn(1, model.text_tokens, config.text_embed_dim),
+        "encoder_attention_mask": torch.ones(1, model.text_tokens, dtype=torch.int64),
+        "pooled_projections": torch.randn(1, config.pooled_projection_dim),
+        "guidance": torch.full((1,), 6000.0),
+    }
 
 
 def _forwards(stats: RunStats) -> int:

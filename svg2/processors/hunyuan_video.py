@@ -27,10 +27,11 @@ def self_attentions(transformer: torch.nn.Module) -> list[Attention]:
 
 
 class HunyuanVideoSVG2Processor(SVG2Processor):
-    """Joint attention of one layer: stock where the gate says dense, ours elsewhere.
+    """Joint attention of one layer: the stock processor where the gate says dense, else ours.
 
-    Clusters are of video tokens alone. Padding of the prompt is dropped before attention, which
-    the stock path masks; what it leaves at those places nothing ever reads.
+    Clusters are of video tokens alone. Padding of the prompt is dropped before either: the stock
+    path masks it, and a mask keeps fast kernels away. What that leaves at its places nothing
+    reads.
     """
 
     def __call__(
@@ -52,26 +53,26 @@ class HunyuanVideoSVG2Processor(SVG2Processor):
         n_video, n_padded = hidden_states.shape[1], encoder_hidden_states.shape[1]
         if self._layer == 0:
             session.begin_forward(self._transformer, n_video)
+        n_text = session.text_length(attention_mask, n_video, n_padded)
+        prompt, padding = encoder_hidden_states[:, :n_text], (0, 0, 0, n_padded - n_text)
         if session.runs_dense(self._layer):
-            return session.dense(
+            out, text_out = session.dense(
                 self._layer,
-                lambda: self._original(
-                    attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
-                ),
+                lambda: self._original(attn, hidden_states, prompt, None, image_rotary_emb),
             )
+            return out, F.pad(text_out, padding)
         if self._parallel_config is not None:
             raise RuntimeError("SVG2 needs all tokens on one device: disable parallelism.")
 
         clock = StageClock(hidden_states.device)
-        n_text = session.text_length(attention_mask, n_video, n_padded)
         q, k, v = video_queries_keys_values(attn, hidden_states, image_rotary_emb)
-        text = text_queries_keys_values(attn, encoder_hidden_states[:, :n_text])
+        text = text_queries_keys_values(attn, prompt)
         clock.mark("other")
         result = session.sparse(self._layer, q, k, v, clock, text)
         assert result.text_out is not None
         out = result.out.transpose(1, 2).flatten(2)
         text_out = result.text_out.transpose(1, 2).flatten(2)
-        text_out = F.pad(text_out, (0, 0, 0, n_padded - n_text))
+        text_out = F.pad(text_out, padding)
         # A single-stream block projects both later, together.
         if getattr(attn, "to_out", None) is not None:
             out = attn.to_out[1](attn.to_out[0](out))

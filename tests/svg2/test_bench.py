@@ -122,7 +122,7 @@ def test_e2e_suite_runs_whole_at_toy_sizes_and_says_so(tmp_path):
     record = run_e2e_suite(path, lambda text: None, toy=True, rounds=2)
     assert json.loads(path.read_text()) == record
     assert record["left_out"] == []
-    assert [run["method"] for run in record["runs"]] == ["svg2", "svg2-comp"]
+    assert [run["method"] for run in record["runs"]] == ["svg2", "svg2-comp", "svg2"]
     for run in record["runs"]:
         assert run["toy"] is True
         assert run["weights"] == "random"

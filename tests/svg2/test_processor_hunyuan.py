@@ -85,7 +85,8 @@ class AttentionInputs(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
-            self.calls.append([kwargs[name] for name in ("query", "key", "value")])
+            names = ("query", "key", "value")
+            self.calls.append(args[:3] if args else [kwargs[name] for name in names])
         return func(*args, **(kwargs or {}))
 
 
@@ -118,6 +119,16 @@ def test_less_than_the_whole_is_sparse_and_another_prompt_starts_afresh(pipe):
     assert stats.dense_calls == NUM_LAYERS  # a quarter of four steps
     assert 0 < stats.density < stats.compute_density < 1
     assert torch.equal(generate(pipe), dense)
+
+
+def test_the_dense_side_drops_the_padding_and_its_mask(pipe):
+    stock = generate(pipe, **prompt(padding=7.0))
+    with svg2.measure_dense(pipe) as run, AttentionInputs() as seen:
+        trimmed = generate(pipe, **prompt(padding=7.0))
+    torch.testing.assert_close(trimmed, stock, rtol=0, atol=1e-4)
+    joint = [q for q, _, _ in seen.calls if q.shape[2] > NUM_PADDED]  # the rest refines the text
+    assert {q.shape[2] for q in joint} == {NUM_TOKENS + NUM_TEXT}
+    assert run.stats.dense_calls == len(joint) == NUM_LAYERS * NUM_STEPS
 
 
 def test_density_counts_the_text(pipe):
