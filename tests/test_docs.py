@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from functools import cache
 
 import pytest
 
+from svg2.bench import run_e2e_suite, run_gpu_suite
 from svg2.bench.report import with_numbers
 from tests.tree import ROOT, project_files
 
@@ -79,8 +81,19 @@ def test_numbers_are_those_of_the_committed_results() -> None:
 
 def test_what_has_no_result_reads_not_measured(tmp_path) -> None:
     text = with_numbers(README, tmp_path)
-    assert text.count("not measured.") == 3
+    assert text.count("not measured.") == 4
     assert "not measured." in text.split("built-in model on prompts")[1]
+
+
+@pytest.mark.parametrize("suite", [run_gpu_suite, run_e2e_suite])
+def test_no_toy_number_reaches_the_readme(tmp_path, suite) -> None:
+    name = "gpu.json" if suite is run_gpu_suite else "e2e.json"
+    record = suite(tmp_path / name, lambda text: None, toy=True, rounds=2)
+    assert with_numbers(README, tmp_path).count("not measured.") == 4
+    (tmp_path / name).write_text(json.dumps(record | {"toy": False}))
+    text = with_numbers(README, tmp_path)
+    assert text.count("not measured.") == 3
+    assert "| toy |" in text
 
 
 def test_space_front_matter() -> None:

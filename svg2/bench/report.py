@@ -17,8 +17,9 @@ def section(folder: Path) -> str:
     parts = [
         _builtin_model(_read(folder / "builtin_model.json")),
         _cpu(_read(folder / "cpu.json")),
+        _gpu(_read(folder / "gpu.json")),
+        _e2e(_read(folder / "e2e.json")),
     ]
-    parts.append(f"On a GPU: {_NOT_MEASURED}\n")
     return "\n".join(parts)
 
 
@@ -79,6 +80,45 @@ def _cpu(record: dict[str, Any] | None) -> str:
         f"| {r['density']:.0%} | {r['dense_ms']:.0f} ms | {r['sparse_ms']:.0f} ms "
         f"| {r['speedup']:.2f}× | {r['flop_ratio']:.2f}× |"
         for r in same
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _gpu(record: dict[str, Any] | None) -> str:
+    title = "Cluster attention on a GPU, at the sizes of real models"
+    if record is None or record["toy"]:
+        return f"{title}: {_NOT_MEASURED}\n"
+    lines = [
+        f"{title} ({record['dtype']}; {_where(record)}); useful TFLOP/s count kept pairs alone:",
+        "",
+        "| sizes of | tokens, heads, clusters | density | | time | useful TFLOP/s | of best dense "
+        "| speedup |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['case']} | {r['tokens']:,}, {r['heads']}, "
+        f"{r['num_q_clusters']}/{r['num_k_clusters']} | {r['density']:.0%} | {r['contestant']} "
+        f"| {r['ms']:.2f} ms | {r['useful_tflops']:.0f} | {r['share']:.2f} "
+        f"| {r['speedup']:.2f}× |"
+        for r in record["attention"]
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _e2e(record: dict[str, Any] | None) -> str:
+    title = "Whole transformers with random weights on a GPU, dense against sparse"
+    if record is None or record["toy"]:
+        return f"{title}: {_NOT_MEASURED}\n"
+    lines = [
+        f"{title} (runs put together from measured forwards; {_where(record)}):",
+        "",
+        "| model | method | density | dense warm-up | speedup | bound at no cost |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['model']} | {r['method']} | {r['density']:.1%} | {r['warmup_fraction']:.0%} "
+        f"| {r['speedup']:.2f}× | {r['bound']:.2f}× |"
+        for r in record["runs"]
     ]
     return "\n".join([*lines, ""])
 
