@@ -43,7 +43,7 @@ DTYPES = ("fp16", "bf16")
 # What pointers point to, other than q, k, v and what has their dtype.
 _POINTEES = {
     **dict.fromkeys(("perm_ptr", "order_ptr"), "i64"),
-    **dict.fromkeys(("means_ptr", "half_norms_ptr"), "fp32"),
+    **dict.fromkeys(("means_ptr", "half_norms_ptr", "bias_ptr"), "fp32"),
     "kept_ptr": "u8",
     **dict.fromkeys(
         """labels_ptr ranks_ptr counts_ptr totals_ptr offsets_ptr q_offsets_ptr k_offsets_ptr
@@ -89,6 +89,7 @@ class Report:
         spills: bytes of stack per thread, or spilled registers on AMD.
         shared_bytes: of one block.
         assembly: PTX, or AMD's assembly.
+        binary: the machine code, for `nvdisasm`.
     """
 
     build: Build
@@ -97,6 +98,7 @@ class Report:
     spills: int
     shared_bytes: int
     assembly: str
+    binary: bytes
 
     @property
     def faults(self) -> list[str]:
@@ -129,7 +131,7 @@ def attention_builds(config: attention.Config, head_dim: int, dtype: str) -> Ite
             for permuted in (False, True):
                 absent = () if permuted else ("perm_ptr",)
                 if not compensate:
-                    absent += ("k_centroids_ptr", "v_centroids_ptr")
+                    absent += ("k_centroids_ptr", "v_centroids_ptr", "bias_ptr")
                 options = "+comp" * compensate + "+perm" * permuted
                 tile = f"{tiling.block_m}×{tiling.block_n}"
                 yield Build(
@@ -140,6 +142,8 @@ def attention_builds(config: attention.Config, head_dim: int, dtype: str) -> Ite
                         "D": head_dim,
                         "BLOCK_M": tiling.block_m,
                         "BLOCK_N": tiling.block_n,
+                        "LIST_N": config.main.block_n,
+                        "BLOCK_C": tiling.block_c,
                         "CHUNK": tiling.chunk,
                         "PERMUTED": permuted,
                         "COMPENSATE": compensate,
@@ -186,7 +190,13 @@ def list_builds(chip: str) -> Iterator[Build]:
         "list keys K1000",
         attention.list_keys_kernel,
         "bf16",
-        {"BLOCK_K": 1024, "BLOCK_N": config.main.block_n, "CHUNK": config.main.chunk, **sizes},
+        {
+            "COMPENSATE": True,
+            "BLOCK_K": 1024,
+            "BLOCK_N": config.main.block_n,
+            "CHUNK": config.main.chunk,
+            **sizes,
+        },
     )
     yield Build(
         "list items",
@@ -247,12 +257,12 @@ def compile_for(build: Build, chip: str) -> Report:
     )
     if chip.startswith("sm_"):
         registers, spills = _read_cubin(compiled.asm["cubin"])
-        assembly = compiled.asm["ptx"]
+        assembly, binary = compiled.asm["ptx"], compiled.asm["cubin"]
     else:
-        assembly = compiled.asm["amdgcn"]
+        assembly, binary = compiled.asm["amdgcn"], compiled.asm["hsaco"]
         registers = _read_number(r"\.vgpr_count:\s+(\d+)", assembly)
         spills = _read_number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
-    return Report(build, chip, registers, spills, compiled.metadata.shared, assembly)
+    return Report(build, chip, registers, spills, compiled.metadata.shared, assembly, binary)
 
 
 def _type_of(name: str, dtype: str) -> str:
@@ -263,7 +273,9 @@ def _type_of(name: str, dtype: str) -> str:
 
 def _is_aligned(name: str) -> bool:
     # Strides of tokens are multiples of the head dimension.
-    return (name.endswith("_ptr") and name not in _UNALIGNED) or name.startswith("stride_")
+    return (name.endswith("_ptr") and name not in _UNALIGNED) or name.startswith(
+        ("stride_", "bias_")
+    )
 
 
 def _read_cubin(cubin: bytes) -> tuple[int, int]:
@@ -312,9 +324,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__)
     parser.add_argument("--chips", nargs="+", choices=SHARED_LIMITS, default=list(SHARED_LIMITS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16"])
-    parser.add_argument("--kernels", default="", help="only those whose name starts so")
+    parser.add_argument("--kernels", default="", help="pattern of the names of those to build")
     parser.add_argument("--write", action="store_true", help="put the table into the README")
-    parser.add_argument("--save", type=Path, help="folder for the assembly")
+    parser.add_argument("--save", type=Path, help="folder for assembly and machine code")
     parser.add_argument(
         "--tiling",
         help="block_m=…,block_n=…,num_warps=…,num_stages=… of another main attention tiling",
@@ -326,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.tiling:
             builds = _trial_builds(chip, arguments.tiling, arguments.dtypes)
         for build in builds:
-            if not build.name.startswith(arguments.kernels):
+            if not re.search(arguments.kernels, build.name):
                 continue
             report = compile_for(build, chip)
             reports.append(report)
@@ -334,8 +346,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{chip} {build.name}: {line}, {report.spills} spilled", file=sys.stderr)
             if arguments.save:
                 arguments.save.mkdir(parents=True, exist_ok=True)
-                name = f"{chip} {build.name}.s".replace(" ", "_")
-                (arguments.save / name).write_text(report.assembly)
+                path = arguments.save / f"{chip} {build.name}".replace(" ", "_")
+                path.with_name(path.name + ".s").write_text(report.assembly)
+                path.with_name(path.name + ".bin").write_bytes(report.binary)
     text = table(reports)
     print(text)
     if arguments.write:

@@ -27,7 +27,12 @@ from kernels.impl import INTERPRETING
 # A chunk is one int32: where it starts, and in the low bits its length.
 LENGTH_BITS = tl.constexpr(6)
 LENGTH_MASK = tl.constexpr(63)
-MAX_KEYS = 1 << (31 - 6)
+MAX_KEYS = 1 << 24  # times the head dimension, still an int32
+# Rows of biases are whole numbers of these long, so that tiles of virtual keys need no mask.
+BIAS_UNIT = 64
+
+# Sizes are never specialised: no new length, whatever it divides by, compiles anything anew.
+# Strides are, for wide loads.
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Tiling:
         num_warps, num_stages: Triton's; stages are tiles of keys and values in flight.
         programs: programs of the persistent grid per multiprocessor.
         chunk: keys of a chunk at most.
+        block_c: virtual keys of a tile.
     """
 
     block_m: int
@@ -48,6 +54,7 @@ class Tiling:
     num_stages: int
     programs: int = 1
     chunk: int = 16
+    block_c: int = 64
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,11 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.tail is not None:
-            # Both read the same lists of keys.
-            assert (self.main.block_n, self.main.chunk) == (self.tail.block_n, self.tail.chunk)
-            assert self.tail.block_m < self.main.block_m
+            # Both read the same lists of keys, cut for the main tiles.
+            assert self.main.block_n % self.tail.block_n == 0
+            assert self.main.chunk == self.tail.chunk
+            assert self.main.block_m > self.tail.block_m
+        assert all(BIAS_UNIT % t.block_c == 0 for t in (self.main, self.tail) if t is not None)
 
 
 def config_for(target: str, head_dim: int) -> Config:
@@ -75,11 +84,13 @@ def config_for(target: str, head_dim: int) -> Config:
     The largest tiles that compile without register spills and fit the chip's shared memory.
     """
     if target == "sm_90":
-        return Config(Tiling(128, 64, 8, 3), Tiling(64, 64, 4, 2, programs=2))
-    if target == "sm_100":
-        return Config(Tiling(128, 64, 4, 3), Tiling(64, 64, 4, 2, programs=2))
+        return Config(Tiling(128, 128, 8, 2), Tiling(64, 64, 4, 2, programs=2))
+    if target.startswith("sm_10"):
+        return Config(Tiling(128, 128, 8, 2), Tiling(64, 64, 4, 2, programs=2))
+    if target.startswith("sm_") and head_dim == 128:
+        return Config(Tiling(64, 64, 4, 2))
     if target.startswith("sm_"):
-        return Config(Tiling(64, 64, 4, 2, programs=1 if head_dim == 128 else 2))
+        return Config(Tiling(128, 64, 8, 2))
     return Config(Tiling(128, 64, 4, 1))
 
 
@@ -88,7 +99,7 @@ def _larger(a, b):
     return tl.maximum(a, b)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Q", "K", "tiles_stride", "chunks_stride"])
 def list_keys_kernel(
     kept_ptr,  # [BH, Q, K] of bytes
     q_offsets_ptr,  # [BH, Q + 1]
@@ -97,10 +108,13 @@ def list_keys_kernel(
     chunks_ptr,  # [BH * Q, chunks_stride], start and length of each chunk
     counts_ptr,  # [BH * Q, 2], full tiles and tiles of chunks
     work_ptr,  # [3, BH * Q], cost of a query tile, and how many of the main and the tail sort
+    bias_ptr,  # [BH * Q, bias_stride], of the logits of virtual keys, over ln 2
     Q,
     K,
     tiles_stride,
     chunks_stride,
+    bias_stride,
+    COMPENSATE: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -116,13 +130,18 @@ def list_keys_kernel(
     tiles_ptr += row * tiles_stride
     chunks_ptr += row * chunks_stride
 
-    # Spans are runs of kept clusters; an empty one has no keys to part its neighbours.
     j = tl.arange(0, BLOCK_K)
     start = tl.load(k_offsets_ptr + j, mask=j < K, other=0)
     end = tl.load(k_offsets_ptr + j + 1, mask=j < K, other=0)
+    # Spans are runs of kept clusters; an empty one has no keys to part its neighbours.
     before = tl.load(k_offsets_ptr + j - 1, mask=(j > 0) & (j < K), other=0)
     after = tl.load(k_offsets_ptr + j + 2, mask=j + 1 < K, other=0)
     is_kept = tl.load(kept_ptr + j, mask=j < K, other=0) != 0
+    if COMPENSATE:
+        # n equal keys weigh n·exp(score), so log n goes into the logit. The kept have none.
+        log_size = tl.log2(tl.maximum(end - start, 1).to(tl.float32))
+        bias = tl.where((end > start) & (is_kept == 0), log_size, float("-inf"))
+        tl.store(bias_ptr + row * bias_stride + j, bias, mask=j < bias_stride)
     kept_before = tl.load(kept_ptr + j - 1, mask=(j > 0) & (j < K), other=0) != 0
     kept_after = tl.load(kept_ptr + j + 1, mask=j + 1 < K, other=0) != 0
     in_span = (is_kept | (start == end)) & (j < K)
@@ -144,13 +163,14 @@ def list_keys_kernel(
         code = ((chunk_start + t * CHUNK) << LENGTH_BITS) | chunk_length
         tl.store(chunks_ptr + first_chunk + t, code, mask=t < num_chunks)
 
-    # What is read past the end of a list: the tile after the last, the rest of the last chunks.
+    # What is read past the end of a list: the rest of the last tile, and the one after it. Empty
+    # chunks stand at a kept key, so that nothing else is ever read.
     all_tiles = tl.sum(num_tiles, 0)
     all_chunks = tl.sum(num_chunks, 0)
     tl.store(tiles_ptr + all_tiles, 0)
-    tl.store(
-        chunks_ptr + all_chunks + tl.arange(0, TILE_CHUNKS), tl.zeros([TILE_CHUNKS], tl.int32)
-    )
+    padding = tl.arange(0, 2 * TILE_CHUNKS)
+    nothing = tl.max(tl.where(length > 0, span_start, 0), 0) << LENGTH_BITS
+    tl.store(chunks_ptr + all_chunks + padding, tl.zeros([2 * TILE_CHUNKS], tl.int32) + nothing)
     chunk_tiles = (all_chunks + TILE_CHUNKS - 1) // TILE_CHUNKS
     tl.store(counts_ptr + row * 2, all_tiles)
     tl.store(counts_ptr + row * 2 + 1, chunk_tiles)
@@ -169,7 +189,7 @@ def list_keys_kernel(
     tl.store(work_ptr + 2 * rows + row, tail)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Q"])
 def list_items_kernel(
     order_ptr,  # [BH, Q], query clusters of each head, longest first
     work_ptr,  # [3, BH * Q]
@@ -222,18 +242,17 @@ def _accumulate(
     return acc, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "N", "S", "Q", "K", "tiles_stride", "chunks_stride"])
 def attend_kernel(
     q_ptr,  # [B, H, N, D], any strides over B, H and N
     k_ptr,  # [BH, S, D]
     v_ptr,  # [BH, S, D]
     out_ptr,  # [B, H, N, D], any strides over B, H and N
     perm_ptr,  # [BH, N], row of q and out of each query; unused without PERMUTED
-    k_centroids_ptr,  # [BH, K, D]; unused without COMPENSATE, as the next one
-    v_centroids_ptr,  # [BH, K, D]
-    kept_ptr,  # [BH * Q, K] of bytes
+    k_centroids_ptr,  # [BH, K, D]; unused without COMPENSATE
+    v_centroids_ptr,  # [BH, K, D]; likewise
+    bias_ptr,  # [BH * Q, bias_stride]; likewise
     q_offsets_ptr,  # [BH, Q + 1]
-    k_offsets_ptr,  # [BH, K + 1]
     tiles_ptr,  # [BH * Q, tiles_stride]
     chunks_ptr,  # [BH * Q, chunks_stride]
     counts_ptr,  # [BH * Q, 2]
@@ -253,10 +272,13 @@ def attend_kernel(
     K,
     tiles_stride,
     chunks_stride,
+    bias_stride,
     scale,  # of the logits, over ln 2
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LIST_N: tl.constexpr,  # keys of a tile in the lists, a multiple of BLOCK_N
+    BLOCK_C: tl.constexpr,
     CHUNK: tl.constexpr,
     PERMUTED: tl.constexpr,
     COMPENSATE: tl.constexpr,
@@ -264,6 +286,7 @@ def attend_kernel(
 ):
     """Attention of tiles of queries over what their cluster keeps, until the list is empty."""
     TILE_CHUNKS: tl.constexpr = BLOCK_N // CHUNK
+    SPLIT: tl.constexpr = LIST_N // BLOCK_N
     m = tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, D)
@@ -276,78 +299,77 @@ def attend_kernel(
         item = tl.num_programs(0) + tl.atomic_add(ticket_ptr, 1, sem="relaxed")
         head = row // Q
         end = tl.load(q_offsets_ptr + row + head + 1)
-        num_tiles = tl.load(counts_ptr + 2 * row)
-        num_chunk_tiles = tl.load(counts_ptr + 2 * row + 1)
+        num_tiles = tl.load(counts_ptr + 2 * row) * SPLIT
+        num_chunk_tiles = tl.load(counts_ptr + 2 * row + 1) * SPLIT
 
         inside = first + m < end
-        query = (first + m).to(tl.int64)
+        query = first + m
         if PERMUTED:
-            query = tl.load(perm_ptr + head * N + first + m, mask=inside, other=0)
+            query = tl.load(perm_ptr + head * N + query, mask=inside, other=0).to(tl.int32)
         batch = head // H
-        q_place = batch * stride_qb + (head - batch * H) * stride_qh + query * stride_qn
-        q = tl.load(q_ptr + q_place[:, None] + d[None, :], mask=inside[:, None], other=0.0)
+        q_head = q_ptr + batch * stride_qb + (head - batch * H) * stride_qh
+        q_place = query.to(tl.int64)[:, None] * stride_qn + d[None, :]
+        q = tl.load(q_head + q_place, mask=inside[:, None], other=0.0)
         k_head = k_ptr + head * S * D
         v_head = v_ptr + head * S * D
         acc = tl.zeros([BLOCK_M, D], tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
 
+        # What is read of a list is a step ahead, so that no address waits for it.
         tile = tiles_ptr + row * tiles_stride
         start = tl.load(tile)
         for t in range(0, num_tiles):
             place = (start + n)[:, None] * D + d[None, :]
-            start = tl.load(tile + t + 1)  # a step ahead: no address waits for it
+            start = tl.load(tile + (t + 1) // SPLIT) + (t + 1) % SPLIT * BLOCK_N
             k = tl.load(k_head + place)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
             v = tl.load(v_head + place)
+            new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
             acc, total = _accumulate(
                 scores * scale, v, acc, total, highest, new_highest, PRECISION
             )
             highest = new_highest
 
         chunks = chunks_ptr + row * chunks_stride + n // CHUNK
+        code = tl.load(chunks)
         for t in range(0, num_chunk_tiles):
-            code = tl.load(chunks + t * TILE_CHUNKS)
-            filled = n % CHUNK < (code & LENGTH_MASK)
-            place = ((code >> LENGTH_BITS) + n % CHUNK)[:, None] * D + d[None, :]
-            k = tl.load(k_head + place, mask=filled[:, None], other=0.0)
+            # Past the end of a chunk its last key again: always kept, and no load needs a mask.
+            inner = tl.maximum(tl.minimum(n % CHUNK, (code & LENGTH_MASK) - 1), 0)
+            place = ((code >> LENGTH_BITS) + inner)[:, None] * D + d[None, :]
+            code = tl.load(chunks + (t + 1) * TILE_CHUNKS)
+            k = tl.load(k_head + place)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            scores = tl.where(filled[None, :], scores, float("-inf"))
+            v = tl.load(v_head + place)
+            # Loaded again where columns need it: moving it there costs more.
+            length = tl.load(chunks + t * TILE_CHUNKS) & LENGTH_MASK
+            scores = tl.where((n % CHUNK < length)[None, :], scores, float("-inf"))
             new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
-            v = tl.load(v_head + place, mask=filled[:, None], other=0.0)
             acc, total = _accumulate(
                 scores * scale, v, acc, total, highest, new_highest, PRECISION
             )
             highest = new_highest
 
         if COMPENSATE:
-            # n equal keys weigh n·exp(score): log n goes into the logit.
-            kept = kept_ptr + row * K
-            k_offsets = k_offsets_ptr + head * (K + 1)
-            for c0 in range(0, K, BLOCK_N):
-                c = c0 + n
-                size = tl.load(k_offsets + c + 1, mask=c < K, other=0)
-                size -= tl.load(k_offsets + c, mask=c < K, other=0)
-                skipped = (tl.load(kept + c, mask=c < K, other=1) == 0) & (size > 0)
-                bias = tl.where(
-                    skipped, tl.log2(tl.maximum(size, 1).to(tl.float32)), float("-inf")
-                )
-                place = (head * K + c)[:, None] * D + d[None, :]
-                k = tl.load(k_centroids_ptr + place, mask=(c < K)[:, None], other=0.0)
+            for c0 in range(0, K, BLOCK_C):
+                c = c0 + tl.arange(0, BLOCK_C)
+                bias = tl.load(bias_ptr + row * bias_stride + c)
+                # Past the last centroid that one again, which the bias takes out.
+                place = tl.minimum(c, K - 1)[:, None] * D + d[None, :]
+                k = tl.load(k_centroids_ptr + head * K * D + place)
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + bias[None, :]
                 new_highest = tl.maximum(highest, tl.max(scores, 1))
                 # Where nothing is kept and these are not skipped, nothing has been seen yet.
                 new_highest = tl.where(new_highest == float("-inf"), 0.0, new_highest)
-                v = tl.load(v_centroids_ptr + place, mask=(c < K)[:, None], other=0.0)
+                v = tl.load(v_centroids_ptr + head * K * D + place)
                 acc, total = _accumulate(scores, v, acc, total, highest, new_highest, PRECISION)
                 highest = new_highest
 
         # A query that saw no key gets zeros.
         acc /= tl.where(total > 0, total, 1.0)[:, None]
-        out_place = batch * stride_ob + (head - batch * H) * stride_oh + query * stride_on
-        out = acc.to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + out_place[:, None] + d[None, :], out, mask=inside[:, None])
+        out_head = out_ptr + batch * stride_ob + (head - batch * H) * stride_oh
+        out_place = query.to(tl.int64)[:, None] * stride_on + d[None, :]
+        tl.store(out_head + out_place, acc.to(out_ptr.dtype.element_ty), mask=inside[:, None])
 
 
 @torch.library.custom_op("svg2::cluster_attention", mutates_args=())
@@ -413,18 +435,22 @@ def attend(
     tile_chunks = main.block_n // main.chunk
     spans = (num_k_clusters + 1) // 2
     tiles_stride = num_keys // main.block_n + 1
-    chunks_stride = min(spans * tile_chunks, spans + num_keys // main.chunk) + tile_chunks
+    chunks_stride = min(spans * tile_chunks, spans + num_keys // main.chunk) + 2 * tile_chunks
     ints = {"dtype": torch.int32, "device": q.device}
     tiles = torch.empty(rows, tiles_stride, **ints)
     chunks = torch.empty(rows, chunks_stride, **ints)
     counts = torch.empty(rows, 2, **ints)
     work = torch.empty(3, rows, **ints)
+    bias, bias_stride = None, BIAS_UNIT * triton.cdiv(num_k_clusters, BIAS_UNIT)
+    if compensate:
+        bias = torch.empty(rows, bias_stride, dtype=torch.float32, device=q.device)
     tail_m = 0 if tail is None else tail.block_m
     clusters = (num_q_clusters, batch * heads)
     list_keys_kernel[clusters](
-        kept, q_offsets, k_offsets, tiles, chunks, counts, work,
-        num_q_clusters, num_k_clusters, tiles_stride, chunks_stride,
-        BLOCK_K=triton.next_power_of_2(num_k_clusters), BLOCK_N=main.block_n, CHUNK=main.chunk,
+        kept, q_offsets, k_offsets, tiles, chunks, counts, work, bias,
+        num_q_clusters, num_k_clusters, tiles_stride, chunks_stride, bias_stride,
+        COMPENSATE=compensate, BLOCK_K=max(BIAS_UNIT, triton.next_power_of_2(num_k_clusters)),
+        BLOCK_N=main.block_n, CHUNK=main.chunk,
         BLOCK_M=main.block_m, TAIL_M=tail_m,
     )  # fmt: skip
 
@@ -444,12 +470,13 @@ def attend(
     for i, (tiling, items) in enumerate(launches):
         grid = min(_num_processors(q.device) * tiling.programs, len(items))
         attend_kernel[(grid,)](
-            q, k, v, out, q_perm, k_centroids, v_centroids, kept, q_offsets, k_offsets,
+            q, k, v, out, q_perm, k_centroids, v_centroids, bias, q_offsets,
             tiles, chunks, counts, items, ends[i, -1:], tickets[i : i + 1],
             *q.stride()[:3], *out.stride()[:3],
             heads, num_queries, num_keys, num_q_clusters, num_k_clusters,
-            tiles_stride, chunks_stride, scale * math.log2(math.e),
-            D=head_dim, BLOCK_M=tiling.block_m, BLOCK_N=tiling.block_n, CHUNK=tiling.chunk,
+            tiles_stride, chunks_stride, bias_stride, scale * math.log2(math.e),
+            D=head_dim, BLOCK_M=tiling.block_m, BLOCK_N=tiling.block_n,
+            LIST_N=main.block_n, BLOCK_C=tiling.block_c, CHUNK=tiling.chunk,
             PERMUTED=q_perm is not None, COMPENSATE=compensate, PRECISION="ieee",
             num_warps=tiling.num_warps, num_stages=tiling.num_stages, enable_fp_fusion=True,
         )  # fmt: skip

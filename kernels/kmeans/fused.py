@@ -35,7 +35,7 @@ def tiling_for(target: str, head_dim: int) -> Tiling:
     return Tiling(128, 64, 8, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "N", "C"])
 def assign_kernel(
     x_ptr,  # [B, H, N, D], any strides over B, H and N
     centroids_ptr,  # [BH, C, D], in the dtype of x
@@ -82,7 +82,7 @@ def assign_kernel(
     tl.store(labels_ptr + head * N + n, tl.minimum(label, C - 1), mask=n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "N", "C"])
 def update_kernel(
     x_ptr,  # [B, H, N, D], any strides over B, H and N
     perm_ptr,  # [BH, N]

@@ -17,7 +17,7 @@ BLOCK_C = 32
 MOVE_ELEMENTS = 8192
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "C"])
 def count_kernel(
     labels_ptr,  # [BH, N]
     ranks_ptr,  # [BH, N]
@@ -46,7 +46,7 @@ def count_kernel(
     tl.store(counts_ptr + label, count, mask=(i < N) & (rank == count - 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks", "C"])
 def scan_kernel(
     counts_ptr,  # [BH, num_blocks, C]; in place, an exclusive sum over blocks
     totals_ptr,  # [BH, C + 1]; the first of each head stays as it is
@@ -69,7 +69,7 @@ def scan_kernel(
     tl.store(totals_ptr + head * (C + 1) + 1 + c, before, mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "C"])
 def place_kernel(
     labels_ptr,  # [BH, N]
     ranks_ptr,  # [BH, N]
@@ -92,7 +92,7 @@ def place_kernel(
     tl.store(perm_ptr + head * N + place, i.to(perm_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "N"])
 def move_kernel(
     x_ptr,  # [B, H, N, D], any strides over B, H and N
     perm_ptr,  # [BH, N]

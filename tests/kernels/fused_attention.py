@@ -72,10 +72,9 @@ def test_one_giant_cluster_among_empty_ones(compensate):
     check(make_case(n=257, dim=64, labels="giant", kept_share=0.0), compensate=compensate)
 
 
-@pytest.mark.parametrize("compensate", [False, True])
-def test_one_token_per_cluster(compensate):
+def test_one_token_per_cluster():
     case = make_case(n=63, dim=64, heads=1, num_q=63, num_k=63, labels="own")
-    check(case, compensate=compensate)
+    check(case, compensate=True)
 
 
 def test_a_query_cluster_that_keeps_nothing_gets_zeros():
@@ -148,6 +147,7 @@ def test_other_configurations_and_twice_the_same():
     for config in (
         fused.Config(fused.Tiling(32, 32, 4, 1, chunk=32)),
         fused.Config(fused.Tiling(128, 16, 4, 1, chunk=8), fused.Tiling(64, 16, 4, 1, chunk=8)),
+        fused.Config(fused.Tiling(64, 64, 4, 1), fused.Tiling(32, 16, 4, 1)),
     ):
         out = fused.attend(q, *rest, 64**-0.5, None, None, None, config)
         torch.testing.assert_close(out, expected)
@@ -162,14 +162,15 @@ def test_lists_name_every_kept_key_once():
     offsets = kernels.sort_by_label(labels, num_k).offsets[0]
     kept = torch.rand(1, num_q, num_k, generator=generator) < torch.linspace(0, 1, num_q)[:, None]
     kept[0, 2] = torch.arange(num_k) < 20  # one span
-    stride = n // block + 1, num_k * 4
+    stride = n // block + 1, num_k * 4 + 8
     tiles, chunks = (torch.full((num_q, s), -1, dtype=torch.int32) for s in stride)
     counts = torch.empty(num_q, 2, dtype=torch.int32)
     work = torch.empty(3, num_q, dtype=torch.int32)
     q_offsets = torch.tensor([[0, 0, 1, 64, 200, 300]], dtype=torch.int32)
     fused.list_keys_kernel[(num_q, 1)](
-        kept.view(torch.uint8), q_offsets, offsets, tiles, chunks, counts, work,
-        num_q, num_k, *stride, BLOCK_K=32, BLOCK_N=block, CHUNK=chunk, BLOCK_M=64, TAIL_M=16,
+        kept.view(torch.uint8), q_offsets, offsets, tiles, chunks, counts, work, None,
+        num_q, num_k, *stride, 0,
+        COMPENSATE=False, BLOCK_K=32, BLOCK_N=block, CHUNK=chunk, BLOCK_M=64, TAIL_M=16,
     )  # fmt: skip
     for row in range(num_q):
         num_tiles, num_chunk_tiles = counts[row].tolist()
