@@ -16,7 +16,7 @@ also what runs on a CPU), `fused.py` is Triton and imported when it first runs.
 from kernels.cluster_attention.api import Compensation, cluster_attention
 from kernels.cpu import bf16_is_native
 from kernels.impl import Impl, ImplUnavailable, resolve_impl
-from kernels.kmeans.api import KMeansResult, init_centroids, kmeans
+from kernels.kmeans.api import KMeansResult, cluster_means, init_centroids, kmeans
 from kernels.permutation.api import Permutation, permute, sort_by_label, unpermute
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Permutation",
     "bf16_is_native",
     "cluster_attention",
+    "cluster_means",
     "init_centroids",
     "kmeans",
     "permute",

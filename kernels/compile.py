@@ -37,6 +37,8 @@ SHARED_LIMITS = {
     "sm_120": 99 << 10,
     "gfx942": 64 << 10,
 }
+# Of the variants of attention, the table has the one with the least and the one with the most.
+IN_TABLE = r"^(?!attend)|bf16$|bf16\+comp\+perm$"
 NEVER_SPILL = ("sm_80", "sm_89", "sm_90")
 DTYPES = ("fp16", "bf16")
 
@@ -171,12 +173,14 @@ def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
-    yield Build(
-        f"update D{head_dim} {dtype}",
-        kmeans.update_kernel,
-        dtype,
-        {"D": head_dim, "BLOCK_N": kmeans.UPDATE_ROWS},
-    )
+    for name, absent in (("update", ()), ("means", ("centroids_ptr", "half_norms_ptr"))):
+        yield Build(
+            f"{name} D{head_dim} {dtype}",
+            kmeans.update_kernel,
+            dtype,
+            {"D": head_dim, "BLOCK_N": kmeans.UPDATE_ROWS},
+            absent,
+        )
 
 
 def list_builds(chip: str) -> Iterator[Build]:
@@ -209,10 +213,9 @@ def list_builds(chip: str) -> Iterator[Build]:
 
 def permutation_builds() -> Iterator[Build]:
     """The counting sort and the moves."""
-    block_n = 512  # what runs outside the interpreter
-    yield Build(
-        "count", permutation.count_kernel, "bf16", {"BLOCK_N": block_n, "BLOCK_COMPARE": 32}
-    )
+    block_n = permutation.BLOCK_N
+    compare = {"BLOCK_N": block_n, "BLOCK_COMPARE": permutation.BLOCK_COMPARE}
+    yield Build("count", permutation.count_kernel, "bf16", compare, num_warps=8)
     yield Build(
         "scan",
         permutation.scan_kernel,
@@ -273,9 +276,9 @@ def _type_of(name: str, dtype: str) -> str:
 
 def _is_aligned(name: str) -> bool:
     # Strides of tokens are multiples of the head dimension.
-    return (name.endswith("_ptr") and name not in _UNALIGNED) or name.startswith(
-        ("stride_", "bias_")
-    )
+    if name.endswith("_ptr"):
+        return name not in _UNALIGNED
+    return name.startswith(("stride_", "bias_", "half_"))
 
 
 def _read_cubin(cubin: bytes) -> tuple[int, int]:
@@ -333,12 +336,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     reports = []
+    pattern = arguments.kernels or (IN_TABLE if arguments.write else "")
     for chip in arguments.chips:
         builds = shipped_builds(chip, tuple(arguments.dtypes))
         if arguments.tiling:
             builds = _trial_builds(chip, arguments.tiling, arguments.dtypes)
         for build in builds:
-            if not re.search(arguments.kernels, build.name):
+            if not re.search(pattern, build.name):
                 continue
             report = compile_for(build, chip)
             reports.append(report)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -52,6 +53,11 @@ def resolve_impl(
     if impl == "auto":
         return "reference"
     raise ImplUnavailable(f"impl='fused' cannot run: {fault}")
+
+
+def device_of(x: Tensor) -> AbstractContextManager:
+    """Make the device of `x` the current one, on which Triton launches."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _why_not_on(x: Tensor, products: bool) -> str | None:

@@ -22,7 +22,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kernels.impl import INTERPRETING
+from kernels.impl import INTERPRETING, device_of
 
 # A chunk is one int32: where it starts, and in the low bits its length.
 LENGTH_BITS = tl.constexpr(6)
@@ -386,10 +386,11 @@ def cluster_attention(
     q_perm: Tensor | None,
 ) -> Tensor:
     """As the reference; with `q_perm`, q and the result are in the order that it permutes."""
-    return attend(
-        q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm,
-        device_config(q.device, q.shape[-1]),
-    )  # fmt: skip
+    with device_of(q):
+        return attend(
+            q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm,
+            device_config(q.device, q.shape[-1]),
+        )  # fmt: skip
 
 
 @cluster_attention.register_fake

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels.impl import Impl, resolve_impl
 from kernels.kmeans import reference
-from kernels.permutation.api import Permutation
+from kernels.permutation.api import Permutation, permute
 
 
 @dataclass(frozen=True)
@@ -81,3 +81,25 @@ def kmeans(
         return KMeansResult(labels, means, sizes, chosen, Permutation(perm, offsets))
     labels, means, sizes = reference.kmeans(x, centroids, iters)
     return KMeansResult(labels=labels, centroids=means, sizes=sizes, impl=chosen)
+
+
+def cluster_means(
+    x: Float[Tensor, "B H N D"], order: Permutation, *, impl: Impl = "auto"
+) -> Float[Tensor, "B H C D"]:
+    """fp32 mean of each cluster of tokens in their original order; 0 for an empty cluster.
+
+    Raises:
+        ImplUnavailable: the implementation asked for cannot run here.
+    """
+    if resolve_impl(impl, x, products=True) == "fused":
+        from kernels.kmeans import fused
+
+        return fused.cluster_means(x, order.perm, order.offsets)
+    # All heads laid end to end are one run of segments; their sums do not depend on chance.
+    sums = torch.segment_reduce(
+        permute(x, order, impl="reference").float().flatten(0, 2),
+        "sum",
+        lengths=order.sizes.flatten().long(),
+        unsafe=True,
+    )
+    return sums.view(*order.sizes.shape, -1) / order.sizes.clamp(min=1).unsqueeze(-1)

@@ -9,7 +9,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.impl import INTERPRETING
+from kernels.impl import INTERPRETING, device_of
 from kernels.permutation import fused as permutation
 
 # Tokens of a cluster that the update adds up side by side.
@@ -39,7 +39,7 @@ def tiling_for(target: str, head_dim: int) -> Tiling:
 def assign_kernel(
     x_ptr,  # [B, H, N, D], any strides over B, H and N
     centroids_ptr,  # [BH, C, D], in the dtype of x
-    half_norms_ptr,  # [BH, C]
+    half_norms_ptr,  # [BH, half_stride], infinite past C
     labels_ptr,  # [BH, N]
     stride_b,
     stride_h,
@@ -47,6 +47,7 @@ def assign_kernel(
     H,
     N,
     C,
+    half_stride,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -58,20 +59,19 @@ def assign_kernel(
     c = tl.arange(0, BLOCK_C)
     d = tl.arange(0, D)
     x_ptr += (head // H) * stride_b + (head % H) * stride_h
-    place = n.to(tl.int64)[:, None] * stride_n + d[None, :]
-    x = tl.load(x_ptr + place, mask=(n < N)[:, None], other=0.0)
+    x_place = n.to(tl.int64)[:, None] * stride_n + d[None, :]
+    x = tl.load(x_ptr + x_place, mask=(n < N)[:, None], other=0.0)
     centroids_ptr += head * C * D
-    half_norms_ptr += head * C
+    half_norms_ptr += head * half_stride
 
     # The best of every BLOCK_C-th centroid: comparing across columns waits until the end.
     best = tl.full([BLOCK_N, BLOCK_C], float("-inf"), tl.float32)
     best_first = tl.zeros([BLOCK_N, BLOCK_C], tl.int32)
     for first in range(0, C, BLOCK_C):
-        inside = first + c < C
-        centroids = tl.load(
-            centroids_ptr + (first + c)[:, None] * D + d[None, :], mask=inside[:, None], other=0.0
-        )
-        half_norms = tl.load(half_norms_ptr + first + c, mask=inside, other=float("inf"))
+        # Past the last centroid that one again, at an infinite distance: no load needs a mask.
+        place = tl.minimum(first + c, C - 1)[:, None] * D + d[None, :]
+        centroids = tl.load(centroids_ptr + place)
+        half_norms = tl.load(half_norms_ptr + first + c)
         scores = tl.dot(x, tl.trans(centroids), input_precision=PRECISION) - half_norms[None, :]
         better = scores > best
         best = tl.where(better, scores, best)
@@ -88,14 +88,15 @@ def update_kernel(
     perm_ptr,  # [BH, N]
     offsets_ptr,  # [BH, C + 1]
     means_ptr,  # [BH, C, D], in place
-    centroids_ptr,  # [BH, C, D], the same in the dtype of x
-    half_norms_ptr,  # [BH, C], of those
+    centroids_ptr,  # [BH, C, D], the same in the dtype of x, or None
+    half_norms_ptr,  # [BH, half_stride], of those, or None
     stride_b,
     stride_h,
     stride_n,
     H,
     N,
     C,
+    half_stride,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -119,11 +120,12 @@ def update_kernel(
             sums += x.to(tl.float32)
         mean = tl.sum(sums, 0) / (end - start).to(tl.float32)
         place = (head * C + cluster) * D + d
-        rounded = mean.to(centroids_ptr.dtype.element_ty)
         tl.store(means_ptr + place, mean)
-        tl.store(centroids_ptr + place, rounded)
-        norm = tl.sum(rounded.to(tl.float32) * rounded.to(tl.float32), 0)
-        tl.store(half_norms_ptr + head * C + cluster, 0.5 * norm)
+        if centroids_ptr is not None:
+            rounded = mean.to(centroids_ptr.dtype.element_ty)
+            tl.store(centroids_ptr + place, rounded)
+            norm = tl.sum(rounded.to(tl.float32) * rounded.to(tl.float32), 0)
+            tl.store(half_norms_ptr + head * half_stride + cluster, 0.5 * norm)
 
 
 @torch.library.custom_op("svg2::kmeans", mutates_args=())
@@ -131,28 +133,8 @@ def kmeans_and_sort(
     x: Tensor, centroids: Tensor, iters: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Labels, centroids and sizes after `iters` rounds, and `perm` and `offsets` of the labels."""
-    batch, heads, num_tokens, head_dim = x.shape
-    num_clusters = centroids.shape[2]
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    means = centroids.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    # Products are in the dtype of x: the nearest of the rounded centroids needs their own norms.
-    rounded = means.to(x.dtype, copy=True)
-    half_norms = rounded.float().square().sum(-1) * 0.5
-    labels = torch.empty(batch, heads, num_tokens, dtype=torch.int32, device=x.device)
-    tiling = device_tiling(x.device, head_dim)
-    strides_and_sizes = (*x.stride()[:3], heads, num_tokens, num_clusters)
-    for _ in range(iters):
-        assign_kernel[(triton.cdiv(num_tokens, tiling.block_n), batch * heads)](
-            x, rounded, half_norms, labels, *strides_and_sizes,
-            D=head_dim, BLOCK_N=tiling.block_n, BLOCK_C=tiling.block_c, PRECISION="ieee",
-            num_warps=tiling.num_warps, num_stages=tiling.num_stages,
-        )  # fmt: skip
-        perm, offsets = permutation.counting_sort(labels, num_clusters)
-        update_kernel[(num_clusters, batch * heads)](
-            x, perm, offsets, means, rounded, half_norms, *strides_and_sizes,
-            D=head_dim, BLOCK_N=UPDATE_ROWS,
-        )  # fmt: skip
-    return labels, means, offsets.diff(dim=-1), perm, offsets
+    with device_of(x):
+        return _lloyd(x, centroids, iters)
 
 
 @kmeans_and_sort.register_fake
@@ -168,6 +150,37 @@ def _(x: Tensor, centroids: Tensor, iters: int) -> tuple[Tensor, Tensor, Tensor,
     )
 
 
+def _lloyd(
+    x: Float[Tensor, "B H N D"], centroids: Float[Tensor, "B H C D"], iters: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, heads, num_tokens, head_dim = x.shape
+    num_clusters = centroids.shape[2]
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    means = centroids.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    # Products are in the dtype of x: the nearest of the rounded centroids needs their own norms.
+    rounded = means.to(x.dtype, copy=True)
+    tiling = device_tiling(x.device, head_dim)
+    half_stride = tiling.block_c * triton.cdiv(num_clusters, tiling.block_c)
+    half_norms = torch.full(
+        (batch, heads, half_stride), torch.inf, dtype=torch.float32, device=x.device
+    )
+    half_norms[..., :num_clusters] = rounded.float().square().sum(-1) * 0.5
+    labels = torch.empty(batch, heads, num_tokens, dtype=torch.int32, device=x.device)
+    strides_and_sizes = (*x.stride()[:3], heads, num_tokens, num_clusters, half_stride)
+    for _ in range(iters):
+        assign_kernel[(triton.cdiv(num_tokens, tiling.block_n), batch * heads)](
+            x, rounded, half_norms, labels, *strides_and_sizes,
+            D=head_dim, BLOCK_N=tiling.block_n, BLOCK_C=tiling.block_c, PRECISION="ieee",
+            num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+        )  # fmt: skip
+        perm, offsets = permutation.counting_sort(labels, num_clusters)
+        update_kernel[(num_clusters, batch * heads)](
+            x, perm, offsets, means, rounded, half_norms, *strides_and_sizes,
+            D=head_dim, BLOCK_N=UPDATE_ROWS,
+        )  # fmt: skip
+    return labels, means, offsets.diff(dim=-1), perm, offsets
+
+
 def kmeans(
     x: Float[Tensor, "B H N D"], centroids: Float[Tensor, "B H C D"], iters: int
 ) -> tuple[
@@ -179,6 +192,27 @@ def kmeans(
 ]:
     """Labels, centroids and sizes after `iters` rounds, and `perm` and `offsets` of the labels."""
     return kmeans_and_sort(x, centroids, iters)
+
+
+@torch.library.custom_op("svg2::cluster_means", mutates_args=())
+def cluster_means(x: Tensor, perm: Tensor, offsets: Tensor) -> Tensor:
+    """fp32 mean of each cluster, 0 for an empty one; x is in the order that `perm` sorts."""
+    batch, heads, num_tokens, head_dim = x.shape
+    num_clusters = offsets.shape[-1] - 1
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    means = torch.zeros(batch, heads, num_clusters, head_dim, dtype=torch.float32, device=x.device)
+    with device_of(x):
+        update_kernel[(num_clusters, batch * heads)](
+            x, perm.contiguous(), offsets.contiguous(), means, None, None,
+            *x.stride()[:3], heads, num_tokens, num_clusters, 0, D=head_dim, BLOCK_N=UPDATE_ROWS,
+        )  # fmt: skip
+    return means
+
+
+@cluster_means.register_fake
+def _(x: Tensor, perm: Tensor, offsets: Tensor) -> Tensor:
+    shape = (*x.shape[:2], offsets.shape[-1] - 1, x.shape[-1])
+    return x.new_empty(shape, dtype=torch.float32)
 
 
 @cache

@@ -6,10 +6,10 @@ import triton.language as tl
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from kernels.impl import INTERPRETING
+from kernels.impl import INTERPRETING, device_of
 
 # Labels ranked among themselves by one program, and how many it compares with at a time.
-BLOCK_N, BLOCK_COMPARE = (128, 128) if INTERPRETING else (512, 32)
+BLOCK_N, BLOCK_COMPARE = (128, 128) if INTERPRETING else (512, 16)
 # Tile of the prefix sum over blocks.
 BLOCK_B = 32
 BLOCK_C = 32
@@ -123,7 +123,8 @@ def move_kernel(
 @torch.library.custom_op("svg2::sort_by_label", mutates_args=())
 def sort_by_label(labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
     """`perm` and `offsets` of a stable sort; the labels are [B, H, N]."""
-    return counting_sort(labels, num_clusters)
+    with device_of(labels):
+        return counting_sort(labels, num_clusters)
 
 
 @sort_by_label.register_fake
@@ -147,7 +148,9 @@ def counting_sort(
     counts = torch.zeros(batch * heads, num_blocks, num_clusters, dtype=torch.int32, device=device)
     totals = torch.zeros(batch, heads, num_clusters + 1, dtype=torch.int32, device=device)
     blocks = (num_blocks, batch * heads)
-    count_kernel[blocks](labels, ranks, counts, num_tokens, num_clusters, BLOCK_N, BLOCK_COMPARE)
+    count_kernel[blocks](
+        labels, ranks, counts, num_tokens, num_clusters, BLOCK_N, BLOCK_COMPARE, num_warps=8
+    )
     columns = (triton.cdiv(num_clusters, BLOCK_C), batch * heads)
     scan_kernel[columns](counts, totals, num_blocks, num_clusters, BLOCK_B, BLOCK_C)
     offsets = totals.cumsum(-1, dtype=torch.int32)
@@ -163,10 +166,11 @@ def move_tokens(x: Tensor, perm: Tensor, inverse: bool) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block_d = triton.next_power_of_2(head_dim)
     block_n = max(1, MOVE_ELEMENTS // block_d)
-    move_kernel[(triton.cdiv(num_tokens, block_n), batch * heads)](
-        x, perm.contiguous(), out, *x.stride()[:3], heads, num_tokens, head_dim,
-        INVERSE=inverse, BLOCK_N=block_n, BLOCK_D=block_d, num_warps=8,
-    )  # fmt: skip
+    with device_of(x):
+        move_kernel[(triton.cdiv(num_tokens, block_n), batch * heads)](
+            x, perm.contiguous(), out, *x.stride()[:3], heads, num_tokens, head_dim,
+            INVERSE=inverse, BLOCK_N=block_n, BLOCK_D=block_d, num_warps=8,
+        )  # fmt: skip
     return out
 
 

@@ -89,6 +89,18 @@ def test_strided_tokens_twice_the_same_and_inputs_as_they_were():
     assert torch.equal(before, kept[1])
 
 
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_means_of_other_tokens_in_the_same_clusters(impl, poisoned_memory):
+    x = tokens(100, batch=2, dim=64).to(FP16).transpose(1, 2).contiguous().transpose(1, 2)
+    labels = torch.arange(100).remainder(7).int().expand(2, 2, 100)
+    order = kernels.sort_by_label(labels, 9, impl="reference")
+    means = kernels.cluster_means(x, order, impl=impl)
+    exact = cluster_means(x.double(), labels, 9)
+    assert means.dtype is FP32
+    assert (means - exact).abs().max() <= 32 * torch.finfo(FP32).eps * x.abs().max()
+    assert (means[:, :, 7:] == 0).all()
+
+
 def test_the_op_keeps_its_promises_to_the_compiler():
     x = tokens(30, dim=64, heads=1)
     torch.library.opcheck(fused.kmeans_and_sort, (x, start(x, 5), 1))
