@@ -1,5 +1,8 @@
 """k-means in Triton: assign with an online argmax, then means of the sorted tokens."""
 
+# The types that Triton gives its language do not know what kernels do with it.
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
+
 from dataclasses import dataclass
 from functools import cache
 
