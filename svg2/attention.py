@@ -4,16 +4,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from kernels import (
     Compensation,
+    KMeansResult,
     Permutation,
     cluster_attention,
+    cluster_means,
     permute,
     sort_by_label,
-    unpermute,
 )
 from svg2.clustering import Centroids, cluster_keys, cluster_queries
 from svg2.config import SVG2Config
@@ -68,9 +69,8 @@ def sparse_attention(
     k_clusters = cluster_keys(k, config, centroids)
     clock.mark("kmeans")
 
-    q_order = sort_by_label(q_clusters.labels, config.num_q_clusters, impl=config.impl)
-    k_order = sort_by_label(k_clusters.labels, config.num_k_clusters, impl=config.impl)
-    q_sorted, k_sorted, v_sorted = permute(q, q_order), permute(k, k_order), permute(v, k_order)
+    q_order, k_order = _order(q_clusters, config), _order(k_clusters, config)
+    k_sorted, v_sorted = (permute(x, k_order, impl=config.impl) for x in (k, v))
     clock.mark("permute")
 
     P = cluster_mass(q_clusters.centroids, k_clusters.centroids, k_clusters.sizes)
@@ -79,37 +79,42 @@ def sparse_attention(
 
     compensation = None
     if config.compensate:
-        v_centroids = cluster_means(v_sorted, k_order)
+        v_centroids = cluster_means(v, k_order, impl=config.impl)
         compensation = Compensation(k_clusters.centroids, v_centroids)
-    blocks = _Blocks(
-        q_sorted, k_sorted, v_sorted, q_order.offsets, k_order.offsets, kept, compensation
-    )
+    blocks = _Blocks(q, k_sorted, v_sorted, q_order, k_order.offsets, kept, compensation)
     if text is not None:
         blocks = blocks.with_text(text)
-    out_sorted = cluster_attention(
-        *(blocks.q, blocks.k, blocks.v, blocks.q_offsets, blocks.k_offsets, blocks.kept),
+    # Queries go in and come out in their own order: sorting them is part of the attention.
+    out = cluster_attention(
+        *(blocks.q, blocks.k, blocks.v, blocks.q_order.offsets, blocks.k_offsets, blocks.kept),
         compensation=blocks.compensation,
+        q_perm=blocks.q_order.perm,
         impl=config.impl,
     )
     clock.mark("attention")
-    n_video, text_out = q.shape[2], None
+    n_text, text_out = 0, None
     if text is not None:
-        out_sorted, text_out = out_sorted.split([n_video, text.q.shape[2]], dim=2)
-    out = unpermute(out_sorted, q_order)
-    clock.mark("permute")
-    n_text = 0 if text is None else text.q.shape[2]
+        n_text = text.q.shape[2]
+        out, text_out = out.split([q.shape[2], n_text], dim=2)
     plan = Plan(q_clusters, k_clusters, q_order, k_order, P, kept, n_text)
     return SparseResult(out, plan, text_out)
 
 
+def _order(clusters: KMeansResult, config: SVG2Config) -> Permutation:
+    """The tokens sorted by cluster, which k-means may have done already."""
+    if clusters.order is not None:
+        return clusters.order
+    return sort_by_label(clusters.labels, clusters.sizes.shape[-1], impl=config.impl)
+
+
 @dataclass(frozen=True)
 class _Blocks:
-    """What cluster attention takes."""
+    """What cluster attention takes: queries in their own order, keys and values sorted."""
 
     q: Tensor
     k: Tensor
     v: Tensor
-    q_offsets: Tensor
+    q_order: Permutation
     k_offsets: Tensor
     kept: Tensor
     compensation: Compensation | None
@@ -122,10 +127,14 @@ class _Blocks:
                 (self.q, self.k, self.v), (text.q, text.k, text.v), strict=True
             )
         )
-        q_offsets, k_offsets = (
-            torch.cat([offsets, offsets[..., -1:] + text.q.shape[2]], dim=-1)
-            for offsets in (self.q_offsets, self.k_offsets)
+        n_video, n_text = self.q.shape[2], text.q.shape[2]
+        own_places = torch.arange(n_video, n_video + n_text, device=q.device)
+        perm = self.q_order.perm
+        q_order = Permutation(
+            torch.cat([perm, own_places.expand(*perm.shape[:2], -1)], dim=-1),
+            _with_end(self.q_order.offsets, n_text),
         )
+        k_offsets = _with_end(self.k_offsets, n_text)
         kept = F.pad(self.kept, (0, 1, 0, 1), value=True)
         compensation = self.compensation
         if compensation is not None:  # of a cluster that is never skipped: any value will do
@@ -133,17 +142,9 @@ class _Blocks:
                 F.pad(compensation.k_centroids, (0, 0, 0, 1)),
                 F.pad(compensation.v_centroids, (0, 0, 0, 1)),
             )
-        return _Blocks(q, k, v, q_offsets, k_offsets, kept, compensation)
+        return _Blocks(q, k, v, q_order, k_offsets, kept, compensation)
 
 
-def cluster_means(
-    x_sorted: Float[Tensor, "B H N D"], order: Permutation
-) -> Float32[Tensor, "B H K D"]:
-    """Mean of each cluster, of tokens already in cluster order; 0 for an empty cluster."""
-    sizes_BHK = order.sizes
-    # All heads laid end to end are one run of segments; summing by segment is deterministic,
-    # scatter-add is not.
-    sums = torch.segment_reduce(
-        x_sorted.float().flatten(0, 2), "sum", lengths=sizes_BHK.flatten().long(), unsafe=True
-    )
-    return sums.view(*sizes_BHK.shape, -1) / sizes_BHK.clamp(min=1).unsqueeze(-1)
+def _with_end(offsets: Tensor, length: int) -> Tensor:
+    """Offsets with one more cluster of `length` tokens."""
+    return torch.cat([offsets, offsets[..., -1:] + length], dim=-1)

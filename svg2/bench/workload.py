@@ -12,12 +12,12 @@ from kernels import (
     Compensation,
     Impl,
     KMeansResult,
+    cluster_means,
     init_centroids,
     kmeans,
     permute,
     sort_by_label,
 )
-from svg2.attention import cluster_means
 from svg2.selection import cluster_mass, select_from_mass
 
 _COLD_ITERS = 10
@@ -117,9 +117,11 @@ def make_clustered(
     k_clusters = _cluster(k, workload.num_k_clusters, generator, impl)
     q_order = sort_by_label(q_clusters.labels, workload.num_q_clusters, impl=impl)
     k_order = sort_by_label(k_clusters.labels, workload.num_k_clusters, impl=impl)
-    q_sorted, k_sorted, v_sorted = permute(q, q_order), permute(k, k_order), permute(v, k_order)
+    q_sorted, k_sorted, v_sorted = (
+        permute(x, order, impl=impl) for x, order in ((q, q_order), (k, k_order), (v, k_order))
+    )
     q_offsets, k_offsets = q_order.offsets, k_order.offsets
-    k_centroids, v_centroids = k_clusters.centroids, cluster_means(v_sorted, k_order)
+    k_centroids, v_centroids = k_clusters.centroids, cluster_means(v, k_order, impl=impl)
     if workload.text_tokens:
         shape = (1, workload.heads, workload.text_tokens, workload.head_dim)
         text = [torch.randn(shape, generator=generator, device=device) for _ in range(3)]
