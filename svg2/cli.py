@@ -105,7 +105,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from svg2.sweep import sweep
 
     with _running(lambda _: f"the runs that were complete are kept in {folder}") as watch:
-        content = sweep(request, arguments.methods, top_ps, config, folder, **watch)
+        limit = arguments.trace_mb and round(arguments.trace_mb * 2**20)
+        content = sweep(
+            *(request, arguments.methods, top_ps, config, folder),
+            trace_bytes_limit=limit,
+            **watch,
+        )
     _print_result(content)
     return 0
 
@@ -181,6 +186,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         *("--top-p",), nargs="+", metavar="P", default=["0.5", "0.7", "0.8", "0.9", "0.95"]
     )
+    sweep.add_argument(
+        *("--trace-mb",),
+        type=_size_mb,
+        metavar="MB",
+        help="keep fewer records in trace.npz, so that it is no larger",
+    )
     sweep.set_defaults(run=_sweep)
 
     models = commands.add_parser("models", help="what can be generated with, and what it needs")
@@ -222,6 +233,13 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
         help=f"a setting of the method, any number of times: {', '.join(SVG2Config().to_dict())}",
     )
     parser.add_argument("--out", required=True, metavar="DIR")
+
+
+def _size_mb(text: str) -> float:
+    size = float(text)
+    if not 0.1 <= size <= 1000:
+        raise argparse.ArgumentTypeError(f"must be from 0.1 to 1000 megabytes, not {text}")
+    return size
 
 
 def _request_and_config(arguments: argparse.Namespace) -> tuple[Request, SVG2Config]:

@@ -1,5 +1,6 @@
 """Recording a run for its trace: which calls, and of each clusters, colours and true recall."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from numpy import ndarray
 
 from svg2.config import SVG2Config
 from svg2.stats import CallRecord
-from svg2.trace import NUM_NEAR, Record, RecordingPolicy
+from svg2.trace import NUM_NEAR, Record, RecordingPolicy, Trace, trace_bytes
 
 NUM_RECALL_QUERIES = 64
 NUM_STEPS = 4
@@ -134,6 +135,37 @@ def _record(call: CallRecord, head: int, rng: np.random.Generator) -> Record:
         k_near=nearest_clusters(k_centroids, array(call.k_sizes)),
         recall=attention_recall(queries, k, q_labels[rows], k_labels, kept),
     )
+
+
+def fit(trace: Trace, max_bytes: int) -> Trace:
+    """The trace with fewer records, so that its file has at most `max_bytes`.
+
+    Heads go first, then steps, then layers, always spread over what there is; the clips and the
+    statistics of every call stay. Where they alone are more, no record is left.
+    """
+    asked = {
+        axis: sorted({getattr(record, axis) for record in trace.records})
+        for axis in ("head", "step", "layer")
+    }
+    kept = dict(asked)
+    fitted = trace
+    while len(trace_bytes(fitted)) > max_bytes and fitted.records:
+        axis = next((a for a, values in kept.items() if len(values) > 1), None)
+        if axis is None:
+            kept = dict.fromkeys(kept, ())
+        else:
+            kept[axis] = list(_spread(kept[axis], len(kept[axis]) - 1))
+        records = tuple(
+            record
+            for record in trace.records
+            if all(getattr(record, a) in values for a, values in kept.items())
+        )
+        fitted = dataclasses.replace(trace, records=records)
+    if fitted is trace:
+        return trace
+    left = (f"{len(kept[a])} of {len(asked[a])} {a}s" for a in asked if kept[a] != asked[a])
+    note = f"Kept {', '.join(left)} to stay under {max_bytes / 2**20:.1f} MB."
+    return dataclasses.replace(fitted, policy=trace.policy | {"note": note})
 
 
 def _spread(items: Sequence[int], count: int) -> tuple[int, ...]:

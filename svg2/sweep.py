@@ -25,6 +25,7 @@ from svg2.generate import (
 )
 from svg2.media import write_atomic
 from svg2.models import load_pipeline, model_spec
+from svg2.recording import fit
 from svg2.request import Request
 from svg2.trace import RecordingPolicy, Trace, trace_bytes
 
@@ -40,6 +41,7 @@ def sweep(
     on_progress: OnProgress | None = None,
     should_cancel: ShouldCancel | None = None,
     policy: RecordingPolicy | None = None,
+    trace_bytes_limit: int | None = None,
 ) -> dict[str, Any]:
     """Run every method at every budget and return what sweep.json holds.
 
@@ -50,6 +52,8 @@ def sweep(
     - `sparsity_speedup`: seconds at top-p 1 over those of the point, what skipping gains;
     - `sparsity_speedup_bound`: 1/(1 - a(1 - density_run)), which that cannot pass; a is the share
       of self-attention in the run at top-p 1.
+
+    With `trace_bytes_limit` the trace keeps fewer records, so that its file is no larger.
 
     Raises: as `svg2.generate.compare`; OSError when the folder can't be written.
     """
@@ -94,10 +98,14 @@ def sweep(
             point = _against_baseline(result, content["baselines"][method])
             content["points"].append(point)
             trace = add_run(trace or start_trace(dense, sparse), dense, sparse, point)
-            write_atomic(folder / "trace.npz", trace_bytes(trace))
+            write_atomic(folder / "trace.npz", trace_bytes(_fitted(trace, trace_bytes_limit)))
         content["complete"] = (method, run_config) == plan[-1]
         write_atomic(folder / "sweep.json", json_bytes(content))
     return content
+
+
+def _fitted(trace: Trace, limit: int | None) -> Trace:
+    return trace if limit is None else fit(trace, limit)
 
 
 def _dense_record(dense: DenseRun) -> dict[str, Any]:

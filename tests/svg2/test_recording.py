@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from svg2.recording import attention_recall, centroid_colours, nearest_clusters
+from svg2.recording import attention_recall, centroid_colours, fit, nearest_clusters
+from svg2.trace import trace_bytes
+from tests.traces import make_synthetic_trace
 
 
 def test_near_centroids_get_near_colours_whatever_the_offset_of_keys():
@@ -38,3 +40,17 @@ def test_recall_is_the_mass_on_kept_keys():
     expected = np.mean([weights[i, kept[q_labels[i]][k_labels]].sum() for i in range(4)])
     assert attention_recall(q, k, q_labels, k_labels, kept) == pytest.approx(expected, abs=1e-6)
     assert attention_recall(q, k, q_labels, k_labels, np.ones((2, 3), bool)) == pytest.approx(1)
+
+
+def test_a_trace_is_thinned_to_a_size_heads_first():
+    whole = make_synthetic_trace(grid=(3, 6, 6), num_q=5, num_k=12, steps=4)
+    size = len(trace_bytes(whole))
+    assert fit(whole, size) is whole
+    smaller = fit(whole, size - 1)
+    assert len(trace_bytes(smaller)) < size
+    heads, fewer = ({r.head for r in t.records} for t in (whole, smaller))
+    assert len(fewer) == len(heads) - 1
+    assert {r.step for r in smaller.records} == {r.step for r in whole.records}
+    assert "heads" in smaller.policy["note"]
+    assert smaller.runs is whole.runs
+    assert fit(whole, 1).records == ()
