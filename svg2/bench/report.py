@@ -67,19 +67,17 @@ def _cpu(record: dict[str, Any] | None) -> str:
     if record is None:
         return f"{title}: {_NOT_MEASURED}\n"
     rows = [r for r in record["attention"] if r["method"] == "svg2"]
-    first = rows[0]
-    same = [r for r in rows if all(r[k] == first[k] for k in ("tokens", "num_q_clusters"))]
     lines = [
-        f"{title} (N {first['tokens']:,}, {first['heads']} heads of {first['head_dim']}, "
-        f"{first['num_q_clusters']}/{first['num_k_clusters']} clusters, fp32; {_where(record)}):",
+        f"{title} (fp32, heads of {rows[0]['head_dim']}; {_where(record)}):",
         "",
-        "| density | dense | ours | speedup | bound 1 / density |",
-        "|---|---|---|---|---|",
+        "| tokens, heads | clusters | density | dense | ours | speedup | bound 1 / density |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
+        f"| {r['tokens']:,}, {r['heads']} | {r['num_q_clusters']}/{r['num_k_clusters']} "
         f"| {r['density']:.0%} | {r['dense_ms']:.0f} ms | {r['sparse_ms']:.0f} ms "
         f"| {r['speedup']:.2f}× | {r['flop_ratio']:.2f}× |"
-        for r in same
+        for r in rows
     ]
     return "\n".join([*lines, ""])
 
