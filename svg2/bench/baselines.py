@@ -4,6 +4,7 @@ Every baseline takes the tokens in cluster order and gives attention in that ord
 pairs if it is sparse and over all if it is dense.
 """
 
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -103,12 +104,12 @@ def flashinfer_blocks(clustered: Clustered, kept: Bool[Tensor, "B H Q K"]) -> At
         BaselineUnavailable: the package is not installed, or has no such wrapper.
     """
     try:
-        from flashinfer.sparse import VariableBlockSparseAttentionWrapper
+        sparse = importlib.import_module("flashinfer.sparse")
     except ImportError as error:
         raise BaselineUnavailable(f"flashinfer can't be imported: {error}") from error
     q, k, v = clustered.q_sorted, clustered.k_sorted, clustered.v_sorted
     workspace = torch.empty(1 << 30, dtype=torch.uint8, device=q.device)
-    wrapper = VariableBlockSparseAttentionWrapper(workspace, backend="auto")
+    wrapper = sparse.VariableBlockSparseAttentionWrapper(workspace, backend="auto")
     wrapper.plan(
         block_mask_map=kept[0],
         block_row_sz=clustered.q_offsets[0].diff(dim=-1),

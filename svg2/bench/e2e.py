@@ -243,7 +243,7 @@ class _Bench:
         sparse_steps = model.num_steps - warmup_steps
         dense_run = model.num_steps * self.dense_ms
         sparse_run = warmup_steps * self.dense_ms + cold_ms + (sparse_steps - 1) * warm_ms
-        density, warmup = stats.density, warmup_steps / model.num_steps
+        density, warmup = stats.density or 1.0, warmup_steps / model.num_steps
         a = self.attention_share
         return {
             "model": model.name,

@@ -356,7 +356,7 @@ class _Suite:
             "call_ms": statistics.median(ms["call"]),
             "dense_ms": statistics.median(ms["dense"]),
             "qkvo_bytes": qkvo_bytes,
-            "extra_bytes": None if self.device.type != "cuda" else peak.nbytes - before,
+            "extra_bytes": None if self.device.type != "cuda" else (peak.nbytes or 0) - before,
         }
         if self.device.type == "cuda":
             row |= {"host_syncs": _host_syncs(call), "cuda_graph": _captured(call)}

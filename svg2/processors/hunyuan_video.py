@@ -1,8 +1,12 @@
-"""HunyuanVideo: video and prompt tokens attend jointly; its modules, their q, k and v."""
+"""HunyuanVideo: video and prompt tokens attend jointly; its modules, their q, k and v.
+
+Modules are diffusers' `Attention`, whose optional parts its annotations leave open.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoAttnProcessor2_0,
@@ -18,7 +22,7 @@ from svg2.stats import StageClock
 STOCK = HunyuanVideoAttnProcessor2_0
 
 
-def self_attentions(transformer: torch.nn.Module) -> list[Attention]:
+def self_attentions(transformer: torch.nn.Module) -> list[Any]:
     """The joint attention modules by layer, dual-stream blocks first; empty for other models."""
     if not isinstance(transformer, HunyuanVideoTransformer3DModel):
         return []
@@ -36,7 +40,7 @@ class HunyuanVideoSVG2Processor(SVG2Processor):
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,
         hidden_states: Float[Tensor, "B N inner"],
         encoder_hidden_states: Float[Tensor, "B T inner"],
         attention_mask: Bool[Tensor, "B 1 1 NT"] | None = None,
@@ -83,7 +87,7 @@ class HunyuanVideoSVG2Processor(SVG2Processor):
 
 
 def video_queries_keys_values(
-    attn: Attention,
+    attn: Any,
     hidden_states: Float[Tensor, "B N inner"],
     rotary_emb: tuple[Tensor, Tensor] | None,
 ) -> tuple[Float[Tensor, "B H N D"], Float[Tensor, "B H N D"], Float[Tensor, "B H N D"]]:
@@ -99,7 +103,7 @@ def video_queries_keys_values(
 
 
 def text_queries_keys_values(
-    attn: Attention, encoder_hidden_states: Float[Tensor, "B T inner"]
+    attn: Any, encoder_hidden_states: Float[Tensor, "B T inner"]
 ) -> TextTokens:
     """The prompt's q, k and v; a single-stream block projects them as the video's."""
     if attn.add_q_proj is None:
