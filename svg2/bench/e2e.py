@@ -19,7 +19,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
-from svg2.bench.gpu import Progress, SuiteUnavailable
+from svg2.bench.gpu import Progress, suite_device
 from svg2.bench.race import race
 from svg2.config import SVG2Config
 from svg2.enable import Handle, enable, measure_dense
@@ -147,12 +147,7 @@ def run_e2e_suite(
         SuiteUnavailable: there is no GPU, and no toy was asked for.
         OSError: `out_path` can't be written.
     """
-    if not toy and not torch.cuda.is_available():
-        raise SuiteUnavailable(
-            "The end-to-end suite needs an NVIDIA GPU, and none was found; --toy tries out the "
-            "harness at toy sizes."
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = suite_device("end-to-end", toy)
     record: dict[str, Any] = {
         "suite": "e2e",
         "toy": toy,
@@ -203,7 +198,10 @@ class _Bench:
             num_timesteps=model.num_steps,
             maybe_free_model_hooks=lambda: None,
         )
+        self.backend_errors: dict[str, str] = {}
         self.backend_ms = self._backends()
+        if not self.backend_ms:
+            raise RuntimeError(f"no attention backend works here: {self.backend_errors}")
         self.backend = min(self.backend_ms, key=self.backend_ms.__getitem__)
         self.transformer.set_attention_backend(self.backend)
         # With the mask over the prompt's padding, where the model has one.
@@ -243,7 +241,8 @@ class _Bench:
         sparse_steps = model.num_steps - warmup_steps
         dense_run = model.num_steps * self.dense_ms
         sparse_run = warmup_steps * self.dense_ms + cold_ms + (sparse_steps - 1) * warm_ms
-        density, warmup = stats.density or 1.0, warmup_steps / model.num_steps
+        density, warmup = stats.density, warmup_steps / model.num_steps
+        assert density is not None, "nothing ran sparse"
         a = self.attention_share
         return {
             "model": model.name,
@@ -259,6 +258,7 @@ class _Bench:
             "impl": stats.impl,
             "backend": self.backend,
             "backend_forward_ms": self.backend_ms,
+            "backend_errors": self.backend_errors,
             "stock_forward_ms": self.stock_ms,
             "dense_forward_ms": self.dense_ms,
             "cold_forward_ms": cold_ms,
@@ -281,7 +281,8 @@ class _Bench:
                 self.transformer.set_attention_backend(name)
                 with measure_dense(self.pipe):
                     times = race({name: self._forward}, 1, self.device, warm_ups=1)
-            except (RuntimeError, ValueError):
+            except (RuntimeError, ValueError) as error:
+                self.backend_errors[name] = " ".join(str(error).split())[:200]
                 continue
             found[name] = times[name][0]
         return found

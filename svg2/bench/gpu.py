@@ -89,6 +89,22 @@ class SuiteUnavailable(RuntimeError):
     """The suite can't run here; the message is one sentence."""
 
 
+def suite_device(suite: str, toy: bool) -> torch.device:
+    """Where a GPU suite runs: on the GPU, and as a toy on whatever there is.
+
+    Raises:
+        SuiteUnavailable: there is no GPU, and no toy was asked for.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if toy:
+        return torch.device("cpu")
+    raise SuiteUnavailable(
+        f"The {suite} suite needs an NVIDIA GPU, and none was found; --toy tries out the harness "
+        "at toy sizes."
+    )
+
+
 def run_gpu_suite(
     out_path: Path,
     on_progress: Progress,
@@ -107,12 +123,7 @@ def run_gpu_suite(
         SuiteUnavailable: there is no GPU, and no toy was asked for.
         OSError: `out_path` can't be written.
     """
-    if not toy and not torch.cuda.is_available():
-        raise SuiteUnavailable(
-            "The GPU suite needs an NVIDIA GPU, and none was found; --toy tries out the harness "
-            "at toy sizes."
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = suite_device("GPU", toy)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     impl = resolve_impl("auto" if toy else "fused")
     record: dict[str, Any] = {
@@ -356,7 +367,9 @@ class _Suite:
             "call_ms": statistics.median(ms["call"]),
             "dense_ms": statistics.median(ms["dense"]),
             "qkvo_bytes": qkvo_bytes,
-            "extra_bytes": None if self.device.type != "cuda" else (peak.nbytes or 0) - before,
+            "extra_bytes": peak.nbytes - before
+            if self.device.type == "cuda" and peak.nbytes is not None
+            else None,
         }
         if self.device.type == "cuda":
             row |= {"host_syncs": _host_syncs(call), "cuda_graph": _captured(call)}
@@ -430,7 +443,7 @@ def _host_syncs(call: Callable[[], object]) -> str:
 
 
 def _captured(call: Callable[[], Tensor]) -> str:
-    """ "same" where a captured graph of the call gives what the call gives, or what went wrong."""
+    """ "replayed" where a graph of the call was captured and gave finite numbers, or why not."""
     try:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -440,4 +453,4 @@ def _captured(call: Callable[[], Tensor]) -> str:
     except RuntimeError as error:
         torch.cuda.synchronize()
         return " ".join(str(error).split())[:300]
-    return "same" if bool(replayed.isfinite().all()) else "not finite"
+    return "replayed" if bool(replayed.isfinite().all()) else "not finite"
