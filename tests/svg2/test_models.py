@@ -1,8 +1,12 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from kernels import bf16_is_native
 from svg2.models import (
+    BUILTIN_FOLDER,
     MODELS,
     ModelUnavailable,
     availability,
@@ -100,3 +104,19 @@ def test_devices_and_precisions():
     assert resolve_dtype("auto", cpu) == expected
     with pytest.raises(RequestError):
         resolve_device(f"cuda:{torch.cuda.device_count()}")
+
+
+def test_the_shipped_model_needs_nothing_of_ours(tmp_path):
+    script = f"""
+import sys
+from diffusers import WanPipeline
+pipe = WanPipeline.from_pretrained({str(BUILTIN_FOLDER)!r}, local_files_only=True)
+pipe.to("cpu", dtype=__import__("torch").float32)
+frames = pipe("a red ball", height=32, width=32, num_frames=5, num_inference_steps=1,
+              max_sequence_length=24).frames
+assert frames.shape == (1, 5, 32, 32, 3) and (frames == frames).all()
+assert not {{"svg2", "kernels", "viz"}} & set(sys.modules)
+"""
+    command = [sys.executable, "-I", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
