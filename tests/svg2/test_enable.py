@@ -76,7 +76,14 @@ def test_measuring_dense_changes_no_bit(tiny_pipeline, generate_tiny):
 def test_a_dense_kernel_that_cannot_be_timed_reads_not_measured(tiny_pipeline, generate_tiny):
     with svg2.measure_dense(tiny_pipeline) as run:
         processor = tiny_pipeline.transformer.blocks[0].attn1.processor
-        processor._original = lambda attn, hidden_states, *others: hidden_states
+        processor._original = type(
+            "Elsewhere",
+            (),
+            {
+                "_parallel_config": None,
+                "__call__": lambda self, attn, hidden_states, *_: hidden_states,
+            },
+        )()
         generate_tiny(tiny_pipeline, num_inference_steps=1)
     assert run.stats.stage_seconds["dense_attention"] is None
     assert run.stats.attention_seconds is None
