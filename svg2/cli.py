@@ -22,6 +22,8 @@ from svg2.request import DTYPES, Request, RequestError
 if TYPE_CHECKING:
     from svg2.generate import Cancelled, Progress
 
+_SIZES = (("480p", 480, 832), ("720p", 720, 1280))
+
 OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
 
 
@@ -116,25 +118,77 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from svg2.models import MODELS, availability, model_spec
+    from svg2.models import MODELS
+    from svg2.pipelines import PIPELINES
 
-    listed = []
-    for model, title in MODELS.items():
-        try:
-            spec = model_spec(model)
-            missing, needs = availability(spec), spec.needs
-        except RequestError as error:
-            missing, needs = str(error), ""
-        listed.append(
-            {"model": model, "title": title, "available": missing is None, "why": missing or needs}
-        )
+    listed = [_listed(model, title) for model, title in MODELS.items()]
     for entry in listed:
         mark = "available" if entry["available"] else "not available"
-        print(f"{entry['model']:12} {mark:14} {entry['title']}", file=sys.stderr)
-        print(f"{'':12} {entry['why']}", file=sys.stderr)
-    print("A folder that holds a WanPipeline is a model too: --model PATH.", file=sys.stderr)
+        print(f"{entry['model']:16} {mark:14} {entry['title']}", file=sys.stderr)
+        print(f"{'':16} {entry['why']}", file=sys.stderr)
+        for size, need in entry.get("memory", {}).items():
+            print(
+                f"{'':16} {size}: {need['tokens']:,} tokens, a dense step about "
+                f"{need['dense_gib']:.1f} GiB, SVG2 adds {need['added_gib']:.1f}",
+                file=sys.stderr,
+            )
+        if "license" in entry:
+            print(f"{'':16} {entry['license']}; settings: {entry['source']}", file=sys.stderr)
+    print(
+        "A pipeline's folder or its hub id is a model too, --model PATH or --model ORG/NAME, of "
+        f"these classes: {', '.join(PIPELINES)}.",
+        file=sys.stderr,
+    )
     _print_result({"models": listed})
     return 0
+
+
+def _listed(model: str, title: str) -> dict[str, Any]:
+    """What there is to say of one model: whether it runs here, what it takes, who says so."""
+    from svg2.memory import GIB
+    from svg2.models import availability, model_spec
+
+    entry: dict[str, Any] = {"model": model, "title": title}
+    try:
+        spec = model_spec(model)
+    except RequestError as error:
+        return entry | {"available": False, "why": str(error)}
+    missing = availability(spec)
+    entry |= {
+        "available": missing is None,
+        "why": missing or spec.needs,
+        "pipeline": spec.kind.name,
+        "settings": {
+            name: getattr(spec, name)
+            for name in (
+                *("height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
+                "guidance_scale_2",
+            )
+        },
+        "config": spec.config.to_dict(),
+    }
+    row = spec.published
+    if row is None:
+        return entry
+    memory = {}
+    for name, height, width in _SIZES:
+        height, width = (side // spec.size_multiple * spec.size_multiple for side in (height, width))
+        need = spec.memory(spec.num_frames, height, width)
+        assert need is not None
+        frames, rows, columns = spec.grid(spec.num_frames, height, width)
+        memory[name] = {
+            "tokens": frames * rows * columns,
+            "dense_gib": round(need.dense_peak / GIB, 2),
+            "added_gib": round(need.added / GIB, 2),
+            "added_share": round(need.added_share, 4),
+        }
+    return entry | {
+        "hub_id": row.hub_id,
+        "download_gb": round(row.download_gb, 1),
+        "license": row.license,
+        "source": row.source,
+        "memory": memory,
+    }
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -213,14 +267,29 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--negative-prompt", default="", metavar="TEXT")
     parser.add_argument(
-        *("--model",), default="builtin", help="see the command models; or a WanPipeline's folder"
+        *("--model",),
+        default="builtin",
+        help="see the command models; or a pipeline's folder or hub id",
     )
+    parser.add_argument("--preset", default="published", help="published, fast or faithful")
+    parser.add_argument("--image", metavar="FILE", help="start from it, with a model that does")
+    parser.add_argument("--video", metavar="FILE", help="an MP4 to start from, likewise")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--height", type=int, metavar="PX")
     parser.add_argument("--width", type=int, metavar="PX")
     parser.add_argument("--frames", type=int, metavar="N")
     parser.add_argument("--steps", type=int, metavar="N")
     parser.add_argument("--guidance-scale", type=float, metavar="G")
+    parser.add_argument(
+        *("--guidance-scale-2",), type=float, metavar="G", help="of the second of two experts"
+    )
+    parser.add_argument(
+        *("--true-cfg-scale",),
+        type=float,
+        default=1.0,
+        metavar="G",
+        help="weight of the negative prompt where guidance is embedded",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--impl", help="kernels: auto, reference or fused")
@@ -260,6 +329,10 @@ def _request_and_config(arguments: argparse.Namespace) -> tuple[Request, SVG2Con
         guidance_scale=arguments.guidance_scale,
         dtype=arguments.dtype,
         device=arguments.device,
+        image=arguments.image,
+        video=arguments.video,
+        guidance_scale_2=arguments.guidance_scale_2,
+        true_cfg_scale=arguments.true_cfg_scale,
     )
     settings = list(arguments.settings)
     if isinstance(getattr(arguments, "top_p", None), str):
@@ -267,7 +340,7 @@ def _request_and_config(arguments: argparse.Namespace) -> tuple[Request, SVG2Con
     if arguments.impl is not None:
         settings.append(f"impl={arguments.impl}")
     SVG2Config.from_settings(settings)  # a bad setting is refused whatever the model
-    spec = model_spec(request.model)
+    spec = model_spec(request.model).preset(arguments.preset)
     resolved = request.resolve(spec)
     size = (resolved.num_frames, resolved.height, resolved.width)
     config = SVG2Config.from_settings(settings, base=spec.config_for(*size))

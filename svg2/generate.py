@@ -7,7 +7,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,11 @@ from numpy import ndarray
 
 from svg2.config import SVG2Config, method_config
 from svg2.environment import PeakMemory, peak_memory, provenance
+from svg2.inputs import read_image, read_video
 from svg2.media import encode_mp4, side_by_side, write_atomic
 from svg2.metrics import psnr_db, psnr_per_frame, ssim
-from svg2.models import ModelSpec, load_pipeline, model_spec
+from svg2.models import ModelSpec, as_kind, load_pipeline, model_spec
+from svg2.pipelines import call_arguments
 from svg2.recording import Recorder, choose
 from svg2.request import Request, RequestError, ResolvedRequest
 from svg2.stats import DENSE_STAGE, STAGES, RunStats
@@ -33,10 +36,10 @@ from svg2.trace import (
     policy_dict,
     trace_bytes,
 )
+from svg2.tracking import set_on_instance
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 __all__ = [
     "Cancelled",
@@ -98,6 +101,9 @@ class DenseRun:
         seconds: of `encode`, `denoise` (the loop alone) and `decode`.
         attention_seconds: of the self-attention kernel in the loop; None where it could not be
             told apart.
+        stock_seconds: of the loop as the pipeline does it by itself, where that masks the
+            prompt's padding and `seconds` are without it; None elsewhere.
+        stock_psnr_db: how near those two are; None where identical or not measured.
         backend: name of the attention backend in diffusers; dtype: of the transformer.
         peak_memory_bytes: None where it could not be measured.
     """
@@ -110,6 +116,8 @@ class DenseRun:
     backend: str
     dtype: str
     provenance: dict[str, Any]
+    stock_seconds: float | None = None
+    stock_psnr_db: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +222,11 @@ def generate_dense(
 ) -> DenseRun:
     """Generate with the pipeline's own attention, timed; one untimed step before warms it up.
 
+    A joint model runs twice: as its pipeline does it, and with the prompt's padding dropped, which
+    is what counts as dense.
+
     Raises:
-        RequestError: the model can't make a video of that size.
+        RequestError: the model can't make a video of that size, or not from what is given.
         Cancelled: `should_cancel` said so.
     """
     from svg2.enable import measure_dense
@@ -223,11 +234,21 @@ def generate_dense(
     job = job or Job(on_progress, should_cancel)
     spec = model_spec(request.model)
     request = request.resolve(spec)
+    kind = spec.kind_for(request)
+    pipe = as_kind(pipe, kind)
+    stock_frames, stock_seconds = None, None
+    if kind.joint_text:
+        job.report("stock", "warm up")
+        _warm_up(pipe, request, spec, job)
+        job.steps_after += request.num_inference_steps
+        stock_frames, stock = _generate(pipe, request, spec, job, "stock")
+        job.steps_after -= request.num_inference_steps
+        stock_seconds = stock["denoise"]
     with peak_memory(_device(pipe)) as memory:
         job.report("dense", "warm up")
-        _denoise(pipe, request, spec, _encode(pipe, request, spec), job, None, num_steps=1)
-        job.check()
         with measure_dense(pipe) as handle:
+            _warm_up(pipe, request, spec, job)
+            job.check()
             frames, seconds = _generate(pipe, request, spec, job, "dense")
             attention_seconds = handle.stats.attention_seconds
     return DenseRun(
@@ -235,6 +256,8 @@ def generate_dense(
         frames=frames,
         seconds=seconds,
         attention_seconds=attention_seconds,
+        stock_seconds=stock_seconds,
+        stock_psnr_db=None if stock_frames is None else psnr_db(stock_frames, frames),
         **_facts(pipe, memory),
     )
 
@@ -259,21 +282,24 @@ def generate_sparse(
         Cancelled: `should_cancel` said so.
     """
     from svg2.enable import enable
+    from svg2.processors import main_attentions
 
     job = job or Job(on_progress, should_cancel)
     spec = model_spec(request.model)
     request = request.resolve(spec)
+    kind = spec.kind_for(request)
+    pipe = as_kind(pipe, kind)
     config = method_config(method, config)
     policy = policy or RecordingPolicy()
     grid = spec.grid(request.num_frames, request.height, request.width)
     config.check_tokens(math.prod(grid))
-    model = pipe.transformer if pipe.transformer is not None else pipe.transformer_2
+    attentions = main_attentions(pipe)
     selection = choose(
         policy,
         config,
-        num_steps=request.num_inference_steps,
-        num_layers=model.config.num_layers,
-        num_heads=model.config.num_attention_heads,
+        num_steps=kind.num_steps(request.num_inference_steps),
+        num_layers=len(attentions),
+        num_heads=attentions[0].module.heads,
         n_tokens=math.prod(grid),
     )
     recorder = Recorder(selection, policy.branches, request.seed)
@@ -281,8 +307,7 @@ def generate_sparse(
         if _device(pipe).type == "cuda":
             job.report(method, "warm up")
             with enable(pipe, config.replace(warmup_fraction=0.0, kmeans_iters_init=1)):
-                embeds = _encode(pipe, request, spec)
-                _denoise(pipe, request, spec, embeds, job, None, num_steps=1)
+                _warm_up(pipe, request, spec, job)
             job.check()
         with enable(pipe, config, observer=recorder) as handle:
             frames, seconds = _generate(pipe, request, spec, job, method)
@@ -309,25 +334,29 @@ def result_record(
 ) -> dict[str, Any]:
     """The fields of result.json.
 
-    `dense_seconds` and `svg2_seconds` are the denoising loops alone. `attention_speedup` compares
+    `dense_seconds` and `svg2_seconds` are the denoising loops alone; a joint model's
+    `dense_stock_seconds` are those of its pipeline as it is, with a mask over the prompt's padding,
+    and its `dense_seconds` those with the padding trimmed. `attention_speedup` compares
     self-attention over the whole loops, the sparse side with clustering, permutation, selection
     and its dense warm-up. `attention_share` is what the self-attention kernel takes of the dense
     loop. `density` and `compute_density` are over the sparse calls and null where none ran.
     """
-    request, stats = sparse.request, sparse.stats
+    asked, stats = sparse.request.to_dict(), sparse.stats
     dense_seconds, svg2_seconds = dense.seconds["denoise"], sparse.seconds["denoise"]
     frames_db = psnr_per_frame(dense.frames, sparse.frames).tolist()
     compute_density = stats.compute_density
     return {
         **{
-            name: getattr(request, name)
+            name: asked[name]
             for name in (
                 *("model", "prompt", "negative_prompt", "seed", "height", "width"),
-                *("num_frames", "num_inference_steps", "guidance_scale"),
+                *("num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2"),
+                *("true_cfg_scale", "image", "video"),
             )
         },
         "dtype": sparse.dtype,
         "tokens": math.prod(sparse.grid),
+        "text_tokens": stats.n_text,
         "method": sparse.method,
         "config": sparse.config.to_dict(),
         "density": stats.density,
@@ -339,6 +368,8 @@ def result_record(
         "psnr_per_frame": [None if math.isinf(value) else value for value in frames_db],
         "ssim": ssim(dense.frames, sparse.frames),
         "dense_seconds": dense_seconds,
+        "dense_stock_seconds": dense.stock_seconds,
+        "dense_stock_psnr_db": dense.stock_psnr_db,
         "dense_reused": dense_reused,
         "svg2_seconds": svg2_seconds,
         "speedup": dense_seconds / svg2_seconds,
@@ -368,7 +399,7 @@ def start_trace(dense: DenseRun, sparse: SparseRun) -> Trace:
         | {"fps": fps, "dtype": dense.dtype, "device": dense.provenance["device"]},
         grid=sparse.grid,
         n_tokens=math.prod(sparse.grid),
-        n_text=0,
+        n_text=sparse.stats.n_text,
         policy=policy_dict(sparse.policy, sparse.note),
         provenance=dense.provenance | {"impl": sparse.stats.impl},
         dense_result={
@@ -464,97 +495,107 @@ def _generate(
 ) -> tuple[Frames, dict[str, float]]:
     """Frames, and seconds of encode, denoise and decode."""
     stopwatch = _Stopwatch(_device(pipe))
+    loop = _Loop(pipe, job, run, stopwatch)
     job.check()
     job.report(run, "encode")
-    embeds = _encode(pipe, request, spec)
-    encode = stopwatch.lap()
-    job.report(run, "denoise", 0, request.num_inference_steps)
     stopwatch.lap()
-    latents, outside = _denoise(pipe, request, spec, embeds, job, run)
-    denoise = stopwatch.lap() - outside
+    frames = _call(pipe, request, spec, loop, output_type="np")[0]
+    loop.seconds["decode"] = stopwatch.lap()
     job.check()
-    job.report(run, "decode")
-    stopwatch.lap()
-    frames = _decode(pipe, latents)
-    decode = stopwatch.lap()
-    job.check()
-    return frames, {"encode": encode, "denoise": denoise, "decode": decode}
+    return (np.asarray(frames) * 255).round().astype(np.uint8), loop.seconds
 
 
-def _encode(pipe: Any, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Tensor | None]:
-    import torch
-
-    with torch.no_grad():
-        prompt, negative = pipe.encode_prompt(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            do_classifier_free_guidance=request.guidance_scale > 1,
-            max_sequence_length=spec.max_sequence_length,
-        )
-    return {"prompt_embeds": prompt, "negative_prompt_embeds": negative}
+def _warm_up(pipe: Any, request: ResolvedRequest, spec: ModelSpec, job: Job) -> None:
+    """One step that nobody sees."""
+    num_steps = 1
+    kind = spec.kind_for(request)
+    while kind.num_steps(num_steps) < 1:
+        num_steps += 1
+    short = dataclasses.replace(request, num_inference_steps=num_steps)
+    loop = _Loop(pipe, job, None, _Stopwatch(_device(pipe)))
+    _call(pipe, short, spec, loop, output_type="latent")
 
 
-def _denoise(
-    pipe: Any,
-    request: ResolvedRequest,
-    spec: ModelSpec,
-    embeds: dict[str, Tensor | None],
-    job: Job,
-    run: str | None,
-    num_steps: int | None = None,
-) -> tuple[Tensor, float]:
-    """Latents of the last step, and the seconds that reporting took; no `run`, no reports.
+def _call(
+    pipe: Any, request: ResolvedRequest, spec: ModelSpec, loop: _Loop, output_type: str
+) -> Any:
+    """The pipeline's own frames or latents of a request.
 
     The starting noise comes from a CPU generator, so that a seed means the same on every device.
     """
     import torch
 
-    num_steps = num_steps or request.num_inference_steps
-    outside = 0.0
-    last = time.perf_counter()
+    kind = spec.kind_for(request)
+    given = None
+    if kind.takes == "image" and request.image is not None:
+        given = read_image(request.image, request.width, request.height)
+    elif kind.takes == "video" and request.video is not None:
+        size = (request.num_frames, request.width, request.height)
+        given = read_video(request.video, *size)
+    arguments = call_arguments(kind, request, spec.max_sequence_length, given)
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    with ExitStack() as undo:
+        set_on_instance(pipe, "progress_bar", loop.progress_bar, undo)
+        if kind.guidance == "guider":
+            guider = pipe.guider
+            undo.callback(setattr, pipe, "guider", guider)
+            pipe.guider = guider.new(guidance_scale=request.guidance_scale)
+        try:
+            return pipe(**arguments, generator=generator, output_type=output_type).frames
+        except Cancelled:
+            pipe.maybe_free_model_hooks()  # what the pipeline's call ends with
+            raise
 
-    def after_step(pipe: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        nonlocal outside, last
+
+class _Loop:
+    """A pipeline's denoising loop, seen by the progress bar that every pipeline opens around it.
+
+    Attributes:
+        seconds: of `encode`, up to the loop, and of `denoise`, the loop without reporting.
+    """
+
+    def __init__(self, pipe: Any, job: Job, run: str | None, stopwatch: _Stopwatch) -> None:
+        self.seconds: dict[str, float] = {}
+        self._pipe = pipe
+        self._job = job
+        self._run = run
+        self._stopwatch = stopwatch
+        self._step = 0
+        self._num_steps = 0
+        self._outside = 0.0
+        self._last = 0.0
+
+    @contextmanager
+    def progress_bar(self, total: int) -> Iterator[_Loop]:
+        """Stands in for the pipeline's own; no `run`, no reports."""
+        self._num_steps = total
+        self.seconds["encode"] = self._stopwatch.lap()
+        self._report("denoise")
+        self._job.check()
+        self._stopwatch.lap()
+        self._last = time.perf_counter()
+        yield self
+        self.seconds["denoise"] = self._stopwatch.lap() - self._outside
+        self._job.check()
+        self._report("decode")
+        self._stopwatch.lap()
+
+    def update(self, count: int = 1) -> None:
+        """A step is done."""
         now = time.perf_counter()
-        if run is not None:
-            job.step_took(now - last)
-            job.report(run, "denoise", step + 1, num_steps)
-        if job.is_cancelled:
-            pipe._interrupt = True  # an exception would leave the pipeline's hooks half way
-        last = time.perf_counter()
-        outside += last - now
-        return tensors
+        self._step += count
+        if self._run is not None:
+            self._job.step_took(now - self._last)
+            self._report("denoise")
+        if self._job.is_cancelled:
+            self._pipe._interrupt = True  # an exception would leave what waits for a step's end
+        self._last = time.perf_counter()
+        self._outside += self._last - now
 
-    latents = pipe(
-        **embeds,
-        height=request.height,
-        width=request.width,
-        num_frames=request.num_frames,
-        num_inference_steps=num_steps,
-        guidance_scale=request.guidance_scale,
-        max_sequence_length=spec.max_sequence_length,
-        generator=torch.Generator("cpu").manual_seed(request.seed),
-        output_type="latent",
-        callback_on_step_end=after_step,
-    ).frames
-    return latents, outside
-
-
-def _decode(pipe: Any, latents: Tensor) -> Frames:
-    """Latents to frames, as the last part of WanPipeline does it."""
-    import torch
-
-    vae = pipe.vae
-    with torch.no_grad():
-        latents = latents.to(_device(pipe), vae.dtype)
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1).to(latents.device, latents.dtype)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        # times the inverse, not divided by std: the same rounding as the pipeline's own
-        video = vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0]
-        frames = pipe.video_processor.postprocess_video(video, output_type="np")[0]
-    return (frames * 255).round().astype(np.uint8)
+    def _report(self, stage: str) -> None:
+        if self._run is not None:
+            place = (self._step, self._num_steps) if stage == "denoise" else ()
+            self._job.report(self._run, stage, *place)
 
 
 class _Stopwatch:
@@ -582,11 +623,11 @@ def _device(pipe: Any) -> torch.device:
 
 def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
     """What both kinds of run say of where they ran."""
-    model = pipe.transformer if pipe.transformer is not None else pipe.transformer_2
-    set_backend = model.blocks[0].attn1.processor._attention_backend
-    backend = set_backend or os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
+    from svg2.processors import attention_backend, transformers_of
+
+    backend = attention_backend(pipe) or os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
     names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = str(transformers_of(pipe)[0].dtype).removeprefix("torch.")
     return {
         "backend": str(getattr(backend, "value", backend)),
         "dtype": names.get(dtype, dtype),

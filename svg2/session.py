@@ -13,9 +13,9 @@ from svg2.attention import SparseResult, TextTokens, sparse_attention
 from svg2.clustering import CacheKey, CentroidCache
 from svg2.config import SVG2Config
 from svg2.plan import Plan
-from svg2.ulysses import HeadShare
 from svg2.stats import DENSE_STAGE, CallRecord, StageClock, StatsRecorder
 from svg2.tracking import Position, Tracker
+from svg2.ulysses import HeadShare
 
 Observer = Callable[[CallRecord], None]
 _Output = TypeVar("_Output")  # a tensor, or one for the video and one for the text

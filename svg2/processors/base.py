@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from svg2.ulysses import HeadShare, head_share
 from svg2.session import Session
+from svg2.ulysses import HeadShare, head_share
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from svg2.attention import TextTokens
 from svg2.processors.base import SelfAttention, SVG2Processor
-from svg2.ulysses import head_share
 from svg2.stats import StageClock
+from svg2.ulysses import head_share
 
 Rotary = tuple[Tensor, Tensor]
 

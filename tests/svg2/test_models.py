@@ -88,7 +88,6 @@ def test_large_models_say_what_they_need():
         if model == "builtin":
             continue
         spec = model_spec(model)
-        assert spec.grid(81, 720, 1280) == (21, 45, 80)
         reason = availability(spec)
         if not torch.cuda.is_available():
             assert reason is not None

@@ -2,7 +2,9 @@ import math
 
 import pytest
 
-from svg2.models import _WAN_1_3B
+from svg2.models import model_spec
+
+_WAN_1_3B = model_spec("wan2.1-1.3b")
 from svg2.request import MAX_PROMPT_CHARS, Request, RequestError
 
 NAN, INF = math.nan, math.inf
