@@ -172,7 +172,9 @@ def _listed(model: str, title: str) -> dict[str, Any]:
         return entry
     memory = {}
     for name, height, width in _SIZES:
-        height, width = (side // spec.size_multiple * spec.size_multiple for side in (height, width))
+        height, width = (
+            side // spec.size_multiple * spec.size_multiple for side in (height, width)
+        )
         need = spec.memory(spec.num_frames, height, width)
         assert need is not None
         frames, rows, columns = spec.grid(spec.num_frames, height, width)

@@ -27,8 +27,10 @@ BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "models" / 
 
 MODELS: Mapping[str, str] = {
     "builtin": "our own small model of moving shapes, made for CPUs",
-    **{name: f"{row.title}, {row.parameters / 1e9:.1f} billion parameters with its text encoder"
-       for name, row in PUBLISHED.items()},
+    **{
+        name: f"{row.title}, {row.parameters / 1e9:.1f} billion parameters with its text encoder"
+        for name, row in PUBLISHED.items()
+    },
 }
 """Model id to one line of what it is. A pipeline's folder and its hub id are models too."""
 

@@ -77,9 +77,7 @@ _SKYREELS = PipelineKind(
 _ROWS = (
     _WAN,
     replace(_WAN, name="WanImageToVideoPipeline", takes="image", needs_input=True),
-    replace(
-        _WAN, name="WanVideoToVideoPipeline", takes="video", needs_input=True, strength=0.8
-    ),
+    replace(_WAN, name="WanVideoToVideoPipeline", takes="video", needs_input=True, strength=0.8),
     replace(_WAN, name="WanVACEPipeline", takes="video", with_video=None),
     _HUNYUAN,
     replace(

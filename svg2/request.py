@@ -95,9 +95,7 @@ class Request:
             return
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not is_number or not 0 <= value <= MAX_GUIDANCE:
-            raise RequestError(
-                f"{name} must be a number from 0 to {MAX_GUIDANCE}, not {value!r}."
-            )
+            raise RequestError(f"{name} must be a number from 0 to {MAX_GUIDANCE}, not {value!r}.")
         object.__setattr__(self, name, float(value))
 
     def _integer(self, name: str, low: int, high: int, *, optional: bool = False) -> None:
@@ -126,9 +124,7 @@ class Request:
         }
         if self.guidance_scale_2 is None and spec.guidance_scale_2 is not None:
             follows = self.guidance_scale is not None  # one number given is meant for both
-            filled["guidance_scale_2"] = (
-                self.guidance_scale if follows else spec.guidance_scale_2
-            )
+            filled["guidance_scale_2"] = self.guidance_scale if follows else spec.guidance_scale_2
         for name in ("height", "width"):
             if filled[name] % spec.size_multiple:
                 raise RequestError(

@@ -102,9 +102,7 @@ def test_restored_to_the_bit_and_nothing_but_self_attention_is_touched(case, com
 
 def test_generations_do_not_leak_into_each_other_at_any_size(case, comparison):
     config = case.config()
-    other = generate_sparse(
-        case.pipe, case.request(height=case.spec.height * 2), "svg2", config
-    )
+    other = generate_sparse(case.pipe, case.request(height=case.spec.height * 2), "svg2", config)
     assert other.stats.n_tokens == 2 * case.family.tokens
     assert other.frames.shape[1] == 2 * comparison.dense.frames.shape[1]
     again = generate_sparse(case.pipe, case.request(), "svg2", config)

@@ -11,6 +11,8 @@ import torch
 import transformers
 from diffusers.pipelines.hunyuan_video import (
     pipeline_hunyuan_video as hunyuan_t2v,
+)
+from diffusers.pipelines.hunyuan_video import (
     pipeline_hunyuan_video_image2video as hunyuan_i2v,
 )
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -63,11 +65,15 @@ def save(family: TinyFamily, folder: Path) -> Path:
 
 
 def word_tokenizer(text: str, special: tuple[str, ...] = (), end: str | None = "</s>"):
-    """One token a word or sign of `text`; the rest is unknown."""
+    """One token a sign or short word of `text`, more for long words; the rest is unknown.
+
+    The pipelines cut as many tokens off the front as their real tokenizers make of the template.
+    """
     split = pre_tokenizers.Split(Regex(r"\s+"), "removed")
     signs = pre_tokenizers.Punctuation()
     tokenizer = Tokenizer(models.WordLevel({}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, signs])
+    pieces = pre_tokenizers.Split(Regex(r"\w{7}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, signs, pieces])
     plain = text
     for token in special:
         plain = plain.replace(token, " ")
@@ -134,6 +140,7 @@ def _wan_transformer(kind=diffusers.WanTransformer3DModel, **changes: Any):
         "ffn_dim": 64,
         "num_layers": 3,
         "rope_max_seq_len": 32,
+        "patch_size": (1, 1, 1),
     }
     return kind(**(config | changes)).eval()
 
@@ -199,7 +206,7 @@ def _wan22_ti2v():
     }
     return diffusers.WanPipeline(
         **_wan_parts(8, **vae),
-        transformer=_wan_transformer(in_channels=8, out_channels=8),
+        transformer=_wan_transformer(in_channels=8, out_channels=8, patch_size=(1, 2, 2)),
         expand_timesteps=True,
     )
 
@@ -324,31 +331,26 @@ def _hunyuan_i2v(**transformer: Any):
 
 
 def _hunyuan_i2v_concat():
-    return _hunyuan_i2v(
-        in_channels=9, image_condition_type="latent_concat", guidance_embeds=False
-    )
+    return _hunyuan_i2v(in_channels=9, image_condition_type="latent_concat", guidance_embeds=False)
 
 
 def _hunyuan_i2v_replace():
     return _hunyuan_i2v(image_condition_type="token_replace")
 
 
-_WAN = {"height": 64, "width": 96, "num_frames": 9, "max_sequence_length": 16}
+_WAN = {"height": 32, "width": 48, "num_frames": 9, "max_sequence_length": 16}
 _HUNYUAN = {"height": 32, "width": 48, "num_frames": 9, "max_sequence_length": 64}
+_TI2V = {**_WAN, "height": 128, "width": 128}
 
 TINY: Mapping[str, TinyFamily] = {
     "wan2.1-t2v": TinyFamily(_wan_t2v, _WAN, 3),
-    "wan2.1-i2v": TinyFamily(
-        _wan21_i2v, {**_WAN, "max_sequence_length": 512}, 3, given="image"
-    ),
+    "wan2.1-i2v": TinyFamily(_wan21_i2v, {**_WAN, "max_sequence_length": 512}, 3, given="image"),
     "wan2.1-v2v": TinyFamily(_wan_v2v, {**_WAN, "num_inference_steps": 5}, 3, given="video"),
     "wan2.1-vace": TinyFamily(_wan_vace, _WAN, 5, given="video"),
     "wan2.2-t2v": TinyFamily(_wan22_t2v, _WAN, 3),
     "wan2.2-i2v": TinyFamily(_wan22_i2v, _WAN, 3, given="image"),
-    "wan2.2-ti2v": TinyFamily(_wan22_ti2v, {**_WAN, "height": 128, "width": 192}, 3),
-    "wan2.2-ti2v-image": TinyFamily(
-        _wan22_ti2v, {**_WAN, "height": 128, "width": 192}, 3, given="image"
-    ),
+    "wan2.2-ti2v": TinyFamily(_wan22_ti2v, _TI2V, 3, tokens=48),
+    "wan2.2-ti2v-image": TinyFamily(_wan22_ti2v, _TI2V, 3, given="image", tokens=48),
     "skyreels-v2": TinyFamily(_skyreels, _WAN, 3),
     "hunyuanvideo": TinyFamily(_hunyuan_t2v, _HUNYUAN, 3, branches=1),
     "hunyuanvideo-negative": TinyFamily(
@@ -357,9 +359,7 @@ TINY: Mapping[str, TinyFamily] = {
         3,
         request={"negative_prompt": "a blue cube", "true_cfg_scale": 2.0},
     ),
-    "hunyuanvideo-i2v": TinyFamily(
-        _hunyuan_i2v_replace, _HUNYUAN, 3, branches=1, given="image"
-    ),
+    "hunyuanvideo-i2v": TinyFamily(_hunyuan_i2v_replace, _HUNYUAN, 3, branches=1, given="image"),
     "hunyuanvideo-i2v-33ch": TinyFamily(
         _hunyuan_i2v_concat, _HUNYUAN, 3, branches=1, given="image"
     ),
