@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from svg2.config import SVG2Config, method_config
+from svg2.distributed import agree, processes
 from svg2.environment import PeakMemory, peak_memory, provenance
 from svg2.inputs import read_image, read_video
 from svg2.media import encode_mp4, side_by_side, write_atomic
@@ -299,7 +300,7 @@ def generate_sparse(
         config,
         num_steps=kind.num_steps(request.num_inference_steps),
         num_layers=len(attentions),
-        num_heads=attentions[0].module.heads,
+        num_heads=attentions[0].module.heads // _sharing(pipe),
         n_tokens=math.prod(grid),
     )
     recorder = Recorder(selection, policy.branches, request.seed)
@@ -335,8 +336,8 @@ def result_record(
     """The fields of result.json.
 
     `dense_seconds` and `svg2_seconds` are the denoising loops alone; a joint model's
-    `dense_stock_seconds` are those of its pipeline as it is, with a mask over the prompt's padding,
-    and its `dense_seconds` those with the padding trimmed. `attention_speedup` compares
+    `dense_stock_seconds` are those of its pipeline as it is, with a mask over the prompt's
+    padding, and its `dense_seconds` those with the padding trimmed. `attention_speedup` compares
     self-attention over the whole loops, the sparse side with clustering, permutation, selection
     and its dense warm-up. `attention_share` is what the self-attention kernel takes of the dense
     loop. `density` and `compute_density` are over the sparse calls and null where none ran.
@@ -466,6 +467,7 @@ class Job:
         self.on_progress = on_progress
         self.should_cancel = should_cancel
         self.steps_after = 0
+        self._cancelled = False
         self._step_seconds: list[float] = []
 
     def report(self, run: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
@@ -483,7 +485,12 @@ class Job:
 
     @property
     def is_cancelled(self) -> bool:
-        return self.should_cancel is not None and self.should_cancel()
+        wished = self.should_cancel is not None and self.should_cancel()
+        return self._cancelled or wished
+
+    def cancel(self) -> None:
+        """Stop as if `should_cancel` had said so."""
+        self._cancelled = True
 
     def check(self) -> None:
         if self.is_cancelled:
@@ -587,7 +594,8 @@ class _Loop:
         if self._run is not None:
             self._job.step_took(now - self._last)
             self._report("denoise")
-        if self._job.is_cancelled:
+        if agree(self._job.is_cancelled, _device(self._pipe)):
+            self._job.cancel()
             self._pipe._interrupt = True  # an exception would leave what waits for a step's end
         self._last = time.perf_counter()
         self._outside += self._last - now
@@ -632,8 +640,16 @@ def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
         "backend": str(getattr(backend, "value", backend)),
         "dtype": names.get(dtype, dtype),
         "peak_memory_bytes": memory.nbytes,
-        "provenance": provenance(_device(pipe)),
+        "provenance": provenance(_device(pipe)) | {"processes": _sharing(pipe)},
     }
+
+
+def _sharing(pipe: Any) -> int:
+    """Processes that work on one video together."""
+    from svg2.processors import main_attentions
+
+    is_shared = main_attentions(pipe)[0].module.processor._parallel_config is not None
+    return processes().world if is_shared else 1
 
 
 def _ratio(numerator: float | None, denominator: float | None) -> float | None:
