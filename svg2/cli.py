@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
 import tempfile
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from svg2.config import METHODS, ConfigError, SVG2Config, method_config
-from svg2.request import DTYPES, Request, RequestError
+from svg2.distributed import Processes, joined, processes
+from svg2.request import DTYPES, Request, RequestError, ResolvedRequest
 
 if TYPE_CHECKING:
     from svg2.generate import Cancelled, Progress
@@ -64,21 +66,68 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    if (arguments.prompt is None) == (arguments.prompts is None):
+        raise UsageError("Give either --prompt or --prompts.")
+    if arguments.prompts is not None:
+        return _compare_prompts(arguments)
     request, config = _request_and_config(arguments)
     config = method_config(arguments.method, config)
+    share = processes()
+    _check_share(request, share)
     folder = _output_folder(arguments.out)
     _say_if_outside_grammar(request)
 
     from svg2.generate import compare, save_comparison
+    from svg2.models import load_pipeline
 
     def keep_dense(stopped: Cancelled) -> str:
-        return _keep_dense(stopped, request, folder)
+        return _keep_dense(stopped, request, folder) if share.is_first else "it was one of several"
 
-    with _running(keep_dense) as watch:
-        comparison = compare(request, arguments.method, config, **watch)
-        save_comparison(comparison, folder)
-    _print_result(comparison.result)
+    with _running(keep_dense, speaks=share.is_first) as watch:
+        if share.world == 1:
+            comparison = compare(request, arguments.method, config, **watch)
+        else:
+            pipe = load_pipeline(request.model, request.dtype, request.device)
+            with joined(pipe):
+                comparison = compare(request, arguments.method, config, pipe=pipe, **watch)
+        if share.is_first:
+            save_comparison(comparison, folder)
+    if share.is_first:
+        _print_result(comparison.result)
     return 0
+
+
+def _compare_prompts(arguments: argparse.Namespace) -> int:
+    from svg2.batch import compare_all, read_prompts
+
+    prompts = read_prompts(arguments.prompts)
+    arguments.prompt = prompts[0]
+    request, config = _request_and_config(arguments)
+    config = method_config(arguments.method, config)
+    share = processes()
+    folder = _output_folder(arguments.out)
+    kept = f"the prompts that were complete are kept in {folder}, and the same command goes on"
+    with _running(lambda _: kept, speaks=share.is_first) as watch:
+        done = compare_all(prompts, request, arguments.method, config, folder, share, **watch)
+    _print_result(done)
+    return 0
+
+
+def _check_share(request: ResolvedRequest, share: Processes) -> None:
+    """Check that all processes get as many tokens of a video.
+
+    Raises:
+        RequestError: they can't.
+    """
+    from svg2.models import model_spec
+
+    grid = model_spec(request.model).grid(request.num_frames, request.height, request.width)
+    tokens = math.prod(grid)
+    if tokens % share.world:
+        raise RequestError(
+            f"The {tokens:,} tokens of this video can't be shared evenly among {share.world} "
+            "processes: ask for another size, or for another number of them."
+        )
 
 
 def _keep_dense(stopped: Cancelled, request: Request, folder: Path) -> str:
@@ -172,9 +221,8 @@ def _listed(model: str, title: str) -> dict[str, Any]:
         return entry
     memory = {}
     for name, height, width in _SIZES:
-        height, width = (
-            side // spec.size_multiple * spec.size_multiple for side in (height, width)
-        )
+        multiple = spec.size_multiple
+        height, width = (side // multiple * multiple for side in (height, width))
         need = spec.memory(spec.num_frames, height, width)
         assert need is not None
         frames, rows, columns = spec.grid(spec.num_frames, height, width)
@@ -231,7 +279,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     compare = commands.add_parser("compare", help="one dense and one sparse run of a request")
-    _add_request(compare)
+    _add_request(compare, prompt_required=False)
+    compare.add_argument(
+        *("--prompts",),
+        metavar="FILE",
+        help="one prompt a line, in place of --prompt; torchrun shares them out",
+    )
     compare.add_argument("--method", default="svg2", help=f"one of {', '.join(METHODS)}")
     compare.add_argument("--top-p", metavar="P", help="attention mass to keep, in (0, 1]")
     compare.set_defaults(run=_compare)
@@ -265,8 +318,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_request(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", required=True)
+def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) -> None:
+    parser.add_argument("--prompt", required=prompt_required)
     parser.add_argument("--negative-prompt", default="", metavar="TEXT")
     parser.add_argument(
         *("--model",),
@@ -313,10 +366,8 @@ def _size_mb(text: str) -> float:
     return size
 
 
-def _request_and_config(arguments: argparse.Namespace) -> tuple[Request, SVG2Config]:
+def _request_and_config(arguments: argparse.Namespace) -> tuple[ResolvedRequest, SVG2Config]:
     """Everything that can be refused before torch is even imported."""
-    import math
-
     from svg2.models import model_spec
 
     request = Request(
@@ -330,7 +381,7 @@ def _request_and_config(arguments: argparse.Namespace) -> tuple[Request, SVG2Con
         num_inference_steps=arguments.steps,
         guidance_scale=arguments.guidance_scale,
         dtype=arguments.dtype,
-        device=arguments.device,
+        device=processes().device(arguments.device),
         image=arguments.image,
         video=arguments.video,
         guidance_scale_2=arguments.guidance_scale_2,
@@ -377,8 +428,8 @@ def _say_if_outside_grammar(request: Request) -> None:
 
 
 @contextmanager
-def _running(kept: Callable[[Cancelled], str]) -> Iterator[dict[str, Any]]:
-    """What a generation is given to show its progress and to be interrupted.
+def _running(kept: Callable[[Cancelled], str], speaks: bool = True) -> Iterator[dict[str, Any]]:
+    """What a generation is given to show its progress, if it `speaks`, and to be interrupted.
 
     `kept` says what is left of an interrupted one.
 
@@ -390,7 +441,7 @@ def _running(kept: Callable[[Cancelled], str]) -> Iterator[dict[str, Any]]:
 
     with _interruptible() as is_interrupted, _Line() as line:
         try:
-            yield {"on_progress": line.show, "should_cancel": is_interrupted}
+            yield {"on_progress": line.show if speaks else None, "should_cancel": is_interrupted}
         except ModelUnavailable as error:
             line.end()
             raise Stopped(str(error), 1) from error

@@ -1,4 +1,4 @@
-"""The processes that `torchrun` or `accelerate launch` started: who this is, and one video on all."""
+"""The processes that `torchrun` or `accelerate launch` started, and one video on all of them."""
 
 from __future__ import annotations
 

@@ -468,11 +468,12 @@ def _hub_spec(hub_id: str) -> ModelSpec:
         )
     else:
         try:
-            folder = Path([hf_hub_download(hub_id, name) for name in _CONFIG_FILES][0]).parent
+            files = [hf_hub_download(hub_id, name) for name in _CONFIG_FILES]
         except (OSError, ValueError) as error:
             raise RequestError(
                 f"The hub has no pipeline {hub_id} that can be read without an account."
             ) from error
+        folder = Path(files[0]).parent
     spec = _folder_spec(hub_id, folder, hub_id)
     return replace(spec, source=hub_id, is_local=False, needs="It needs an NVIDIA GPU.")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,10 +89,10 @@ class Request:
             raise RequestError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}.")
 
     def _guidance(self, name: str, *, optional: bool = False) -> None:
-        value = getattr(self, name)
+        value: Any = getattr(self, name)
         if optional and value is None:
             return
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 <= value <= MAX_GUIDANCE:
             raise RequestError(f"{name} must be a number from 0 to {MAX_GUIDANCE}, not {value!r}.")
         object.__setattr__(self, name, float(value))

@@ -18,7 +18,8 @@ def self_attentions(transformer: torch.nn.Module) -> list[SelfAttention]:
     if not all(isinstance(attn, WanAttention | SkyReelsV2Attention) for attn in blocks):
         return []
     control = [block.attn1 for block in getattr(transformer, "vace_blocks", ())]
-    depths = transformer.config.vace_layers if control else ()
+    config: Any = transformer.config
+    depths = config.vace_layers if control else ()
     return [
         *(SelfAttention(attn, i, i == 0 and not control) for i, attn in enumerate(blocks)),
         # They run before all others, and each feeds the layer that it is named after.

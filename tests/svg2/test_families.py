@@ -71,7 +71,8 @@ def test_less_than_the_whole_budget_is_sparse_and_says_so(case, comparison):
     is_joint = case.spec.kind.joint_text
     assert (stats.n_text > 0) == (result["dense_stock_seconds"] is not None) == is_joint
     assert result["speedup"] == result["dense_seconds"] / result["svg2_seconds"]
-    assert (comparison.dense.frames.std() > 0) and trace.records
+    assert comparison.dense.frames.std() > 0
+    assert trace.records
 
 
 def test_the_whole_budget_equals_the_stock_pipeline(case, comparison):

@@ -10,6 +10,9 @@ import pytest
 from svg2.metrics import psnr_db
 from tests.svg2.tiny_families import TINY, save
 
+TORCHRUN = (
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -24,8 +27,7 @@ def near(a: np.ndarray, b: np.ndarray, db: float) -> bool:
 
 def torchrun(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        + list(command),
+        [*TORCHRUN, *command],
         cwd=cwd,
         capture_output=True,
         text=True,
