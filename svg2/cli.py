@@ -146,6 +146,8 @@ def _keep_dense(stopped: Cancelled, request: Request, folder: Path) -> str:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    if processes().world > 1:
+        raise UsageError("A sweep runs in one process; compare is what several can share.")
     request, config = _request_and_config(arguments)
     for method in arguments.methods:
         method_config(method, config)
@@ -234,7 +236,7 @@ def _listed(model: str, title: str) -> dict[str, Any]:
         }
     return entry | {
         "hub_id": row.hub_id,
-        "download_gb": round(row.download_gb, 1),
+        "download_gb": row.download_gb,
         "license": row.license,
         "source": row.source,
         "memory": memory,

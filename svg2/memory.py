@@ -1,7 +1,8 @@
 """Memory of a denoising step on paper: what a dense one holds, and what the method adds to it.
 
-Counted from shapes: the tensors that are alive at once where the most are, in bytes. Workspaces
-of attention kernels and the fragments of an allocator are in no table of shapes.
+Counted from shapes: the tensors of one block that are alive at once where the most are, in bytes.
+A real run holds somewhat more (`tests/svg2/test_menu.py` watches one), workspaces of kernels and
+what an allocator wastes besides, so that the share that the method adds is none too low.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class MemoryNeed:
 def memory_need(shape: TransformerShape, tokens: int, config: SVG2Config) -> MemoryNeed:
     """What a step over this many video tokens holds, dense, and what `config` adds."""
     layer = _LOW * tokens * shape.width  # one [N, C] in the model's dtype
+    tables = 2 * 4 * tokens * shape.head_dim  # cosines and sines of RoPE
     mlp = _LOW * tokens * shape.mlp_dim
     num_q, num_k = config.num_q_clusters, config.num_k_clusters
     if shape.joint_text:
@@ -79,11 +81,12 @@ def memory_need(shape: TransformerShape, tokens: int, config: SVG2Config) -> Mem
         waiting = 2 * layer + mlp + 3 * layer
         dense, sparse = waiting + 7 * layer, waiting + (2 + 3 + 1) * layer
     else:
-        # The residual and its norm, q, k, v; then rotation in fp32 of one of them, or the sorted
-        # keys and values and the output. Feed-forward: before and after its activation.
+        # The residual and its norm, q, k, v; then one of them rotated, by way of fp32, or the
+        # sorted keys and values and the output. Feed-forward: before and after its activation.
         waiting = (2 + 3) * layer
-        dense = max(waiting + 3 * layer, 2 * layer + 2 * mlp)
+        dense = max(waiting + (1 + 3) * layer, 2 * layer + 2 * mlp)
         sparse = waiting + 3 * layer
+    dense, sparse = dense + tables, sparse + tables
     labels_and_order = 2 * 2 * 4 * tokens * shape.heads  # int32, of queries and of keys
     masses = (4 + 4 + 8 + 1) * num_q * num_k * shape.heads  # fp32, sorted, their order, kept
     means = 4 * (num_q + num_k) * shape.width

@@ -448,8 +448,8 @@ def _published_spec(name: str, row: Published) -> ModelSpec:
     )
     least = _least_bytes(spec) or 0
     needs = (
-        f"It needs an NVIDIA GPU with about {least / GIB:.0f} GiB, and a download of about "
-        f"{row.download_gb:.0f} GB."
+        f"It needs an NVIDIA GPU with about {least / GIB:.0f} GiB of memory, and a download of "
+        f"about {row.download_gb:.0f} GB."
     )
     return replace(spec, needs=needs)
 
