@@ -32,12 +32,8 @@ def run(model, folder, share=ALONE, **watch):
 
 
 def test_it_goes_on_where_it_stopped(model, tmp_path):
-    seen = []
-    stop = {
-        "should_cancel": lambda: len(seen) > 0 and "0000" in {p.name for p in tmp_path.iterdir()}
-    }
     with pytest.raises(Cancelled):
-        run(model, tmp_path, on_progress=seen.append, **stop)
+        run(model, tmp_path, should_cancel=(tmp_path / "0000" / "result.json").exists)
     assert (tmp_path / "0000" / "result.json").is_file()
     assert not (tmp_path / "results.json").exists()
     assert run(model, tmp_path)["made"] == [1, 2]
