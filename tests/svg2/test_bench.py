@@ -131,6 +131,9 @@ def test_e2e_suite_runs_whole_at_toy_sizes_and_says_so(tmp_path):
         assert run["warmup_fraction"] == 0.25
         assert all(ms > 0 for ms in run["stage_ms_per_forward"].values())
         assert run["speedup"] == pytest.approx(run["dense_seconds"] / run["svg2_seconds"])
+        predicted_seconds = run["dense_seconds"] / run["predicted"]
+        missing_seconds = run["svg2_seconds"] - predicted_seconds
+        assert run["unexplained"] == pytest.approx(missing_seconds / run["svg2_seconds"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
