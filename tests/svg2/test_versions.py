@@ -26,7 +26,7 @@ def test_tests_that_broke_off_are_no_result(monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
-def test_faults_and_spills_are_counted_by_chip(monkeypatch):
+def test_faults_are_found_by_chip(monkeypatch):
     from kernels import compile as offline
 
     def compiled(build, chip):
@@ -35,14 +35,13 @@ def test_faults_and_spills_are_counted_by_chip(monkeypatch):
     monkeypatch.setattr(offline, "compile_for", compiled)
     found = versions.compile_chip("sm_90")
     assert found["builds"] > 30
-    assert len(found["faults"]) == len(found["spills"]) > 0
-    assert all("attend" in name for name in found["spills"])
-    assert not versions.compile_chip("sm_100")["faults"]  # it may spill
+    assert len(found["faults"]) > 10
+    assert all("attend" in fault for fault in found["faults"])
 
 
 def test_the_readme_says_which_versions_hold(tmp_path):
     names = {"torch": "2.13.0", "triton": "3.6.0", "diffusers": "0.42.0", "transformers": "5.0.0"}
-    chip = {"builds": 40, "faults": ["one"], "spills": {}}
+    chip = {"builds": 40, "faults": ["one"]}
     tests = {"passed": 7, "failed": 1, "errors": 1, "skipped": 0}
     result = {"versions": names, "kernels": {"sm_90": chip, "sm_80": chip}, "date": "2026-11-21T1"}
     record = {"oldest": result | {"tests": tests}, "newest": result}
