@@ -98,7 +98,7 @@ def _install(
             for layer, attention in enumerate(attentions):
                 place = Place(index, layer, attention.depth, attention.runs_first)
                 attn = attention.module
-                processor = family.processor(session, attn.processor, place)
+                processor = family.processor(session, attn, place)
                 set_on_instance(attn, "processor", processor, undo)
         # Every diffusers pipeline calls this as the last thing of a generation.
         set_on_instance(pipe, "maybe_free_model_hooks", _after_generation(pipe, session), undo)

@@ -88,35 +88,27 @@ class HunyuanVideoSVG2Processor(SVG2Processor):
     reads.
     """
 
-    @torch.compiler.disable  # its state is Python's, of which a compiled block knows nothing
-    def __call__(
+    def attend(
         self,
         attn: Any,
         hidden_states: Float[Tensor, "B N inner"],
         encoder_hidden_states: Float[Tensor, "B T inner"],
         attention_mask: Bool[Tensor, "B *masked"] | None = None,
-        image_rotary_emb: Rotary | None = None,
+        rotary_emb: Rotary | None = None,
     ) -> tuple[Float[Tensor, "B N inner"], Float[Tensor, "B T inner"]]:
-        """Run the layer's attention; prompts of a batch that differ in length go one by one.
-
-        Raises:
-            ConfigError: there are more clusters than video tokens.
-            RuntimeError: tokens are split over devices in a way other than Ulysses'.
-        """
+        """Run the layer's attention; prompts of a batch that differ in length go one by one."""
         self._arrive(hidden_states.shape[1], attn.heads)
         batch, n_padded = encoder_hidden_states.shape[:2]
         lengths = self._session.text_lengths(attention_mask, batch, n_padded)
         if len(set(lengths)) == 1:
-            return self._attend(
-                attn, hidden_states, encoder_hidden_states, lengths[0], image_rotary_emb
-            )
+            return self._attend(attn, hidden_states, encoder_hidden_states, lengths[0], rotary_emb)
         parts = [
             self._attend(
                 attn,
                 hidden_states[i : i + 1],
                 encoder_hidden_states[i : i + 1],
                 n_text,
-                image_rotary_emb,
+                rotary_emb,
                 sample=i,
             )
             for i, n_text in enumerate(lengths)

@@ -33,8 +33,7 @@ def self_attentions(transformer: torch.nn.Module) -> list[SelfAttention]:
 class WanSVG2Processor(SVG2Processor):
     """Self-attention of one layer: stock where the gate says dense, ours elsewhere."""
 
-    @torch.compiler.disable  # its state is Python's, of which a compiled block knows nothing
-    def __call__(
+    def attend(
         self,
         attn: Any,
         hidden_states: Float[Tensor, "B N inner"],
@@ -42,13 +41,7 @@ class WanSVG2Processor(SVG2Processor):
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B N inner"]:
-        """Run the layer's self-attention.
-
-        Raises:
-            ConfigError: there are more clusters than tokens.
-            RuntimeError: tokens are split over devices in a way other than Ulysses', or the model
-                masks its self-attention.
-        """
+        """Run the layer's self-attention."""
         session = self._session
         share = self._arrive(hidden_states.shape[1], attn.heads)
         if session.runs_dense(self._place.depth):
