@@ -357,17 +357,20 @@ def _missing_download(spec: ModelSpec) -> str | None:
 def _least_bytes(spec: ModelSpec) -> int | None:
     """GPU memory without which it can't run, its networks taking turns there."""
     need = spec.memory(spec.num_frames, spec.height, spec.width)
-    return None if need is None else need.dense_peak + need.added
+    if need is None or spec.published is None:
+        return None
+    # A small transformer's turn takes less than its text encoder's.
+    return max(need.dense_peak + need.added, 2 * spec.published.others)
 
 
 def _must_offload(spec: ModelSpec, device: torch.device) -> bool:
     import torch
 
-    least = _least_bytes(spec)
-    if least is None or spec.published is None:
+    need = spec.memory(spec.num_frames, spec.height, spec.width)
+    if need is None or spec.published is None:
         return False
     rest = 2 * (spec.published.parameters - spec.published.shape.parameters)
-    return least + rest > torch.cuda.get_device_properties(device).total_memory
+    return need.dense_peak + need.added + rest > torch.cuda.get_device_properties(device).total_memory
 
 
 def _parts(folder: Path) -> list[str]:
