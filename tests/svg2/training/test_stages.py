@@ -76,14 +76,20 @@ def test_one_call_makes_a_whole_and_another_goes_on_from_it(tmp_path, monkeypatc
     work, out = tmp_path / "work", tmp_path / "out"
     judged = []
     monkeypatch.setattr(stages.Training, "evaluate", lambda self, minutes: judged.append(minutes))
+
+    def record(name: str) -> dict:
+        found = checkpoint_record(work / name)
+        assert found is not None
+        return found
+
     call = ["all", "--work", str(work), "--out", str(out), "--device", "cpu"]
     main([*call, "--minutes", "0.2", "--vae-clips", "1", "--clips", "1"])
-    spent = checkpoint_record(work / "dit.pt")["seconds"]
-    vae_steps = checkpoint_record(work / "vae.pt")["steps"]
+    spent = record("dit.pt")["seconds"]
+    vae_steps = record("vae.pt")["steps"]
     assert (out / "model_index.json").exists()
     main([*call, "--minutes", "0.2", "--vae-clips", "1", "--clips", "1"])
-    assert checkpoint_record(work / "dit.pt")["seconds"] > spent
-    assert checkpoint_record(work / "vae.pt")["steps"] == vae_steps  # latents depend on it
+    assert record("dit.pt")["seconds"] > spent
+    assert record("vae.pt")["steps"] == vae_steps  # latents depend on it
     assert len(judged) == 2
 
 
