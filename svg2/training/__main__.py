@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from svg2.models import BUILTIN_FOLDER
 from svg2.training.data import Store, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, train_dit
 from svg2.training.evaluate import evaluate_model, make_contact_sheet
 from svg2.training.pipeline import DEFAULTS, assemble, ship
 from svg2.training.vae import checkpoint_record, train_vae
 
-ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "assets" / "models" / "builtin"
+BENCH = Path(__file__).parents[2] / "assets" / "bench"
 # Shares of the time of `all`: of a first call, and of a later one, whose VAE is finished.
 _FIRST = {"render": 0.05, "vae": 0.25, "encode": 0.15, "dit": 0.42, "decoder": 0.05}
 _LATER = {"render": 0.04, "encode": 0.1, "dit": 0.72, "decoder": 0.05}
@@ -73,7 +73,7 @@ class Training:
         )
 
     def ship(self) -> None:
-        model, record = load_denoiser(self.denoiser_path, self.args.start or SHIPPED)
+        model, record = load_denoiser(self.denoiser_path, self.args.start or BUILTIN_FOLDER)
         decoder = self.decoder_path if self.decoder_path.exists() else self.encoder
         autoencoder = load_vae(decoder, self.latents)
         pipe = assemble(autoencoder, model.transformer, model.text_encoder, model.tokenizer)
@@ -81,7 +81,7 @@ class Training:
 
     def evaluate(self, minutes: float = float("inf")) -> None:
         args = self.args
-        whole = ROOT / "assets" / "bench" / "builtin_model.json" if args.out == SHIPPED else None
+        whole = BENCH / "builtin_model.json" if args.out == BUILTIN_FOLDER else None
         report = evaluate_model(
             args.out,
             args.work / "evaluation.json",
@@ -168,7 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     stages = ("render", "vae", "encode", "dit", "decoder", "ship", "evaluate", "sheet", "all")
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--work", type=Path, default=Path("work"), help="clips and checkpoints")
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of the shipped pipeline")
+    parser.add_argument(
+        "--out", type=Path, default=BUILTIN_FOLDER, help="folder of the shipped pipeline"
+    )
     parser.add_argument("--start", type=Path, help="shipped pipeline to go on from")
     parser.add_argument("--vae-clips", type=int, default=1000, help="clips for the autoencoder")
     parser.add_argument("--clips", type=int, default=2000, help="clips for the denoiser")

@@ -184,10 +184,12 @@ def encode_clips(
         raise ValueError(f"{latents.folder} holds latents of another VAE: remove it first.")
     at_once = AT_ONCE[torch.device(device).type]
     until = within(minutes)
+    rendered = clips.scenes
     while (start := len(latents)) < count and until():
         some = min(at_once, count - start)
-        if start + some <= len(clips):
-            scenes = clips.scenes[start : start + some]
+        scenes: Sequence[Scene]
+        if start + some <= len(rendered):
+            scenes = rendered[start : start + some]
             frames = torch.from_numpy(np.array(clips.rows()[start : start + some])).to(device)
         else:
             scenes, frames = render_training(

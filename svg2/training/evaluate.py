@@ -109,7 +109,7 @@ def evaluate_model(
         "classifier_accuracy": round(accuracy, 4),
         "training": training or {},
     }
-    rows = _earlier_rows(report_path, about)
+    rows = _earlier_rows(report_path, about)[: len(asked)]
     report: dict[str, Any] = {}
     for i in range(len(rows), len(asked)):
         if time.monotonic() > end and rows:
