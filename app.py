@@ -25,16 +25,17 @@ from starlette.routing import Route
 from svg2.config import METHODS, ConfigError, method_config
 from svg2.generate import Cancelled, Comparison, DenseRun, Progress, add_run
 from svg2.jobs import Job, Studio, Wish
-from svg2.models import MODELS, PRESETS, ModelUnavailable, availability
+from svg2.models import BUILTIN_FOLDER, MODELS, PRESETS, ModelUnavailable, availability
 from svg2.request import RequestError
 from svg2.trace import RecordingPolicy, Trace, TraceError, load_trace, trace_bytes
-from svg2.training.grammar import COLOURS, EXAMPLES, GROUNDS, SHAPES, in_grammar, unknown_words
+from svg2.training.grammar import knowledge_of
 from viz import explorer_component, explorer_payload, explorer_value, payload_bytes
 from viz.export import export_bytes
 
 ROOT = Path(__file__).resolve().parent
 TRACES = ROOT / "assets" / "traces"
 STYLE = ROOT / "assets" / "static" / "page.css"
+KNOWN = knowledge_of(BUILTIN_FOLDER)
 MAX_RUNS = 8  # of one trace on the page; a release dropped for room stays a point on the chart
 MAX_SHELVED = 24
 RELEASE_POLICY = RecordingPolicy(max_bytes=2 << 20)
@@ -275,14 +276,15 @@ def outcome(result: dict[str, Any]) -> str:
 
 def grammar_note(prompt: str) -> str:
     """Said of prompts that the built-in model was not trained on."""
-    if in_grammar(prompt):
+    if KNOWN.covers(prompt):
         return ""
-    new = ", ".join(unknown_words(prompt)[:8])
+    new = ", ".join(KNOWN.unknown_words(prompt)[:8])
     return say(
         "The built-in model knows only its own grammar, so expect a guess."
         + (f" New words to it: {new}." if new else "")
-        + f" It knows one object ({', '.join(COLOURS)}; {', '.join(SHAPES)})"
-        f" on a {' or a '.join(GROUNDS)}."
+        + f" It knows {'one object' if KNOWN.max_bodies == 1 else 'one object or two'}"
+        f" ({', '.join(KNOWN.colours)}; {', '.join(KNOWN.shapes)})"
+        f" on a {' or a '.join(KNOWN.grounds)}."
     )
 
 
@@ -340,7 +342,7 @@ def read_address(studio: Studio, query: dict[str, str]) -> tuple[dict[str, Any],
             continue
         try:
             value = NUMBERS.get(name, str)(query[name])
-            studio.wish({"prompt": EXAMPLES[0], name: value})
+            studio.wish({"prompt": KNOWN.examples[0], name: value})
             found[name] = value
         except BAD_INPUT as error:
             complaint = complaint or f"In this page's address: {plain(error)}"
@@ -371,12 +373,13 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             with gr.Column(elem_id="controls", scale=0, min_width=280):
                 gr.HTML(MASTHEAD, elem_id="masthead")
                 prompt = gr.Textbox(
-                    EXAMPLES[0], label="Prompt", lines=3, max_lines=6, elem_id="prompt"
+                    KNOWN.examples[0], label="Prompt", lines=3, max_lines=6, elem_id="prompt"
                 )
                 with gr.Accordion("Examples", open=False):
                     gr.Examples(
-                        [[text] for text in EXAMPLES], prompt, label="", elem_id="examples"
+                        [[text] for text in KNOWN.examples], prompt, label="", elem_id="examples"
                     )
+                    surprise = gr.Button("Surprise me", size="sm", elem_id="surprise")
                 with gr.Accordion("Model", open=False, elem_id="models"):
                     model = gr.Dropdown(
                         [(model_title(studio, name), name) for name in studio.models],
@@ -659,6 +662,9 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             released, [visit], [status, explorer, cancel], trigger_mode="multiple", **quick
         ).success(run_release, [visit], run_outputs, trigger_mode="multiple", **heavy)
         cancel.click(stop, [visit], run_outputs, **quick)
+        surprise.click(
+            lambda: KNOWN.random_prompt(secrets.randbelow(2**31)), None, prompt, **quick
+        )
         ready.input(choose, [visit, ready], [explorer, nothing, links], **quick)
         upload.upload(receive, [visit, upload], [status, explorer, nothing, links], **quick)
     return page

@@ -419,9 +419,10 @@ def _output_folder(name: str) -> Path:
 def _say_if_outside_grammar(request: Request) -> None:
     if request.model != "builtin":
         return
-    from svg2.training.grammar import in_grammar
+    from svg2.models import BUILTIN_FOLDER
+    from svg2.training.grammar import knowledge_of
 
-    if not in_grammar(request.prompt):
+    if not knowledge_of(BUILTIN_FOLDER).covers(request.prompt):
         print(
             "svg2: The built-in model knows only its own grammar, and this prompt is outside it: "
             "expect something else.",

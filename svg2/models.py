@@ -370,7 +370,9 @@ def _must_offload(spec: ModelSpec, device: torch.device) -> bool:
     if need is None or spec.published is None:
         return False
     rest = 2 * (spec.published.parameters - spec.published.shape.parameters)
-    return need.dense_peak + need.added + rest > torch.cuda.get_device_properties(device).total_memory
+    return (
+        need.dense_peak + need.added + rest > torch.cuda.get_device_properties(device).total_memory
+    )
 
 
 def _parts(folder: Path) -> list[str]:

@@ -40,18 +40,29 @@ def _builtin_model(report: dict[str, Any] | None) -> str:
     title = "The built-in model on prompts held out of its training"
     if report is None:
         return f"{title}: {_NOT_MEASURED}\n"
+    asked = {
+        "asked colour": "colour",
+        "asked shape": "shape",
+        "asked movement": "motion",
+        "both objects": "both_shapes",
+    }
+    asked = {k: v for k, v in asked.items() if v in report["shares"]["dense"]}
     lines = [
         f"{title} ({report['shares']['dense']['prompts']} prompts; {_where(report)}):",
         "",
-        "| | asked colour | asked movement | density | PSNR to dense, median (worst) "
-        "| denoising loop |",
-        "|---|---|---|---|---|---|",
+        f"| | {' | '.join(asked)} | density | PSNR to dense, median (worst) | denoising loop |",
+        f"|{'---|' * (4 + len(asked))}",
     ]
-    for method, share in report["shares"].items():
-        row = [method, f"{share['colour']:.0%}", f"{share['motion']:.0%}"]
+    judged = dict(report["shares"])
+    if "rendered" in report:
+        judged["rendered clips, judged alike"] = report["rendered"]
+    for method, share in judged.items():
+        row = [method, *(_percent(share[name]) for name in asked.values())]
         close = report["fidelity"].get(method)
-        if close is None:
+        if method == "dense":
             row += ["100 %", "", "1×"]
+        elif close is None:
+            row += ["", "", ""]
         else:
             row += [
                 f"{close['density_median']:.1%}",
@@ -61,6 +72,10 @@ def _builtin_model(report: dict[str, Any] | None) -> str:
         lines.append(f"| {' | '.join(row)} |")
     top_p = next(iter(report["fidelity"].values()))["top_p"]
     return "\n".join([*lines, "", f"top-p {top_p}, default size and steps.", ""])
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _cpu(record: dict[str, Any] | None) -> str:

@@ -1,72 +1,190 @@
-"""Train the built-in model: `python -m svg2.training STAGE --work DIR`, one stage after another.
+"""Train the built-in model: `python -m svg2.training STAGE`, one stage after another, or `all`.
 
-Every stage resumes from what DIR holds. On more cores or GPUs, start the dit stage with torchrun.
+Every stage resumes from what the work folder holds. On more cores or GPUs, start the dit stage
+with torchrun.
 """
 
 import argparse
 import json
 import os
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from svg2.training.data import render_clips
+from svg2.models import BUILTIN_FOLDER
+from svg2.training.data import Store, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, train_dit
-from svg2.training.evaluate import evaluate_shipped
+from svg2.training.evaluate import evaluate_model, make_contact_sheet
 from svg2.training.pipeline import DEFAULTS, assemble, ship
-from svg2.training.vae import train_vae
+from svg2.training.vae import checkpoint_record, train_vae
 
-SHIPPED = Path(__file__).parents[2] / "assets" / "models" / "builtin"
+BENCH = Path(__file__).parents[2] / "assets" / "bench"
+# Shares of the time of `all`: of a first call, and of a later one, whose VAE is finished.
+_FIRST = {"render": 0.05, "vae": 0.25, "encode": 0.15, "dit": 0.42, "decoder": 0.05}
+_LATER = {"render": 0.04, "encode": 0.1, "dit": 0.72, "decoder": 0.05}
+
+
+class Training:
+    """The stages, over one work folder."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        work: Path = args.work
+        work.mkdir(parents=True, exist_ok=True)
+        self.clips, self.latents = Store(work / "clips"), Store(work / "latents")
+        self.vae_path, self.decoder_path = work / "vae.pt", work / "decoder.pt"
+        self.denoiser_path = work / "dit.pt"
+        self.common = {"seed": args.seed, "device": args.device}
+
+    @property
+    def encoder(self) -> Path:
+        """Where latents come from: the VAE trained here, or else the one to start from."""
+        start: Path | None = self.args.start
+        return start if start and not self.vae_path.exists() else self.vae_path
+
+    def render(self, minutes: float = float("inf")) -> None:
+        frames, size = int(DEFAULTS["num_frames"]), int(DEFAULTS["height"])
+        render_clips(self.clips, self.args.vae_clips, frames, size, minutes=minutes, **self.common)
+
+    def vae(self, minutes: float) -> None:
+        train_vae(self.clips, self.vae_path, minutes, **self.common)
+
+    def encode(self, minutes: float = float("inf")) -> None:
+        count = self.args.clips
+        encode_clips(
+            *(self.clips, self.latents, self.encoder, count), minutes=minutes, **self.common
+        )
+
+    def dit(self, minutes: float) -> None:
+        train_dit(
+            *(self.latents, self.denoiser_path, minutes),
+            start=self.args.start,
+            compile_blocks=self.args.compile,
+            **self.common,
+        )
+
+    def decoder(self, minutes: float) -> None:
+        train_vae(
+            *(self.clips, self.decoder_path, minutes), frozen_encoder=self.encoder, **self.common
+        )
+
+    def ship(self) -> None:
+        model, record = load_denoiser(self.denoiser_path, self.args.start or BUILTIN_FOLDER)
+        decoder = self.decoder_path if self.decoder_path.exists() else self.encoder
+        autoencoder = load_vae(decoder, self.latents)
+        pipe = assemble(autoencoder, model.transformer, model.text_encoder, model.tokenizer)
+        ship(pipe, self.args.out, record.get("max_sequence_length", 24))
+
+    def evaluate(self, minutes: float = float("inf")) -> None:
+        args = self.args
+        whole = BENCH / "builtin_model.json" if args.out == BUILTIN_FOLDER else None
+        report = evaluate_model(
+            args.out,
+            args.work / "evaluation.json",
+            args.prompts,
+            methods=tuple(args.methods),
+            shapes=args.work / "shapes.pt",
+            training=self._records(),
+            minutes=minutes,
+            target=whole,
+        )
+        print(json.dumps({k: v for k, v in report.items() if k != "rows"}))
+
+    def sheet(self) -> None:
+        make_contact_sheet(self.args.out, self.args.work / "contact_sheet.png")
+
+    def all(self, minutes: float) -> None:
+        """A sensible whole within `minutes`; a later call goes on from it."""
+        begun = time.monotonic()
+        trained = (checkpoint_record(self.vae_path) or {}).get("finished")
+        first = not trained and self.args.start is None
+        shares = _FIRST if first else _LATER
+        timed: dict[str, Callable[[float], None]] = {
+            "render": self.render,
+            "encode": self.encode,
+            "vae": lambda m: self.vae(m + _spent(self.vae_path)),
+            "dit": lambda m: self.dit(m + _spent(self.denoiser_path)),
+            "decoder": lambda m: self.decoder(m + _spent(self.decoder_path)),
+        }
+        # What a stage leaves of its time goes to those after it.
+        left = minutes
+        for i, (name, share) in enumerate(shares.items()):
+            tail = sum(list(shares.values())[i:]) + 1 - sum(shares.values())
+            part = max(left, 0.01) * share / tail
+            print(f"{name}: {part:.1f} minutes", file=sys.stderr, flush=True)
+            timed[name](part)
+            left = minutes - (time.monotonic() - begun) / 60
+        self.ship()
+        self.evaluate(max(0.0, minutes - (time.monotonic() - begun) / 60))
+
+    def _records(self) -> dict[str, dict]:
+        """What the checkpoints say of the compute spent."""
+        found = {}
+        for name, path in (
+            ("vae", self.vae_path),
+            ("dit", self.denoiser_path),
+            ("decoder", self.decoder_path),
+        ):
+            record = checkpoint_record(path)
+            if record is not None:
+                kept = ("seed", "seconds", "steps", "clips")
+                found[name] = {k: record[k] for k in kept if k in record}
+                found[name]["last"] = record["log"][-1] if record["log"] else None
+        return found
+
+
+def _spent(checkpoint: Path) -> float:
+    """Minutes that a checkpoint has been trained for."""
+    return (checkpoint_record(checkpoint) or {"seconds": 0.0})["seconds"] / 60
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one stage."""
     args = _parser().parse_args(argv)
-    work: Path = args.work
-    work.mkdir(parents=True, exist_ok=True)
-    clips, vae, latents = work / "clips", work / "vae.pt", work / "latents.npz"
-    encoder = args.start if args.start and not vae.exists() else vae
-    decoder, denoiser = work / "decoder.pt", work / "dit.pt"
-    device = args.device
-    if args.stage == "render":
-        render_clips(clips, args.clips, DEFAULTS["num_frames"], DEFAULTS["height"], args.seed)
-    elif args.stage == "vae":
-        train_vae(clips, vae, args.minutes, seed=args.seed, device=device)
-    elif args.stage == "decoder":
-        train_vae(
-            *(clips, decoder, args.minutes), frozen_encoder=encoder, seed=args.seed, device=device
-        )
+    if args.device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    training = Training(args)
+    if args.stage in ("vae", "decoder", "all"):
+        getattr(training, args.stage)(args.minutes)
     elif args.stage == "dit":
         if "RANK" in os.environ:
-            dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        first = not dist.is_initialized() or dist.get_rank() == 0
-        if first and not latents.exists():
-            encode_clips(clips, encoder, latents, device)
+            dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            training.encode()
         if dist.is_initialized():
             dist.barrier()
-        train_dit(
-            *(latents, denoiser, args.minutes), start=args.start, seed=args.seed, device=device
-        )
-    elif args.stage == "ship":
-        model, _ = load_denoiser(denoiser)
-        autoencoder = load_vae(decoder if decoder.exists() else encoder, latents)
-        ship(assemble(autoencoder, model.transformer, model.text_encoder), args.out)
-    elif args.stage == "evaluate":
-        report = evaluate_shipped(str(args.out), args.prompts)
-        (work / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
-        print(json.dumps({k: v for k, v in report.items() if k != "rows"}))
+        training.dit(args.minutes)
+    else:
+        getattr(training, args.stage)()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m svg2.training", description=__doc__)
-    parser.add_argument("stage", choices=("render", "vae", "decoder", "dit", "ship", "evaluate"))
-    parser.add_argument("--work", type=Path, required=True, help="folder of clips and checkpoints")
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of the shipped pipeline")
+    stages = ("render", "vae", "encode", "dit", "decoder", "ship", "evaluate", "sheet", "all")
+    parser.add_argument("stage", choices=stages)
+    parser.add_argument("--work", type=Path, default=Path("work"), help="clips and checkpoints")
+    parser.add_argument(
+        "--out", type=Path, default=BUILTIN_FOLDER, help="folder of the shipped pipeline"
+    )
     parser.add_argument("--start", type=Path, help="shipped pipeline to go on from")
-    parser.add_argument("--clips", type=int, default=2000, help="clips to render")
-    parser.add_argument("--minutes", type=float, default=30, help="wall time of a training stage")
-    parser.add_argument("--prompts", type=int, default=40, help="held-out prompts to evaluate")
+    parser.add_argument("--vae-clips", type=int, default=1000, help="clips for the autoencoder")
+    parser.add_argument("--clips", type=int, default=2000, help="clips for the denoiser")
+    parser.add_argument(
+        "--minutes", type=float, default=30, help="wall time of a stage, or of all"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
+    parser.add_argument("--prompts", type=int, default=100, help="held-out prompts to evaluate")
+    parser.add_argument(
+        *("--methods",),
+        nargs="*",
+        default=["svg2", "svg2-comp"],
+        help="sparse methods to evaluate beside dense",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser

@@ -1,58 +1,108 @@
-"""Rendered clips on disk: one memory-mapped array of frames and one file of their scenes."""
+"""Rows and their scenes on disk, in files that grow: rendered clips, and latents of clips."""
 
 import json
-import random
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
-from svg2.training.grammar import Scene, held_out, random_scene
-from svg2.training.render import place, render
+from svg2.training.grammar import Scene, training_scene
+from svg2.training.placement import place
+from svg2.training.render import render
+
+AT_ONCE = {"cpu": 1, "cuda": 24}  # clips rendered in one batch
 
 
 @dataclass(frozen=True)
-class ClipSet:
-    """Clips `frames` uint8 [n, F, H, W, 3] of `scenes`; the first `ready` of them are rendered."""
+class Store:
+    """Equal arrays, one a scene, in `folder`: `rows.bin`, `scenes.jsonl` and `about.json`.
 
-    frames: np.memmap
-    scenes: tuple[Scene, ...]
+    What a broken-off `append` left is ignored, and overwritten by the next.
+    """
+
+    folder: Path
 
     @property
-    def ready(self) -> int:
-        return len(self.scenes)
+    def about(self) -> dict[str, Any]:
+        """`shape` and `dtype` of a row, and what its maker noted.
+
+        Raises:
+            FileNotFoundError: nothing was stored yet.
+        """
+        return json.loads((self.folder / "about.json").read_text())
+
+    @property
+    def scenes(self) -> tuple[Scene, ...]:
+        return tuple(Scene.from_json(line) for line in self._lines())
+
+    def __len__(self) -> int:
+        return len(self._lines())
+
+    def rows(self) -> np.ndarray:
+        """All rows [n, *shape], memory-mapped."""
+        about = self.about
+        shape = (len(self), *about["shape"])
+        return np.memmap(self.folder / "rows.bin", dtype=about["dtype"], mode="r", shape=shape)
+
+    def append(self, rows: np.ndarray, scenes: Sequence[Scene], **about: Any) -> None:
+        """Add one row a scene; the first call fixes the rows' shape and `about`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "about.json").exists():
+            about = {"shape": rows.shape[1:], "dtype": str(rows.dtype)} | about
+            (self.folder / "about.json").write_text(json.dumps(about))
+        offset = len(self) * rows[0].nbytes
+        path = self.folder / "rows.bin"
+        with path.open("r+b" if path.exists() else "wb") as out:
+            out.seek(offset)
+            out.write(np.ascontiguousarray(rows).tobytes())
+        with (self.folder / "scenes.jsonl").open("a") as out:
+            out.writelines(scene.to_json() + "\n" for scene in scenes)
+
+    def _lines(self) -> list[str]:
+        path = self.folder / "scenes.jsonl"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+def render_training(
+    start: int, count: int, num_frames: int, size: int, seed: int, device: str
+) -> tuple[list[Scene], UInt8[Tensor, "count F size size 3"]]:
+    """Training clips `start` to `start + count` of a seed, none of a held-out combination."""
+    drawn = [training_scene(f"{seed}/{i}") for i in range(start, start + count)]
+    placements = [place(scene, num_frames, rng) for scene, rng in drawn]
+    scenes = [scene for scene, _ in drawn]
+    return scenes, render(scenes, placements, size, size, device=device).frames
 
 
 def render_clips(
-    folder: Path, count: int, num_frames: int, size: int, seed: int = 0, on_progress=None
+    store: Store,
+    count: int,
+    num_frames: int,
+    size: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    minutes: float = float("inf"),
 ) -> None:
-    """Render `count` training clips (none of the held-out combinations) into `folder`; resumes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, scenes_path = folder / "frames.npy", folder / "scenes.jsonl"
-    shape = (count, num_frames, size, size, 3)
-    mode = "r+" if path.exists() else "w+"
-    frames = np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=shape)
-    done = len(scenes_path.read_text().splitlines()) if scenes_path.exists() else 0
-    with scenes_path.open("a") as out:
-        for i in range(done, count):
-            rng = random.Random(f"{seed}/{i}")
-            scene = random_scene(rng)
-            while held_out(scene):
-                scene = random_scene(rng)
-            clip = render(scene, place(scene, num_frames, rng), size, size)
-            frames[i] = clip.numpy()
-            out.write(json.dumps(asdict(scene)) + "\n")
-            out.flush()
-            if on_progress:
-                on_progress(i + 1, count)
+    """Render training clips until `store` holds `count`, or the time is over; resumes."""
+    at_once = AT_ONCE[torch.device(device).type]
+    until = within(minutes)
+    while (done := len(store)) < count and until():
+        some = min(at_once, count - done)
+        scenes, frames = render_training(done, some, num_frames, size, seed, device)
+        store.append(frames.cpu().numpy(), scenes, seed=seed)
 
 
-def open_clips(folder: Path) -> ClipSet:
-    """Open what `render_clips` has written so far.
+def within(minutes: float) -> Callable[[], bool]:
+    """A clock: true until `minutes` have passed, and always the first time."""
+    end, first = time.monotonic() + 60 * minutes, [True]
 
-    Raises:
-        FileNotFoundError: nothing was rendered into `folder`.
-    """
-    lines = (folder / "scenes.jsonl").read_text().splitlines()
-    frames = np.load(folder / "frames.npy", mmap_mode="r")
-    return ClipSet(frames, tuple(Scene(**json.loads(line)) for line in lines))
+    def check() -> bool:
+        return bool(first and first.pop()) or time.monotonic() < end
+
+    return check

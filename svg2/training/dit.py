@@ -5,11 +5,13 @@ frames of the clip and every second row and column, which is many clips a minute
 learn what goes where, and ends on all tokens, always at the positions at which the model samples.
 """
 
+import hashlib
 import json
 import math
 import random
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +23,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from svg2.training.data import open_clips
-from svg2.training.grammar import Scene, describe
+from svg2.training.data import AT_ONCE, Store, render_training, within
+from svg2.training.grammar import Scene, describe, vocabulary
 from svg2.training.muon import build_optimizers, set_rate
-from svg2.training.pipeline import build_text_encoder, build_tokenizer, build_transformer
-from svg2.training.vae import open_vae, to_model
+from svg2.training.pipeline import (
+    DEFAULTS,
+    TEXT_LENGTH,
+    build_text_encoder,
+    build_tokenizer,
+    build_transformer,
+    with_words,
+    words_of,
+)
+from svg2.training.vae import autocast, open_vae, to_model
 
 _SHIFT = 2.0
+_WARM_STEPS = 50
 _COOLING = 0.7  # share of the time after which the learning rate falls
 
 
@@ -47,16 +58,24 @@ class Lesson:
     rate: float = 1.0
 
 
-CURRICULUM = (
-    Lesson(0.4, ((0.7, 3, 2, 8), (0.3, 9, 2, 3))),
-    Lesson(0.75, ((0.6, 3, 1, 2), (0.4, 9, 2, 3)), 0.8),
-    Lesson(1.0, ((0.7, 5, 1, 1), (0.3, 9, 1, 1)), 0.6),
-)
+# A CPU sees few clips, so most of them in part; a GPU sees many, and mostly all tokens of them.
+CURRICULA = {
+    "cpu": (
+        Lesson(0.4, ((0.35, 3, 2, 8), (0.65, 9, 3, 6)), 0.8),
+        Lesson(0.7, ((0.35, 3, 1, 2), (0.35, 9, 2, 3), (0.3, 9, 3, 6)), 0.8),
+        Lesson(1.0, ((0.35, 3, 1, 2), (0.3, 5, 1, 1), (0.35, 9, 1, 1)), 0.6),
+    ),
+    "cuda": (
+        Lesson(0.15, ((0.5, 9, 3, 96), (0.5, 9, 2, 64))),
+        Lesson(0.35, ((0.4, 9, 2, 64), (0.3, 4, 1, 32), (0.3, 9, 1, 16))),
+        Lesson(1.0, ((0.1, 9, 2, 64), (0.9, 9, 1, 16))),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Places:
-    """The latent frames, rows and columns of a subset of a clip's tokens."""
+    """The latent frames, rows and columns of a subset of a clip's tokens; on the CPU."""
 
     frames: Tensor
     rows: Tensor
@@ -64,24 +83,39 @@ class Places:
 
     def of(self, latents: Tensor) -> Tensor:
         """The subset of `latents` [n, C, T, Y, X]."""
-        subset = latents.index_select(2, self.frames).index_select(3, self.rows)
-        return subset.index_select(4, self.columns)
+        for dim, axis in enumerate((self.frames, self.rows, self.columns), start=2):
+            latents = latents.index_select(dim, axis.to(latents.device))
+        return latents
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Normalised latents [n, C, T, Y, X] in float16, and the scene of each clip."""
+    """Latents [n, 2, C, T, Y, X] of clips and of their mirror images, and the clips' scenes."""
 
-    latents: np.ndarray
+    latents: Tensor
     scenes: tuple[Scene, ...]
+    mean: Tensor
+    std: Tensor
+
+    def clean(self, picks: list[tuple[int, int]], places: Places, device: str) -> Tensor:
+        """Normalised latents at `places` of some (clip, is mirrored)."""
+        at = torch.tensor(picks, device=self.latents.device)
+        rows = places.of(self.latents[at[:, 0], at[:, 1]]).to(device).float()
+        mean, std = (v.to(device).view(-1, 1, 1, 1) for v in (self.mean, self.std))
+        return (rows - mean) / std
+
+    def scene(self, pick: tuple[int, int]) -> Scene:
+        scene = self.scenes[pick[0]]
+        return scene.mirrored() if pick[1] else scene
 
 
 class Denoiser(nn.Module):
-    """Text encoder and transformer, which train together."""
+    """Text encoder and transformer, which train together, for a vocabulary."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: Sequence[str] = vocabulary()) -> None:
         super().__init__()
-        self.tokenizer = build_tokenizer()
+        self.words = tuple(words)
+        self.tokenizer = build_tokenizer(self.words)
         self.text_encoder = build_text_encoder(len(self.tokenizer))
         self.transformer = build_transformer()
 
@@ -127,30 +161,74 @@ class _positions:
         del self.rope.forward
 
 
-def encode_clips(clips_folder: Path, vae_source: Path, target: Path, device: str = "cpu") -> None:
-    """Encode all rendered clips and their mirror images; writes latents, their mean and std."""
-    clips = open_clips(clips_folder)
+def encode_clips(
+    clips: Store,
+    latents: Store,
+    vae_source: Path,
+    count: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    minutes: float = math.inf,
+) -> None:
+    """Encode training clips and their mirror images until `latents` holds `count`; resumes.
+
+    Clips that `clips` does not hold are rendered on the way and not kept.
+
+    Raises:
+        ValueError: `latents` holds what another VAE made.
+    """
     vae = open_vae(vae_source, device).eval()
-    done = []
-    with torch.no_grad():
-        for i in range(clips.ready):
-            clip = to_model(np.stack([clips.frames[i], clips.frames[i][:, :, ::-1]])).to(device)
-            done.append(vae.encode(clip).latent_dist.mode().cpu())
-    latents = torch.cat(done)
-    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-    latents = (latents - mean[:, None, None, None]) / std[:, None, None, None]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        target,
-        latents=latents.numpy().astype(np.float16),
-        mean=mean.numpy(),
-        std=std.numpy(),
-        scenes=np.array([json.dumps(vars(s)) for s in clips.scenes]),
-    )
+    maker = _fingerprint(vae)
+    if len(latents) and latents.about["vae"] != maker:
+        raise ValueError(f"{latents.folder} holds latents of another VAE: remove it first.")
+    at_once = AT_ONCE[torch.device(device).type]
+    until = within(minutes)
+    rendered = clips.scenes
+    while (start := len(latents)) < count and until():
+        some = min(at_once, count - start)
+        scenes: Sequence[Scene]
+        if start + some <= len(rendered):
+            scenes = rendered[start : start + some]
+            frames = torch.from_numpy(np.array(clips.rows()[start : start + some])).to(device)
+        else:
+            scenes, frames = render_training(
+                start, some, int(DEFAULTS["num_frames"]), int(DEFAULTS["height"]), seed, device
+            )
+        rows = _encode(vae, frames, device)
+        about = {} if start else _statistics(vae, rows) | {"vae": maker}
+        latents.append(rows, scenes, **about)
+
+
+def _encode(vae: AutoencoderKLWan, frames: Tensor, device: str) -> np.ndarray:
+    with torch.no_grad(), autocast(device):
+        both = [vae.encode(to_model(f)).latent_dist.mode() for f in (frames, frames.flip(3))]
+    return torch.stack(both, dim=1).cpu().numpy().astype(np.float16)
+
+
+def _statistics(vae: AutoencoderKLWan, rows: np.ndarray) -> dict[str, list[float]]:
+    """Mean and std by channel: those that a shipped VAE came with, or else those of `rows`."""
+    config = vae.config
+    if any(config["latents_mean"]):
+        return {"mean": list(config["latents_mean"]), "std": list(config["latents_std"])}
+    values = rows.astype(np.float32)
+    axes = (0, 1, 3, 4, 5)
+    return {"mean": values.mean(axes).tolist(), "std": values.std(axes).tolist()}
+
+
+def _fingerprint(vae: AutoencoderKLWan) -> str:
+    """Tells encoders apart: latents of one are noise to a denoiser of another."""
+    digest = hashlib.sha256()
+    for p in vae.encoder.parameters():
+        digest.update(p.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _pick_places(
-    shape: tuple[int, int, int], num_frames: int, stride: int, rng: random.Random
+    shape: tuple[int, int, int],
+    num_frames: int,
+    stride: int,
+    rng: random.Random,
 ) -> Places:
     """Random frames and a grid of rows and columns that starts anywhere.
 
@@ -168,28 +246,26 @@ def _pick_places(
     return Places(torch.tensor(frames), rows, columns)
 
 
-_MIRROR = {"right": "left", "left": "right"}
-
-
-def load_latents(path: Path) -> LatentSet:
-    with np.load(path, allow_pickle=False) as data:
-        latents = data["latents"]
-        scenes = [Scene(**json.loads(str(s))) for s in data["scenes"]]
-    both = []
-    for scene in scenes:
-        mirrored = Scene(**(vars(scene) | {"motion": _MIRROR.get(scene.motion, scene.motion)}))
-        both += [scene, mirrored]
-    return LatentSet(latents, tuple(both))
+def load_latents(store: Store, device: str = "cpu") -> LatentSet:
+    """All latents: memory-mapped on a CPU, moved to a GPU as a whole."""
+    rows, about = store.rows(), store.about
+    on_gpu = torch.device(device).type == "cuda"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the file is read-only, and so is all that reads it
+        latents = torch.from_numpy(rows)
+    mean, std = (torch.tensor(about[name]) for name in ("mean", "std"))
+    return LatentSet(latents.to(device) if on_gpu else latents, store.scenes, mean, std)
 
 
 def sample_sigma(batch: int, generator: torch.Generator) -> Float[Tensor, " B"]:
     """Noise levels: logit-normal, shifted to more noise (SD3, arXiv 2403.03206)."""
-    u = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1)
+    noise = torch.randn(batch, generator=generator, device=generator.device)
+    u = torch.sigmoid(noise * 1.1)
     return _SHIFT * u / (1 + (_SHIFT - 1) * u)
 
 
 def train_dit(
-    latents_path: Path,
+    latents: Store,
     checkpoint: Path,
     minutes: float,
     *,
@@ -197,41 +273,44 @@ def train_dit(
     lr: float = 2e-3,
     seed: int = 0,
     device: str = "cpu",
-    curriculum: tuple[Lesson, ...] = CURRICULUM,
+    curriculum: tuple[Lesson, ...] | None = None,
+    compile_blocks: bool = False,
 ) -> dict:
-    """Train for `minutes` of wall time, resuming from `checkpoint`; under torchrun, in parallel.
+    """Train for `minutes` of wall time in all, resuming from `checkpoint`; torchrun shares it out.
 
-    Where there is no checkpoint yet, `start` may name a shipped pipeline to go on from.
+    Where there is no checkpoint yet, `start` may name a shipped pipeline to go on from: of its
+    vocabulary, the words that the grammar still has keep their embeddings.
 
     The schedule is a fraction of the time, so a slow machine gets fewer steps, not a cut schedule.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     world = dist.get_world_size() if dist.is_initialized() else 1
-    data = load_latents(latents_path)
+    curriculum = curriculum or CURRICULA[torch.device(device).type]
+    data = load_latents(latents, device)
     torch.manual_seed(seed)
-    model = Denoiser()
-    if start is not None:
-        model.transformer = WanTransformer3DModel.from_pretrained(start, subfolder="transformer")
-        model.text_encoder = UMT5EncoderModel.from_pretrained(start, subfolder="text_encoder")
+    record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "clips": 0}
+    averages: dict[str, Tensor] = {}
+    if checkpoint.exists():
+        model, record, averages = _load(checkpoint, start)
+    else:
+        model = Denoiser() if start is None else _started_from(start)
+    record |= {"words": list(model.words), "max_sequence_length": TEXT_LENGTH}
     model.to(device).float()
-    ema = {n: p.detach().clone() for n, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    ema = {n: averages.get(n, p).detach().clone().to(device) for n, p in parameters.items()}
     optimizers = build_optimizers(
         model, lr, is_matrix=lambda name, p: "blocks" in name and p.ndim == 2
     )
-    record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "clips": 0}
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        ema = state["ema"]
-        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved_state)
-        record = json.loads(state["record"])
-    generator = torch.Generator().manual_seed(seed + 1000 * rank + record["steps"])
-    rng = random.Random(f"{seed}/{rank}/{record['steps']}")
+    if compile_blocks:
+        for block in model.transformer.blocks:
+            block.compile(dynamic=False)
+    first_step = record["steps"]
+    generator = torch.Generator(device).manual_seed(seed + 1000 * rank + first_step)
+    rng = random.Random(f"{seed}/{rank}/{first_step}")
     # The same on all ranks, so that they take as long.
-    lessons = random.Random(f"{seed}/lessons/{record['steps']}")
+    lessons = random.Random(f"{seed}/lessons/{first_step}")
     started, saved = time.monotonic() - record["seconds"], time.monotonic()
-    recent: list[float] = []
+    recent: list[Tensor] = []
     while True:
         seconds = _agree(time.monotonic() - started, device)
         progress = seconds / (60 * minutes)
@@ -242,7 +321,8 @@ def train_dit(
         _, num_frames, stride, batch = lessons.choices(lesson.mix, weights)[0]
         cooled = max(0.0, progress - _COOLING) / (1 - _COOLING)
         decay = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * cooled))
-        set_rate(optimizers, lesson.rate * decay * min(1.0, (record["steps"] + 1) / 100))
+        warm = min(1.0, (record["steps"] - first_step + 1) / _WARM_STEPS)
+        set_rate(optimizers, lesson.rate * decay * warm)
         loss = _loss(model, data, num_frames, stride, batch, rng, generator, device)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -254,41 +334,49 @@ def train_dit(
         record["steps"] += 1
         record["clips"] += batch * world
         record["seconds"] = seconds
-        recent.append(loss.item())
+        recent.append(loss.detach())
         keep = min(0.998, (1 + record["steps"]) / (10 + record["steps"]))
         with torch.no_grad():
-            for name, p in model.named_parameters():
-                ema[name].lerp_(p, 1 - keep)
+            torch._foreach_lerp_(list(ema.values()), list(parameters.values()), 1 - keep)
         if rank == 0 and record["steps"] % 50 == 0:
-            record["log"].append(
-                [record["steps"], round(seconds), round(float(np.mean(recent)), 4)]
-            )
+            mean_loss = float(torch.stack(recent).mean())
+            record["log"].append([record["steps"], round(seconds), round(mean_loss, 4)])
             print(
                 f"dit step {record['steps']} {seconds:.0f} s clips {record['clips']} "
-                f"loss {np.mean(recent):.4f}",
+                f"loss {mean_loss:.4f}",
                 flush=True,
             )
             recent = []
         if rank == 0 and time.monotonic() - saved > 120:
-            _save(checkpoint, model, ema, optimizers, record)
+            _save(checkpoint, model, ema, record)
             saved = time.monotonic()
     if rank == 0:
-        _save(checkpoint, model, ema, optimizers, record)
+        _save(checkpoint, model, ema, record)
     return record
 
 
+def _started_from(folder: Path) -> Denoiser:
+    """The shipped weights of `folder`, for the vocabulary of the grammar."""
+    model = Denoiser()
+    encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder").float()
+    model.text_encoder = with_words(encoder, words_of(folder), model.words)
+    model.transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer")
+    return model
+
+
 def _loss(model, data, num_frames, stride, batch, rng, generator, device) -> Tensor:
-    picks = [rng.randrange(len(data.scenes)) for _ in range(batch)]
-    places = _pick_places(data.latents.shape[2:], num_frames, stride, rng)
-    clean = places.of(torch.from_numpy(data.latents[picks])).float().to(device)
-    prompts = ["" if rng.random() < 0.1 else describe(data.scenes[i], rng) for i in picks]
+    picks = [(rng.randrange(len(data.scenes)), rng.randrange(2)) for _ in range(batch)]
+    places = _pick_places(data.latents.shape[3:], num_frames, stride, rng)
+    clean = data.clean(picks, places, device)
+    prompts = ["" if rng.random() < 0.1 else describe(data.scene(pick), rng) for pick in picks]
     # Mostly short, at times as long as WanPipeline's default, so that both read alike.
-    length = rng.choice((24, 24, 24, 64, 512))
-    noise = torch.randn(clean.shape, generator=generator).to(device)
-    sigma = sample_sigma(batch, generator).to(device)
+    length = rng.choice((TEXT_LENGTH, TEXT_LENGTH, TEXT_LENGTH, 64, 512))
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    sigma = sample_sigma(batch, generator)
     s = sigma.view(-1, 1, 1, 1, 1)
-    predicted = model((1 - s) * clean + s * noise, sigma, prompts, places, length)
-    return (predicted - (noise - clean)).pow(2).mean()
+    with autocast(device):
+        predicted = model((1 - s) * clean + s * noise, sigma, prompts, places, length)
+    return (predicted.float() - (noise - clean)).pow(2).mean()
 
 
 def _agree(seconds: float, device: str) -> float:
@@ -315,28 +403,34 @@ def _with_grads(model: nn.Module) -> Iterator[nn.Parameter]:
     return (p for p in model.parameters() if p.grad is not None)
 
 
-def _save(checkpoint: Path, model, ema, optimizers, record: dict) -> None:
+def _save(checkpoint: Path, model: Denoiser, ema: dict[str, Tensor], record: dict) -> None:
+    """Weights and their averages; momenta are not kept: a resumed run warms up within seconds."""
     part = checkpoint.with_suffix(".part")
     state = {"model": model.state_dict(), "ema": ema, "record": json.dumps(record)}
-    torch.save(state | {"optimizers": [o.state_dict() for o in optimizers]}, part)
+    torch.save(state, part)
     part.replace(checkpoint)
 
 
-def load_denoiser(checkpoint: Path) -> tuple[Denoiser, dict]:
-    """The averaged weights of a checkpoint, and its record."""
+def _load(checkpoint: Path, shipped: Path | None) -> tuple[Denoiser, dict, dict[str, Tensor]]:
+    """Model, record and averages; a checkpoint that names no words has those of `shipped`."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = Denoiser()
+    record = json.loads(state["record"])
+    words = record.get("words") or (words_of(shipped) if shipped else vocabulary())
+    model = Denoiser(words)
     model.load_state_dict(state["model"])
+    return model, record, state["ema"]
+
+
+def load_denoiser(checkpoint: Path, shipped: Path | None = None) -> tuple[Denoiser, dict]:
+    """The averaged weights of a checkpoint, and its record."""
+    model, record, averages = _load(checkpoint, shipped)
     for name, p in model.named_parameters():
-        p.data.copy_(state["ema"][name])
-    return model.eval(), json.loads(state["record"])
+        p.data.copy_(averages[name])
+    return model.eval(), record
 
 
-def load_vae(source: Path, latents_path: Path) -> AutoencoderKLWan:
+def load_vae(source: Path, latents: Store) -> AutoencoderKLWan:
     """The trained VAE, with the latents' mean and std in its config for WanPipeline."""
-    vae = open_vae(source)
-    with np.load(latents_path, allow_pickle=False) as data:
-        vae.register_to_config(
-            latents_mean=data["mean"].tolist(), latents_std=data["std"].tolist()
-        )
+    vae, about = open_vae(source), latents.about
+    vae.register_to_config(latents_mean=about["mean"], latents_std=about["std"])
     return vae.eval()

@@ -1,193 +1,343 @@
-"""Stage `evaluate`: do generated clips show the asked colour and the asked movement?
+"""Stage `evaluate`: do generated clips show what prompts asked for, by analysis of their frames?
 
-The object is the largest connected region of the asked colour's hue; its centroid over time gives
-the movement. Prompts are combinations held out of training.
+Prompts are combinations held out of training. The same analysis judges rendered clips of the same
+scenes, which says how far it can be trusted.
 """
 
+import hashlib
+import json
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+import torch
+from jaxtyping import UInt8
+from numpy import ndarray
 
-from svg2.training.grammar import MOTIONS, Scene, describe, held_out, random_scene
+from svg2.config import method_config
+from svg2.environment import provenance
+from svg2.generate import DenseRun, compare, generate_dense, json_bytes
+from svg2.media import write_atomic
+from svg2.models import BUILTIN_FOLDER, load_pipeline, model_spec
+from svg2.request import Request
+from svg2.trace import RecordingPolicy, Trace
+from svg2.training.grammar import Knowledge, Scene, describe, held_out, knowledge_of, random_scene
+from svg2.training.render import render_one
+from svg2.training.shapes import ShapeNet, load_or_train
+from svg2.training.sight import HUES, flicker, following, moves_as, sight
+from svg2.training.vae import psnr_of, to_model
 
-# OpenCV hue (0 to 180), then the least saturation that no ground reaches at that hue.
-_HUES = {
-    "red": (0, 7, 130),
-    "orange": (14, 6, 185),
-    "yellow": (26, 6, 140),
-    "green": (64, 14, 175),
-    "blue": (116, 10, 150),
-    "purple": (141, 12, 110),
-}
-_MIN_AREA = 0.006  # of the frame
-_MOVED_X = 0.15  # of the width, first to last
-_MOVED_Y = 0.08  # of the height, highest to lowest
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """Share of a clip's frames with the object, and its movement in shares of the frame."""
-
-    seen: float
-    shift_x: float
-    range_y: float
-
-    @property
-    def has_colour(self) -> bool:
-        return self.seen >= 0.8
-
-    def moves_as(self, motion: str) -> bool:
-        """Whether the movement is the asked one; turning in place counts as staying in place."""
-        if not self.has_colour:
-            return False
-        if motion == "right":
-            return self.shift_x > _MOVED_X
-        if motion == "left":
-            return self.shift_x < -_MOVED_X
-        still_x = abs(self.shift_x) < _MOVED_X
-        return still_x and (self.range_y > _MOVED_Y) == (motion == "bounce")
+_FOLLOWED = 8  # prompts whose clusters are followed, and clips that the VAE reconstructs
+_SHEET = (4, 6)  # prompts of a contact sheet, across and down
+_IDENTICAL_DB = 99.0
 
 
-def object_mask(frame: UInt8[np.ndarray, "H W 3"], colour: str) -> Bool[np.ndarray, "H W"]:
-    """The largest region of `colour`, empty where none is large enough; not for white."""
-    hue, spread, saturation = _HUES[colour]
-    hsv = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV).astype(np.int16)
-    distance = np.abs((hsv[..., 0] - hue + 90) % 180 - 90)
-    match = (distance <= spread) & (hsv[..., 1] >= saturation) & (hsv[..., 2] >= 50)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(match.astype(np.uint8))
-    if count < 2:
-        return np.zeros(match.shape, dtype=bool)
-    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    mask = labels == largest
-    return mask if mask.mean() >= _MIN_AREA else np.zeros_like(mask)
+def held_out_prompts(count: int, known: Knowledge, seed: int = 0) -> tuple[tuple[Scene, str], ...]:
+    """Scenes never trained on and their prompts, within what a model knows.
 
-
-def centroids(frames: UInt8[np.ndarray, "F H W 3"], colour: str) -> Float[np.ndarray, "F 2"]:
-    """Centre (x, y) of the object by frame, in shares of width and height; nan where unseen."""
-    out = np.full((len(frames), 2), np.nan)
-    for i, frame in enumerate(frames):
-        ys, xs = np.nonzero(object_mask(frame, colour))
-        if len(xs):
-            out[i] = xs.mean() / frame.shape[1], ys.mean() / frame.shape[0]
-    return out
-
-
-def sight(frames: UInt8[np.ndarray, "F H W 3"], colour: str) -> Sighting:
-    """Follow the object of `colour` through a clip."""
-    track = centroids(frames, colour)
-    seen = ~np.isnan(track[:, 0])
-    if seen.sum() < 2:
-        return Sighting(float(seen.mean()), 0.0, 0.0)
-    x, y = track[seen].T
-    return Sighting(float(seen.mean()), float(x[-1] - x[0]), float(np.ptp(y)))
-
-
-def held_out_scenes(count: int, seed: int = 0) -> tuple[Scene, ...]:
-    """Scenes never trained on, in a colour that `object_mask` can tell from every ground."""
-    rng, scenes = random.Random(f"held out {seed}"), []
-    while len(scenes) < count:
+    In colours that analysis can tell from every ground. Where it knows two objects, two prompts in
+    five have both.
+    """
+    rng, found = random.Random(f"held out {seed}"), []
+    while len(found) < count:
+        wants_two = known.max_bodies > 1 and len(found) % 5 in (1, 3)
         scene = random_scene(rng)
-        if held_out(scene) and scene.colour in _HUES:
-            scenes.append(scene)
-    return tuple(scenes)
+        prompt = describe(scene, rng)
+        if (
+            held_out(scene)
+            and (len(scene.bodies) == 2) == wants_two
+            and all(body.colour in HUES for body in scene.bodies)
+            and known.covers(prompt)
+        ):
+            found.append((scene, prompt))
+    return tuple(found)
 
 
-def evaluate(
-    scenes: Iterable[Scene],
-    generate: Callable[[str, int], dict[str, np.ndarray]],
-) -> dict:
-    """Judge clips of `scenes`; `generate(prompt, seed)` gives uint8 [F, H, W, 3] by method."""
-    rows = []
-    for i, scene in enumerate(scenes):
-        prompt = describe(scene, random.Random(i))
-        for method, frames in generate(prompt, i).items():
-            seen = sight(frames, scene.colour)
-            rows.append(
-                {
-                    "method": method,
-                    "prompt": prompt,
-                    "seed": i,
-                    "motion": scene.motion,
-                    "colour_ok": seen.has_colour,
-                    "motion_ok": seen.moves_as(scene.motion),
-                    "shift_x": round(seen.shift_x, 3),
-                    "range_y": round(seen.range_y, 3),
-                }
-            )
+def judge(frames: UInt8[ndarray, "F H W 3"], scene: Scene, shapes: ShapeNet) -> dict[str, Any]:
+    """What of `scene` a clip shows."""
+    seen = [sight(frames, body.colour) for body in scene.bodies]
+    alone = len(scene.bodies) == 1
+    colours = [s.has_colour(alone) for s in seen]
+    found = [shapes.shape_of(frames, s.masks) if s.seen else None for s in seen]
+    asked = [body.shape for body in scene.bodies]
     return {
-        "shares": {m: _shares(rows, m) for m in dict.fromkeys(r["method"] for r in rows)},
-        "rows": rows,
+        "colour_ok": all(colours),
+        "shape_ok": all(colours) and found == asked,
+        "motion_ok": all(moves_as(s, b, scene) for s, b in zip(seen, scene.bodies, strict=True)),
+        "shapes_seen": found,
+        "flicker": round(flicker(frames), 3),
     }
 
 
-def _shares(rows: list[dict], method: str) -> dict:
-    rows = [r for r in rows if r["method"] == method]
-    kinds = [m for m in MOTIONS if any(r["motion"] == m for r in rows)]
+def evaluate_model(
+    folder: Path,
+    report_path: Path,
+    prompts: int,
+    *,
+    methods: Sequence[str] = ("svg2", "svg2-comp"),
+    shapes: Path,
+    training: dict[str, Any] | None = None,
+    top_p: float | None = None,
+    minutes: float = float("inf"),
+    target: Path | None = None,
+) -> dict:
+    """Judge a model on held-out prompts, dense and sparse, and how close the sparse runs stay.
+
+    `report_path` is written after each prompt: a broken-off evaluation of the same weights goes on
+    from it. When all prompts are done the report goes to `target` too.
+
+    Args:
+        shapes: where the shape classifier is, or goes once it is trained.
+        training: what is known of the compute spent, for the report.
+        top_p: budget of the sparse runs; None takes the model's own.
+    """
+    end = time.monotonic() + 60 * minutes
+    model = "builtin" if folder.resolve() == BUILTIN_FOLDER else str(folder)
+    spec = model_spec(model)
+    config = spec.config if top_p is None else spec.config.replace(top_p=top_p)
+    pipe = load_pipeline(model, "auto", "auto")
+    classifier, accuracy = load_or_train(shapes, str(pipe.device))
+    asked = held_out_prompts(prompts, knowledge_of(Path(spec.source)))
+    about = {
+        "checkpoint": checkpoint_hash(folder),
+        "top_p": config.top_p,
+        "methods": list(methods),
+        "classifier_accuracy": round(accuracy, 4),
+        "training": training or {},
+    }
+    rows = _earlier_rows(report_path, about)[: len(asked)]
+    report: dict[str, Any] = {}
+    for i in range(len(rows), len(asked)):
+        if time.monotonic() > end and rows:
+            break
+        scene, prompt = asked[i]
+        dense = generate_dense(pipe, Request(prompt=prompt, model=model, seed=i))
+        rows.append(_row(i, scene, prompt, pipe, dense, methods, config, classifier))
+        report = _report(about, rows, asked, pipe)
+        write_atomic(report_path, json_bytes(report))
+        print(_line(rows[-1]), flush=True)
+    report = _report(about, rows, asked, pipe)
+    report["reconstruction_db"] = round(_reconstruction_db(pipe, asked, spec), 2)
+    write_atomic(report_path, json_bytes(report))
+    if target is not None and report["complete"]:
+        write_atomic(target, json_bytes(report))
+    return report
+
+
+def _row(
+    i: int,
+    scene: Scene,
+    prompt: str,
+    pipe: Any,
+    dense: DenseRun,
+    methods: Sequence[str],
+    config: Any,
+    classifier: ShapeNet,
+) -> dict[str, Any]:
+    """All that is measured for one prompt."""
+    frames = dense.frames
+    rendered = render_one(scene, len(frames), frames.shape[1], random.Random(i)).frames[0].numpy()
+    row: dict[str, Any] = {
+        "prompt": prompt,
+        "seed": i,
+        "bodies": len(scene.bodies),
+        "motions": [body.motion for body in scene.bodies],
+        "rendered": judge(rendered, scene, classifier),
+        "dense": judge(frames, scene, classifier),
+    }
+    steps = dense.request.num_inference_steps
+    for method in methods:
+        policy = RecordingPolicy(steps=(), layers=(), heads=())
+        if method == "svg2" and i < _FOLLOWED:
+            heads = tuple(range(pipe.transformer.config.num_attention_heads))
+            policy = RecordingPolicy(steps=(steps // 2, steps - 1), heads=heads)
+        done = compare(
+            Request(prompt=prompt, model=dense.request.model, seed=i),
+            method,
+            method_config(method, config),
+            pipe=pipe,
+            dense=dense,
+            policy=policy,
+        )
+        row[method] = judge(done.sparse.frames, scene, classifier) | {
+            "density": done.result["density"],
+            "psnr_db": done.result["psnr_db"],
+            "speedup": done.result["speedup"],
+        }
+        followed = cluster_following(done.trace, done.sparse.frames, scene)
+        if followed:
+            row["following"] = followed
+    return row
+
+
+def cluster_following(
+    trace: Trace, frames: UInt8[ndarray, "F H W 3"], scene: Scene
+) -> dict[str, float]:
+    """Share of tokens still on the first body, by "step/layer/head/side" of what was recorded."""
+    masks = sight(frames, scene.bodies[0].colour).masks
+    found = {}
+    for record in trace.records:
+        for side, labels in (("q", record.q_labels), ("k", record.k_labels)):
+            share = following(labels, trace.grid, masks)
+            if share is not None:
+                found[f"{record.step}/{record.layer}/{record.head}/{side}"] = round(share, 3)
+    return found
+
+
+def _report(
+    about: dict[str, Any], rows: list[dict], asked: Sequence[tuple[Scene, str]], pipe: Any
+) -> dict[str, Any]:
+    methods = about["methods"]
+    report = provenance(pipe.device) | about
+    report["complete"] = len(rows) == len(asked)
+    report["shares"] = {m: _shares(rows, m) for m in ("dense", *methods)}
+    report["rendered"] = _shares(rows, "rendered")
+    report["fidelity"] = {m: _fidelity(rows, m, about["top_p"]) for m in methods}
+    report["following"] = _following(rows)
+    return report | {"rows": rows}
+
+
+def _shares(rows: list[dict], method: str) -> dict[str, Any]:
+    """Shares of prompts with what was asked, over all and over those with two objects."""
+    judged = [row[method] for row in rows]
+    both = [row[method] for row in rows if row["bodies"] == 2]
     return {
-        "prompts": len(rows),
-        "colour": _share(r["colour_ok"] for r in rows),
-        "motion": _share(r["motion_ok"] for r in rows),
+        "prompts": len(judged),
+        "colour": _share(j["colour_ok"] for j in judged),
+        "shape": _share(j["shape_ok"] for j in judged),
+        "motion": _share(j["motion_ok"] for j in judged),
+        "pairs": len(both),
+        "both_colours": _share(j["colour_ok"] for j in both),
+        "both_shapes": _share(j["shape_ok"] for j in both),
+        "flicker_to_rendered": _median(
+            row[method]["flicker"] / max(row["rendered"]["flicker"], 0.01) for row in rows
+        ),
         "motion_by_kind": {
-            m: _share(r["motion_ok"] for r in rows if r["motion"] == m) for m in kinds
+            kind: _share(row[method]["motion_ok"] for row in rows if kind in row["motions"])
+            for kind in sorted({kind for row in rows for kind in row["motions"]})
         },
     }
 
 
-def _share(flags: Iterable[bool]) -> float:
-    return round(float(np.mean(list(flags))), 3)
-
-
-def evaluate_shipped(model: str, prompts: int, top_p: float | None = None) -> dict:
-    """Judge a model on held-out prompts, dense and sparse, and how close the sparse runs stay.
-
-    Args:
-        model: model id or folder.
-        top_p: budget of the sparse runs; None takes the model's own.
-    """
-    from svg2.config import METHODS, method_config
-    from svg2.environment import provenance
-    from svg2.generate import compare, generate_dense
-    from svg2.models import load_pipeline, model_spec
-    from svg2.request import Request
-    from svg2.trace import RecordingPolicy
-
-    spec = model_spec(model)
-    config = spec.config if top_p is None else spec.config.replace(top_p=top_p)
-    pipe = load_pipeline(model, "auto", "auto")
-    nothing = RecordingPolicy(steps=(), layers=(), heads=())
-    results: dict[str, list[dict]] = {m: [] for m in METHODS}
-
-    def generate(prompt: str, seed: int) -> dict[str, np.ndarray]:
-        request = Request(prompt=prompt, model=model, seed=seed)
-        dense = generate_dense(pipe, request)
-        frames = {"dense": dense.frames}
-        for method in METHODS:
-            done = compare(
-                request,
-                method,
-                method_config(method, config),
-                pipe=pipe,
-                dense=dense,
-                policy=nothing,
-            )
-            frames[method] = done.sparse.frames
-            results[method].append(done.result)
-        print(prompt, [round(results[m][-1]["psnr_db"] or 99, 1) for m in METHODS], flush=True)
-        return frames
-
-    report = provenance(pipe.device) | evaluate(held_out_scenes(prompts), generate)
-    report["fidelity"] = {
-        method: {
-            "top_p": config.top_p,
-            "density_median": float(np.median([r["density"] for r in rs])),
-            "psnr_db_median": float(np.median([r["psnr_db"] for r in rs])),
-            "psnr_db_worst": float(np.min([r["psnr_db"] for r in rs])),
-            "speedup_median": float(np.median([r["speedup"] for r in rs])),
-        }
-        for method, rs in results.items()
+def _fidelity(rows: list[dict], method: str, top_p: float) -> dict[str, float | None]:
+    results = [row[method] for row in rows]
+    psnrs = [_IDENTICAL_DB if r["psnr_db"] is None else r["psnr_db"] for r in results]
+    return {
+        "top_p": top_p,
+        "density_median": _median(r["density"] for r in results),
+        "density_worst": max((r["density"] for r in results), default=None),
+        "psnr_db_median": _median(psnrs),
+        "psnr_db_worst": min(psnrs, default=None),
+        "speedup_median": _median(r["speedup"] for r in results),
     }
-    return report
+
+
+def _following(rows: list[dict]) -> dict[str, Any]:
+    """Means over prompts by step, layer, head and side; the best of them, and their median."""
+    followed = [row["following"] for row in rows if "following" in row]
+    places = sorted({place for shares in followed for place in shares})
+    means = {
+        place: float(np.mean([shares[place] for shares in followed if place in shares]))
+        for place in places
+    }
+    if not means:
+        return {"clips": 0}
+    best = max(means, key=lambda place: means[place])
+    return {
+        "clips": len(followed),
+        "best": round(means[best], 3),
+        "best_at": best,
+        "median": _median(means.values()),
+    }
+
+
+def _earlier_rows(path: Path, about: dict[str, Any]) -> list[dict]:
+    """Rows of a broken-off evaluation of the same weights by the same measures."""
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text())
+    same = ("checkpoint", "top_p", "methods", "classifier_accuracy")
+    return report["rows"] if all(report.get(k) == about[k] for k in same) else []
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of a pipeline's weights and tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*/*.safetensors"), *folder.glob("tokenizer/*.json")]):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _reconstruction_db(pipe: Any, asked: Sequence[tuple[Scene, str]], spec: Any) -> float:
+    """PSNR of the VAE on rendered clips of held-out scenes."""
+    clips = [
+        render_one(scene, spec.num_frames, spec.height, random.Random(f"vae/{i}")).frames[0]
+        for i, (scene, _) in enumerate(asked[:_FOLLOWED])
+    ]
+    return psnr_of(pipe.vae, to_model(torch.stack(clips)).to(pipe.device, pipe.vae.dtype))
+
+
+def make_contact_sheet(folder: Path, path: Path) -> None:
+    """Held-out prompts, three frames of each, as one PNG below 1 MB."""
+    model = "builtin" if folder.resolve() == BUILTIN_FOLDER else str(folder)
+    pipe = load_pipeline(model, "auto", "auto")
+    across, down = _SHEET
+    known = knowledge_of(Path(model_spec(model).source))
+    cells = []
+    for i, (_, prompt) in enumerate(held_out_prompts(across * down, known, seed=1)):
+        frames = generate_dense(pipe, Request(prompt=prompt, model=model, seed=i)).frames
+        cells.append(_cell(frames, prompt))
+        print(prompt, flush=True)
+    rows = [np.concatenate(cells[i : i + across], axis=1) for i in range(0, len(cells), across)]
+    write_atomic(path, png_below(np.concatenate(rows), 1_000_000))
+
+
+def png_below(image: UInt8[ndarray, "H W 3"], limit_bytes: int) -> bytes:
+    """`image` as PNG, made smaller by an eighth as often as it takes."""
+    while True:
+        ok, data = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
+        assert ok
+        if len(data) < limit_bytes:
+            return data.tobytes()
+        size = (image.shape[1] * 7 // 8, image.shape[0] * 7 // 8)
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def _cell(frames: UInt8[ndarray, "F H W 3"], prompt: str) -> UInt8[ndarray, "Y X 3"]:
+    """First, middle and last frame beside each other, the prompt in two lines below."""
+    shown = np.concatenate([frames[i] for i in (0, len(frames) // 2, -1)], axis=1)
+    width = 360
+    shown = cv2.resize(shown, (width, width // 3), interpolation=cv2.INTER_AREA)
+    bar = np.full((40, width, 3), 16, dtype=np.uint8)
+    words, lines = prompt.split(), [""]
+    for word in words:
+        if len(lines[-1]) + len(word) > 54:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    for i, line in enumerate(lines[:3]):
+        at = (4, 11 + 12 * i)
+        cv2.putText(bar, line, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (225,) * 3, 1, cv2.LINE_AA)
+    return cv2.copyMakeBorder(
+        np.concatenate([shown, bar]), 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(16, 16, 16)
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    dense = row["dense"]
+    right = [k.removesuffix("_ok") for k in ("colour_ok", "shape_ok", "motion_ok") if dense[k]]
+    return f"{row['seed'] + 1}: {row['prompt']}: {', '.join(right) or 'nothing right'}"
+
+
+def _share(flags: Iterable[bool]) -> float | None:
+    values = list(flags)
+    return round(float(np.mean(values)), 3) if values else None
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return round(float(np.median(found)), 4) if found else None

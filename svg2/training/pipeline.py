@@ -1,6 +1,7 @@
 """Assemble the built-in model as a real `WanPipeline`, and put trained weights into it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from svg2.training.grammar import vocabulary
 from svg2.training.vae import LATENT_CHANNELS
 
 TEXT_DIM = 96
+TEXT_LENGTH = 48  # tokens that the longest prompt of the grammar fits into
 # What the clips were rendered at, and what the model samples best at; shipped as lab.json.
 DEFAULTS: dict[str, float] = {
     "height": 192,
@@ -21,7 +23,6 @@ DEFAULTS: dict[str, float] = {
     "fps": 16,
     "num_inference_steps": 16,
     "guidance_scale": 3.0,
-    "max_sequence_length": 24,
     "top_p": 0.9,
     "num_q_clusters": 32,
     "num_k_clusters": 192,
@@ -33,10 +34,13 @@ DEFAULTS: dict[str, float] = {
 }
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the grammar; every other word is the unknown token."""
-    words = ["<pad>", "</s>", "<unk>", *vocabulary()]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+_SPECIAL = ("<pad>", "</s>", "<unk>")
+
+
+def build_tokenizer(words: Sequence[str] = vocabulary()) -> PreTrainedTokenizerFast:
+    """One token a word; every other word is the unknown token."""
+    ids = {w: i for i, w in enumerate((*_SPECIAL, *words))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation("removed")]
@@ -47,6 +51,33 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+def words_of(folder: Path) -> tuple[str, ...]:
+    """The words of a shipped pipeline's tokenizer, in the order of their tokens."""
+    content = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    ids: dict[str, int] = content["model"]["vocab"]
+    return tuple(sorted(ids, key=lambda word: ids[word]))[len(_SPECIAL) :]
+
+
+def with_words(
+    encoder: UMT5EncoderModel, known: Sequence[str], words: Sequence[str]
+) -> UMT5EncoderModel:
+    """`encoder` for another vocabulary: known words keep their embeddings, the rest start anew."""
+    new = build_text_encoder(len(_SPECIAL) + len(words))
+    state = encoder.state_dict()
+    table = new.shared.weight.data
+    # New words start as far from the mean of the known ones as these are.
+    table.normal_().mul_(encoder.shared.weight.data.std())
+    rows = {w: i for i, w in enumerate((*_SPECIAL, *known))}
+    for i, word in enumerate((*_SPECIAL, *words)):
+        if word in rows:
+            table[i] = encoder.shared.weight.data[rows[word]]
+    for name in state:
+        if state[name].shape == encoder.shared.weight.shape:
+            state[name] = table.clone()
+    new.load_state_dict(state)
+    return new
 
 
 def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
@@ -87,11 +118,14 @@ def build_scheduler(shift: float = 2.0) -> FlowMatchEulerDiscreteScheduler:
 
 
 def assemble(
-    vae: AutoencoderKLWan, transformer: WanTransformer3DModel, text_encoder: UMT5EncoderModel
+    vae: AutoencoderKLWan,
+    transformer: WanTransformer3DModel,
+    text_encoder: UMT5EncoderModel,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> WanPipeline:
-    """A pipeline of the given parts with our tokenizer and scheduler."""
+    """A pipeline of the given parts with our scheduler."""
     return WanPipeline(
-        tokenizer=build_tokenizer(),
+        tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=vae,
         scheduler=build_scheduler(),
@@ -99,8 +133,11 @@ def assemble(
     )
 
 
-def ship(pipeline: WanPipeline, folder: Path) -> None:
-    """Save `pipeline` in bf16 with shards below 10 MB, and `DEFAULTS` as lab.json beside it."""
+def ship(pipeline: WanPipeline, folder: Path, max_sequence_length: int) -> None:
+    """Save `pipeline` in bf16 with shards below 10 MB, and its defaults as lab.json beside it."""
+    for old in folder.glob("*/*.safetensors*"):
+        old.unlink()  # a model of fewer shards must not leave the rest of another's
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(folder, max_shard_size="9MB", safe_serialization=True)
-    (folder / "lab.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
+    lab = DEFAULTS | {"max_sequence_length": max_sequence_length}
+    (folder / "lab.json").write_text(json.dumps(lab, indent=2) + "\n")

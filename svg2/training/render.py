@@ -1,266 +1,629 @@
-"""Ray-cast clips of a `Scene`: analytic shapes, shaded, with shadows on a textured ground.
+"""Clips of a `Scene` by sphere tracing: shaded bodies, soft shadows, textured ground, sky.
 
-A pinhole camera; x points to the right, y up, z away from the viewer; the ground is y = 0.
+Many clips are rendered at once, and every ray of them that comes near a body of one shape is
+traced in one batch. Runs on a CPU or a GPU.
 """
 
 import math
 import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from svg2.training.grammar import Scene
+from svg2.training.grammar import GROUNDS, MAX_BODIES, SHAPES, Scene
+from svg2.training.placement import BOUND, FOCAL, PITCH, Placement, place
 
 PALETTE = {
     "red": (0.86, 0.10, 0.10),
     "orange": (0.98, 0.48, 0.05),
     "yellow": (0.98, 0.86, 0.10),
     "green": (0.08, 0.62, 0.16),
+    "cyan": (0.05, 0.76, 0.80),
     "blue": (0.10, 0.22, 0.88),
-    "purple": (0.55, 0.12, 0.72),
+    "purple": (0.50, 0.12, 0.74),
+    "pink": (1.00, 0.42, 0.70),
     "white": (0.95, 0.95, 0.95),
 }
-_EYE = (0.0, 1.9, -4.1)
-_PITCH = 0.27  # radians below the horizon
-_FOCAL = 1.55  # in half image widths
-_HALF_HEIGHT = {"ball": 1.0, "cube": 0.85, "cylinder": 0.95, "cone": 1.0}
-_HORIZON = (0.80, 0.88, 0.96)
+_STRIPE = 0.80  # brightness of every other sector of a round body: turning shows, hue stays
 
 
 @dataclass(frozen=True)
-class Placement:
-    """What a prompt leaves open: where the object is at each frame, and the light."""
+class _Light:
+    """Colours of the sky and the light under it; `blur` is the tangent of the sun's half angle."""
 
-    radius: float
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    z: float
-    yaw: tuple[float, ...]
-    light: tuple[float, float, float]
-    ground_shift: tuple[float, float]
+    horizon: tuple[float, float, float]
+    zenith: tuple[float, float, float]
+    sun: tuple[float, float, float]
+    ambient: tuple[float, float, float]
+    blur: float
 
 
-def place(scene: Scene, num_frames: int, rng: random.Random) -> Placement:
-    """Draw a placement for `scene`; more frames sample the same motion more finely."""
-    radius = rng.uniform(0.62, 0.8)
-    z = rng.uniform(-0.2, 0.6)
-    times = [i / max(num_frames - 1, 1) for i in range(num_frames)]
-    x0, yaw0 = rng.uniform(-0.7, 0.7), rng.uniform(0, math.pi / 2)
-    x, y, yaw = [x0] * num_frames, [0.0] * num_frames, [yaw0] * num_frames
-    if scene.motion in ("right", "left"):
-        sign = 1.0 if scene.motion == "right" else -1.0
-        start, length = rng.uniform(-1.6, -1.1), rng.uniform(2.2, 3.0)
-        x = [sign * (start + length * t) for t in times]
-    elif scene.motion == "bounce":
-        height, cycles = rng.uniform(0.8, 1.1), 1.5
-        phase = rng.choice((0.0, 0.5))
-        u = [(phase + cycles * t) % 1.0 for t in times]
-        y = [4 * height * v * (1 - v) for v in u]
-    elif scene.motion == "spin":
-        turn = rng.choice((-1, 1)) * rng.uniform(0.8, 1.1) * math.pi
-        yaw = [yaw0 + turn * t for t in times]
-    light = torch.tensor([rng.uniform(-0.75, -0.45), 1.0, rng.uniform(-0.75, -0.45)])
-    light = light / light.norm()
-    return Placement(
-        radius,
-        tuple(x),
-        tuple(y),
-        z,
-        tuple(yaw),
-        tuple(light.tolist()),
-        (rng.uniform(0, 2), rng.uniform(0, 2)),
-    )
+_LIGHTS = {
+    "clear": _Light(
+        *((0.84, 0.90, 0.96), (0.44, 0.64, 0.90), (0.66, 0.65, 0.62), (0.37, 0.39, 0.42), 0.10)
+    ),
+    "sunset": _Light(
+        *((0.98, 0.76, 0.56), (0.44, 0.46, 0.68), (0.78, 0.66, 0.50), (0.36, 0.33, 0.36), 0.16)
+    ),
+    "cloudy": _Light(
+        *((0.86, 0.87, 0.88), (0.66, 0.69, 0.73), (0.26, 0.26, 0.26), (0.66, 0.67, 0.68), 0.55)
+    ),
+}
+_MARCH_STEPS = (7, 9, 16, 40)
+_SHADOW_STEPS = 12
+_XYZ = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Clips, and which pixels show which body.
+
+    Attributes:
+        frames: one clip a scene.
+        masks: of each body; pixels at least half covered by it, that no other body hides.
+    """
+
+    frames: UInt8[Tensor, "N F H W 3"]
+    masks: Bool[Tensor, "N O F H W"]
 
 
 def render(
-    scene: Scene,
-    placement: Placement,
+    scenes: Sequence[Scene],
+    placements: Sequence[Placement],
     height: int,
     width: int,
+    *,
     supersample: int = 2,
     device: str = "cpu",
-) -> UInt8[Tensor, "F height width 3"]:
-    """Render one clip. Shapes: one frame per entry of `placement.x`."""
-    h, w = height * supersample, width * supersample
-    eye = torch.tensor(_EYE, device=device)
-    rays = _rays(h, w, device)  # [P, 3]
-    light = torch.tensor(placement.light, device=device)
-    base = torch.tensor(PALETTE[scene.colour], device=device)
-    sky, ground, ground_points, ground_pixels, haze = _background(
-        scene.ground, placement.ground_shift, eye, rays, light
+) -> Rendered:
+    """Render one clip a scene; all clips have as many frames.
+
+    One at a time suits a CPU's caches; a GPU wants dozens.
+    """
+    at_once = 1 if torch.device(device).type == "cpu" else len(scenes)
+    groups: dict[bool, list[int]] = {}
+    for i, placement in enumerate(placements):
+        groups.setdefault(placement.camera_moves, []).append(i)
+    done: dict[int, tuple[Tensor, Tensor]] = {}
+    for indices in groups.values():
+        for start in range(0, len(indices), at_once):
+            some = indices[start : start + at_once]
+            batch = _Batch(
+                [scenes[i] for i in some],
+                [placements[i] for i in some],
+                (height * supersample, width * supersample),
+                torch.device(device),
+            )
+            frames, masks = batch.render(supersample)
+            done.update({i: (frames[k], masks[k]) for k, i in enumerate(some)})
+    order = range(len(scenes))
+    return Rendered(
+        torch.stack([done[i][0] for i in order]), torch.stack([done[i][1] for i in order])
     )
-    frames = []
-    for x, y, yaw in zip(placement.x, placement.y, placement.yaw, strict=True):
-        lift = _HALF_HEIGHT[scene.shape] * placement.radius
-        centre = torch.tensor([x, y + lift, placement.z], device=device)
-        image = sky.clone()
-        shade = _shadow(scene.shape, ground_points, centre, placement.radius, yaw, light)
-        lit = ground * (1 - 0.62 * shade[:, None])
-        image[ground_pixels] = lit * (1 - haze) + torch.tensor(_HORIZON, device=device) * haze
-        near = _near_pixels(rays, eye, centre, placement.radius)
-        hit, _, normal = _intersect(
-            scene.shape, eye.expand(len(near), 3), rays[near], centre, placement.radius, yaw
+
+
+def render_one(
+    scene: Scene, num_frames: int, size: int, rng: random.Random, supersample: int = 2
+) -> Rendered:
+    """One square clip of `scene`, placed by `rng`."""
+    placement = place(scene, num_frames, rng)
+    return render([scene], [placement], size, size, supersample=supersample)
+
+
+class _Batch:
+    """Clips whose cameras all move or all rest, on their way to frames.
+
+    Suffixes: N clips, C camera poses (one where cameras rest, else one a frame), F frames, P rays
+    of a frame, O bodies.
+    """
+
+    def __init__(
+        self,
+        scenes: list[Scene],
+        placements: list[Placement],
+        shape: tuple[int, int],
+        device: torch.device,
+    ) -> None:
+        self.scenes, self.shape, self.device = scenes, shape, device
+        self.num_frames = len(placements[0].eye)
+        poses = self.num_frames if placements[0].camera_moves else 1
+        self.light = self._tensor([p.light for p in placements])
+        self.eye = self._tensor([p.eye[:poses] for p in placements])
+        self.yaw = self._tensor([p.yaw[:poses] for p in placements])
+        self.shift = self._tensor([p.ground_shift for p in placements])
+        slots = [_slots(p) for p in placements]
+        self.size = self._tensor([s for s, _, _ in slots])  # NO
+        self.centre = self._tensor([c for _, c, _ in slots])  # NOF3
+        self.turn = self._tensor([t for _, _, t in slots])  # NOF33
+        lights = [_LIGHTS[s.sky] for s in scenes]
+        self.horizon, self.zenith, self.sun, self.ambient = (
+            self._tensor([getattr(light, name) for light in lights])
+            for name in ("horizon", "zenith", "sun", "ambient")
         )
-        pixels, normals, view = near[hit], normal[hit], rays[near[hit]]
-        image[pixels] = _shade(base, normals, view, light, scene.material == "shiny")
-        frames.append(image)
-    clip = torch.stack(frames).view(len(frames), height, supersample, width, supersample, 3)
-    clip = clip.mean(dim=(2, 4)).clamp(0, 1)
-    return (clip * 255).round().to(torch.uint8)
+        self.blur = self._tensor([light.blur for light in lights])
+        self.chunk = 1 << 15 if device.type == "cpu" else 1 << 24
+        self.pixel = 2 / (shape[1] * FOCAL)  # angle between neighbouring rays
 
+    def _tensor(self, values: list) -> Tensor:
+        import numpy as np
 
-def _rays(h: int, w: int, device: str) -> Float[Tensor, "P 3"]:
-    ys = -((torch.arange(h, device=device) + 0.5) / h * 2 - 1) * (h / w)
-    xs = (torch.arange(w, device=device) + 0.5) / w * 2 - 1
-    y, x = torch.meshgrid(ys, xs, indexing="ij")
-    d = torch.stack([x, y, torch.full_like(x, _FOCAL)], -1).view(-1, 3)
-    c, s = math.cos(_PITCH), math.sin(_PITCH)
-    turned = torch.stack([d[:, 0], c * d[:, 1] - s * d[:, 2], s * d[:, 1] + c * d[:, 2]], -1)
-    return turned / turned.norm(dim=-1, keepdim=True)
+        return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(self.device)
 
+    def render(self, supersample: int) -> tuple[Tensor, Tensor]:
+        """Frames uint8 [N, F, H, W, 3] and masks [N, O, F, H, W]."""
+        ray = self._rays()
+        base, over, point, is_ground = self._background(ray)
+        n, frames, p = len(self.scenes), self.num_frames, base.shape[2]
+        most = max(len(scene.bodies) for scene in self.scenes)
+        depth = torch.full((n, most, frames, p), torch.inf, device=self.device)
+        colour = torch.empty((n, most, frames, p, 3), device=self.device)
+        factor = self._ground_light(point, is_ground, n, frames, p)
+        image = base * factor + over
+        for shape in SHAPES:
+            self._trace(shape, ray, depth, colour)
+        nearest, which = depth.min(dim=1)
+        seen = torch.isfinite(nearest)
+        at = seen.nonzero(as_tuple=True)
+        image[at] = colour[at[0], which[at], at[1], at[2]]
+        h, w = (side // supersample for side in self.shape)
+        clip = image.view(n, frames, h, supersample, w, supersample, 3).mean(dim=(3, 5))
+        masks = []
+        for body in range(MAX_BODIES):
+            covered = (seen & (which == body)).view(n, frames, h, supersample, w, supersample)
+            masks.append(covered.float().mean(dim=(3, 5)) >= 0.5)
+        return (clip.clamp_(0, 1) * 255).round_().to(torch.uint8), torch.stack(masks, dim=1)
 
-def _background(name: str, shift: tuple[float, float], eye, rays, light):
-    """Sky [P, 3]; lit ground colours, its points and pixel numbers; haze by distance."""
-    up = (rays[:, 1:2] / 0.45).clamp(0, 1)
-    horizon = torch.tensor(_HORIZON, device=rays.device)
-    sky = horizon * (1 - up) + torch.tensor((0.42, 0.64, 0.92), device=rays.device) * up
-    pixels = (rays[:, 1] < -1e-3).nonzero()[:, 0]
-    t = -eye[1] / rays[pixels, 1]
-    points = eye + rays[pixels] * t[:, None]
-    u, v = points[:, 0] + shift[0], points[:, 2] + shift[1]
-    colour = _ground_colour(name, u, v)
-    haze = (1 - torch.exp(-((t / 9.0) ** 2)))[:, None]
-    lit = colour * (0.35 + 0.65 * light[1])
-    return sky, lit, points, pixels, haze
+    def _rays(self) -> Float[Tensor, "N C P 3"]:
+        h, w = self.shape
+        ys = -((torch.arange(h, device=self.device) + 0.5) / h * 2 - 1) * (h / w)
+        xs = (torch.arange(w, device=self.device) + 0.5) / w * 2 - 1
+        y, x = (axis.flatten() for axis in torch.meshgrid(ys, xs, indexing="ij"))
+        c, s = math.cos(PITCH), math.sin(PITCH)
+        level = torch.stack([x, c * y - s * FOCAL, s * y + c * FOCAL], dim=-1)
+        level = level / level.norm(dim=-1, keepdim=True)
+        c, s = self.yaw.cos()[..., None], self.yaw.sin()[..., None]
+        x, y, z = level.unbind(-1)
+        return torch.stack([c * x + s * z, y.expand_as(c * x), c * z - s * x], dim=-1)
 
+    def _background(self, ray: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Light through the air: what shadows may darken, and what they don't; [N, C, P, 3].
 
-def _ground_colour(name: str, u: Tensor, v: Tensor) -> Float[Tensor, "P 3"]:
-    if name == "checkered floor":
-        odd = ((torch.floor(u / 1.2) + torch.floor(v / 1.2)) % 2)[:, None]
-        return odd * u.new_tensor((0.88, 0.87, 0.84)) + (1 - odd) * u.new_tensor(
-            (0.30, 0.31, 0.34)
+        Also the point on the ground that each ray meets, and whether it meets one.
+        """
+        x, y, z = ray.unbind(-1)
+        is_ground = y < -2e-3
+        distance = torch.where(is_ground, -self.eye[..., 1:2] / y.clamp(max=-2e-3), 0)
+        point = self.eye[:, :, None] + ray * distance[..., None]
+        per_clip = [c[:, None, None, None] for c in (self.horizon, self.zenith)]
+        horizon, zenith = (c[:, :, 0] for c in per_clip)
+        up = ((y.clamp(min=0) / 0.42).clamp(max=1) ** 0.8)[..., None]
+        sky = horizon * (1 - up) + zenith * up
+        sky = sky + self._clouds(ray)
+        haze = torch.where(is_ground, 1 - torch.exp(-((distance / 10.0) ** 2)), 1.0)[..., None]
+        albedo = torch.zeros_like(ray)
+        # A ray's footprint on the ground: across the view, and along it, where it is longer.
+        across = distance * self.pixel
+        along = across / y.abs().clamp(min=2e-3)
+        level = (x * x + z * z).clamp(min=1e-9).sqrt()
+        wide_u = across + along * (x / level).abs()
+        wide_v = across + along * (z / level).abs()
+        for ground in GROUNDS:
+            clips = [i for i, s in enumerate(self.scenes) if s.ground == ground]
+            if clips:
+                at = torch.tensor(clips, device=self.device)
+                shift = self.shift[at][:, None, None]
+                u, v = point[at, ..., 0] + shift[..., 0], point[at, ..., 2] + shift[..., 1]
+                albedo[at] = _GROUNDS[ground](u, v, wide_u[at], wide_v[at])
+        full = (self.ambient + self.sun * self.light[:, 1:2])[:, None, None]
+        return albedo * full * (1 - haze), sky * haze, point, is_ground
+
+    def _clouds(self, ray: Tensor) -> Tensor:
+        """Soft clouds in a cloudy sky, and a glow about the sun's side at sunset."""
+        out = torch.zeros_like(ray)
+        x, y, z = ray.unbind(-1)
+        above = y.clamp(min=0)
+        for i, scene in enumerate(self.scenes):
+            if scene.sky == "cloudy":
+                u, v = x[i] / (above[i] + 0.25), z[i] / (above[i] + 0.25)
+                wave = torch.sin(2.1 * u + 1.3 * torch.sin(1.7 * v + u)) * torch.sin(
+                    2.9 * v + 0.9 * u
+                )
+                out[i] = (0.05 * wave * (above[i] * 8).clamp(max=1))[..., None]
+            elif scene.sky == "sunset":
+                side = torch.sign(self.light[i, 0])
+                glow = ((x[i] * side * 0.9 + 0.45).clamp(0, 1) * torch.exp(-5 * above[i]))[
+                    ..., None
+                ]
+                out[i] = glow * out.new_tensor((0.10, 0.05, -0.06))
+        return out
+
+    def _ground_light(
+        self, point: Tensor, is_ground: Tensor, n: int, frames: int, p: int
+    ) -> Tensor:
+        """Share of the full light that reaches each ray's point on the ground: [N, F, P, 3]."""
+        lit = torch.ones((n, frames, p), device=self.device)
+        open_ = torch.ones((n, frames, p), device=self.device)
+        for shape in SHAPES:
+            for body in range(MAX_BODIES):
+                at = self._clips_with(shape, body)
+                if at is None:
+                    continue
+                centre, size = self.centre[at, body], self.size[at, body]  # MF3, M
+                squared = _squared_gaps(point[at], centre)  # MFP
+                beneath = squared < (2.6 * size[:, None, None]) ** 2
+                light = self.light[at][:, :, None]
+                along = (centre @ light) - (point[at] @ light[:, None])[..., 0]
+                reach = (BOUND[shape] * size)[:, None, None] + along * self.blur[at, None, None]
+                shaded = (squared < along.square() + reach.square()) & (along > 0)
+                for index, where in self._points(shaded & is_ground[at], at, point):
+                    toward = self.light[index[0]]
+                    lit[index] *= self._unshadowed(shape, body, index, where, toward)
+                for index, where in self._points(beneath & is_ground[at], at, point):
+                    open_[index] *= self._openness(body, index, where, None)
+        full = (self.ambient + self.sun * self.light[:, 1:2])[:, None, None]
+        sun = (self.sun * self.light[:, 1:2])[:, None, None] / full
+        ambient = self.ambient[:, None, None] / full
+        return ambient * open_[..., None] + sun * lit[..., None]
+
+    def _points(
+        self, chosen: Bool[Tensor, "M F P"], clips: Tensor, values: Tensor
+    ) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
+        """Clip, frame and ray of what is chosen, and `values` [N, C, P, 3] there, in chunks."""
+        near, frame, p = chosen.nonzero(as_tuple=True)
+        clip = clips[near]
+        pose = frame if values.shape[1] > 1 else torch.zeros_like(frame)
+        for start in range(0, len(clip), self.chunk):
+            part = slice(start, start + self.chunk)
+            index = (clip[part], frame[part], p[part])
+            yield index, values[index[0], pose[part], index[2]]
+
+    def _clips_with(self, shape: str, body: int) -> Tensor | None:
+        clips = [
+            i
+            for i, scene in enumerate(self.scenes)
+            if body < len(scene.bodies) and scene.bodies[body].shape == shape
+        ]
+        return torch.tensor(clips, device=self.device) if clips else None
+
+    def _local(
+        self, body: int, index: tuple[Tensor, ...], origin: Tensor, ray: Tensor
+    ) -> tuple[_XYZ, _XYZ]:
+        """Origin and direction in a body's own axes, where it has size 1."""
+        clip, frame = index[0], index[1]
+        turn = self.turn[clip, body, frame]
+        o = (origin - self.centre[clip, body, frame])[:, None] @ turn
+        o = o[:, 0] / self.size[clip, body][:, None]
+        d = (ray[:, None] @ turn)[:, 0]
+        return (o[:, 0], o[:, 1], o[:, 2]), (d[:, 0], d[:, 1], d[:, 2])
+
+    def _unshadowed(
+        self, shape: str, body: int, index: tuple[Tensor, ...], origin: Tensor, light: Tensor
+    ) -> Tensor:
+        """Share of a soft sun that a body leaves to points [M, 3].
+
+        By the least ratio of distance to the body over distance travelled, inside counted too.
+        """
+        o, d = self._local(body, index, origin, light)
+        blur = self.blur[index[0]]
+        middle = -(o[0] * d[0] + o[1] * d[1] + o[2] * d[2])
+        t = (middle - BOUND[shape] * 1.3).clamp(min=0.02)
+        end = middle + BOUND[shape] * 1.3
+        least = torch.ones_like(t)
+        for _ in range(_SHADOW_STEPS):
+            gap = _SHAPES[shape](o[0] + d[0] * t, o[1] + d[1] * t, o[2] + d[2] * t)
+            least = torch.minimum(least, gap / (blur * t.clamp(min=0.05)))
+            t = torch.minimum(t + gap.abs().clamp(min=0.09), end)
+        least = least.clamp(-1, 1)
+        return 0.25 * (1 + least).square() * (2 - least)
+
+    def _openness(
+        self, body: int, index: tuple[Tensor, ...], point: Tensor, normal: Tensor | None
+    ) -> Tensor:
+        """Share of the sky that a body, taken as a ball, leaves to points; None: on the ground."""
+        clip, frame = index[0], index[1]
+        gap = self.centre[clip, body, frame] - point
+        squared = gap.square().sum(-1)
+        above = gap[:, 1] if normal is None else (gap * normal).sum(-1)
+        size = 0.85 * self.size[clip, body]
+        cover = above.clamp(min=0) * size.square() / squared.clamp(min=1e-4) ** 1.5
+        return 1 - 0.75 * ((cover - 0.03).clamp(min=0) / 0.97).clamp(max=1)
+
+    def _trace(self, shape: str, ray: Tensor, depth: Tensor, colour: Tensor) -> None:
+        """Write distance and colour of all rays that hit a body of `shape`."""
+        for body in range(MAX_BODIES):
+            at = self._clips_with(shape, body)
+            if at is None:
+                continue
+            to = self.centre[at, body] - self.eye[at]  # MF3
+            along = _dots(ray[at], to)  # MFP
+            off = to.square().sum(-1)[..., None] - along.square()
+            bound = (BOUND[shape] * self.size[at, body])[:, None, None]
+            near = (off < bound**2) & (along > 0)
+            for index, rays in self._points(near, at, ray):
+                hit, distance, point, normal = self._march(shape, body, index, rays)
+                index = (index[0][hit], index[1][hit], index[2][hit])
+                shaded = self._shade(shape, body, index, point, normal, rays[hit])
+                depth[index[0], body, index[1], index[2]] = distance
+                colour[index[0], body, index[1], index[2]] = shaded
+
+    def _march(
+        self, shape: str, body: int, index: tuple[Tensor, ...], ray: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
+        """Rays that hit (their indices), their distance, point (world, local) and normal."""
+        eye = self.eye[index[0], index[1] if self.eye.shape[1] > 1 else 0]
+        (ox, oy, oz), (dx, dy, dz) = self._local(body, index, eye, ray)
+        distance_to = _SHAPES[shape]
+        bound = BOUND[shape]
+        middle = -(ox * dx + oy * dy + oz * dz)
+        t = (middle - bound).clamp(min=0)
+        size = self.size[index[0], body]
+        tolerance = 0.3 * self.pixel * t + 1e-3
+        # Most rays arrive in a few steps; those that graze a face take many.
+        going = torch.arange(len(t), device=self.device)
+        for steps in _MARCH_STEPS:
+            px, py, pz, qx, qy, qz, at = (a[going] for a in (ox, oy, oz, dx, dy, dz, t))
+            for _ in range(steps):
+                gap = distance_to(px + qx * at, py + qy * at, pz + qz * at)
+                at = at + gap
+            t[going] = at
+            going = going[(gap > tolerance[going]) & (at < (middle + bound)[going])]
+            if len(going) == 0:
+                break
+        missed = torch.zeros_like(t, dtype=torch.bool)
+        missed[going] = True
+        hit = (~missed & (t < middle + bound)).nonzero()[:, 0]
+        x, y, z = ox + dx * t, oy + dy * t, oz + dz * t
+        x, y, z, t = x[hit], y[hit], z[hit], (t * size)[hit]
+        point = eye[hit] + ray[hit] * t[:, None]
+        turn = self.turn[index[0][hit], body, index[1][hit]]
+        normal = (turn @ _normal(distance_to, x, y, z)[..., None])[..., 0]
+        return hit, t, (point, torch.stack([x, y, z], dim=-1)), normal
+
+    def _shade(
+        self,
+        shape: str,
+        body: int,
+        index: tuple[Tensor, ...],
+        point: tuple[Tensor, Tensor],
+        normal: Tensor,
+        ray: Tensor,
+    ) -> Tensor:
+        clip = index[0]
+        world, local = point
+        light = self.light[clip]
+        paint = self._tensor([PALETTE[s.bodies[body % len(s.bodies)].colour] for s in self.scenes])
+        is_shiny = torch.tensor(
+            [s.bodies[body % len(s.bodies)].material == "shiny" for s in self.scenes],
+            device=self.device,
         )
-    if name == "wooden floor":
-        plank = torch.floor(u / 0.6)
-        tint = 0.82 + 0.18 * torch.sin(plank * 12.9898)
-        grain = 0.04 * torch.sin(9 * v + 5 * torch.sin(plank * 7.1) + 3 * u)
-        seam = ((u / 0.6 - plank) < 0.05).float() * 0.35
-        return u.new_tensor((0.72, 0.47, 0.26)) * (tint + grain - seam)[:, None]
-    if name == "grassy field":
-        waves = torch.sin(2.3 * u + 1.1 * v) * torch.sin(1.7 * v - 0.6 * u)
-        return u.new_tensor((0.42, 0.66, 0.26)) * (0.9 + 0.16 * waves)[:, None]
-    return u.new_tensor((0.62, 0.62, 0.64)).expand(len(u), 3)
+        albedo = paint[clip] * _pattern(shape, local)[:, None]
+        lit = torch.ones_like(clip, dtype=torch.float32)
+        open_ = torch.ones_like(lit)
+        start = world + 0.03 * normal
+        for other in range(MAX_BODIES):
+            for caster in SHAPES:
+                # Only a ring can shade itself by more than its own curve.
+                if other == body and caster != "ring":
+                    continue
+                at = self._clips_with(caster, other)
+                if at is None or (other == body and caster != shape):
+                    continue
+                mine = torch.isin(clip, at).nonzero()[:, 0]
+                some = (clip[mine], index[1][mine])
+                lit[mine] *= self._unshadowed(caster, other, some, start[mine], light[mine])
+                if other != body:
+                    open_[mine] *= self._openness(other, some, world[mine], normal[mine])
+        # Light of the sun on bodies is nearly white, so that a colour keeps its hue.
+        sun = self.sun[clip].mean(-1, keepdim=True) * 0.85 + self.sun[clip] * 0.15
+        ambient = self.ambient[clip].mean(-1, keepdim=True)
+        facing = (normal * light).sum(-1).clamp(min=0)
+        up = 0.5 + 0.5 * normal[:, 1]
+        low = (world[:, 1] / self.size[clip, body]).clamp(0, 1)  # the ground hides half the sky
+        sky = ambient * (0.80 + 0.46 * up * (0.6 + 0.4 * low))[:, None] * open_[:, None]
+        colour = albedo * (sky + sun * 1.05 * (facing * lit)[:, None])
+        mirror = ray - 2 * (ray * normal).sum(-1, keepdim=True) * normal
+        gloss = (mirror * light).sum(-1).clamp(min=0)
+        fresnel = (1 + (ray * normal).sum(-1)).clamp(0, 1) ** 3
+        rise = (mirror[:, 1:2] / 0.6).clamp(-1, 1)
+        seen = torch.where(
+            rise > 0,
+            self.horizon[clip] + (self.zenith[clip] - self.horizon[clip]) * rise,
+            0.42 * self.horizon[clip],
+        )
+        share = (0.07 + 0.38 * fresnel)[:, None] * (0.4 + 0.6 * lit[:, None])
+        shiny = colour * (1 - share) + seen * share
+        glint = 0.3 if shape in ("cube", "pyramid") else 1.25  # a flat face glints as a whole
+        shiny = shiny + (self.sun[clip] * glint) * ((gloss**40) * lit)[:, None]
+        matte = colour + 0.05 * (gloss**6 * lit)[:, None]
+        return torch.where(is_shiny[clip][:, None], shiny, matte)
 
 
-def _near_pixels(rays: Tensor, eye: Tensor, centre: Tensor, radius: float) -> Tensor:
-    """Pixels whose ray meets the bounding sphere: the only ones worth intersecting."""
-    to = centre - eye
-    along = rays @ to
-    distance2 = (to * to).sum() - along**2
-    return (distance2 < (1.45 * radius) ** 2).nonzero()[:, 0]
+def _slots(placement: Placement) -> tuple:
+    """Sizes, centres and turns for the most bodies that there can be; the last one repeats."""
+    index = [min(i, len(placement.sizes) - 1) for i in range(MAX_BODIES)]
+    return placement.sizes[index], placement.centres[index], placement.turns[index]
 
 
-def _shadow(shape: str, points, centre, radius: float, yaw: float, light) -> Tensor:
-    """Share of the light kept from each ground point, 0 or 1; anti-aliased by supersampling."""
-    to = centre - points
-    along = to @ light
-    near = (((to * to).sum(-1) - along**2) < (1.45 * radius) ** 2).nonzero()[:, 0]
-    shade = torch.zeros(len(points), device=points.device)
-    hit, _, _ = _intersect(shape, points[near], light.expand(len(near), 3), centre, radius, yaw)
-    shade[near] = hit.float()
-    return shade
+def _dots(a: Float[Tensor, "M C P 3"], b: Float[Tensor, "M F 3"]) -> Float[Tensor, "M F P"]:
+    """Dot products of `a` with `b`, with one pose for all frames or one each."""
+    if a.shape[1] == 1:
+        return b @ a[:, 0].mT
+    return (a @ b[..., None])[..., 0]
 
 
-def _shade(base: Tensor, normal: Tensor, view: Tensor, light: Tensor, shiny: bool) -> Tensor:
-    diffuse = (normal @ light).clamp(min=0)[:, None]
-    bounce = (0.5 - 0.5 * normal[:, 1:2]) * 0.10
-    colour = base * (0.38 + 0.66 * diffuse + bounce)
-    if shiny:
-        reflected = view - 2 * (view * normal).sum(-1, keepdim=True) * normal
-        highlight = (reflected @ light).clamp(min=0)[:, None]
-        colour = colour + 0.75 * highlight**24
-    return colour
+def _squared_gaps(point: Float[Tensor, "M C P 3"], centre: Float[Tensor, "M F 3"]) -> Tensor:
+    """Squared distances [M, F, P]."""
+    cross = _dots(point, centre)
+    return point.square().sum(-1) - 2 * cross + centre.square().sum(-1)[..., None]
 
 
-def _intersect(shape: str, origins, rays, centre, radius: float, yaw: float):
-    """First hit of each ray: (hit bool [M], distance [M], outward normal [M, 3])."""
-    c, s = math.cos(yaw), math.sin(yaw)
-    turn = origins.new_tensor(((c, 0, s), (0, 1, 0), (-s, 0, c)))
-    o, d = (origins - centre) @ turn / radius, rays @ turn
-    hit, t, normal = _SHAPES[shape](o, d)
-    return hit & (t > 1e-4), t * radius, normal @ turn.T
+def _normal(distance_to: Callable, x: Tensor, y: Tensor, z: Tensor) -> Float[Tensor, "M 3"]:
+    """Gradient of a distance, from four points around."""
+    e = 6e-3
+    total = torch.zeros((len(x), 3), device=x.device)
+    for a, b, c in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
+        gap = distance_to(x + e * a, y + e * b, z + e * c)
+        total += gap[:, None] * total.new_tensor((a, b, c))
+    return total / total.norm(dim=-1, keepdim=True).clamp(min=1e-9)
 
 
-def _ball(o, d):
-    b = (o * d).sum(-1)
-    disc = b * b - (o * o).sum(-1) + 1
-    t = -b - disc.clamp(min=0).sqrt()
-    return disc > 0, t, o + d * t[:, None]
+def _pattern(shape: str, local: Tensor) -> Float[Tensor, " M"]:
+    """Brightness of a body's paint: sectors on round bodies, so that their turning shows."""
+    x, y, z = local.unbind(-1)
+    if shape in ("cube", "pyramid"):
+        return torch.ones_like(x)
+    angle = torch.atan2(y, x) if shape == "ring" else torch.atan2(z, x)
+    edge = (torch.sin(3 * angle) * 9).clamp(-1, 1)
+    return (1 + _STRIPE) / 2 + (1 - _STRIPE) / 2 * edge
 
 
-def _cube(o, d):
-    half = 0.85
-    inverse = 1 / torch.where(d.abs() < 1e-6, torch.full_like(d, 1e-6), d)
-    t0, t1 = (-half - o) * inverse, (half - o) * inverse
-    enter, axis = torch.minimum(t0, t1).max(-1)
-    leave = torch.maximum(t0, t1).min(-1).values
-    normal = torch.nn.functional.one_hot(axis, 3) * -torch.sign(d)
-    return enter < leave, enter, normal.to(o.dtype)
+def _ball(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return (x * x + y * y + z * z).sqrt() - 1
 
 
-def _side_and_caps(o, d, side, caps):
-    """Nearest of a curved side and flat caps; each a (valid, distance, normal)."""
-    best_t = torch.full_like(o[:, 0], torch.inf)
-    best_n = torch.zeros_like(o)
-    for valid, t, n in (side, *caps):
-        better = valid & (t > 1e-4) & (t < best_t)
-        best_t = torch.where(better, t, best_t)
-        best_n = torch.where(better[:, None], n, best_n)
-    return torch.isfinite(best_t), best_t, best_n
+def _cube(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    half, bevel = 0.85, 0.06
+    qx, qy, qz = (a.abs() - (half - bevel) for a in (x, y, z))
+    px, py, pz = (q.clamp(min=0) for q in (qx, qy, qz))
+    outside = (px * px + py * py + pz * pz).sqrt()
+    return outside + torch.maximum(qx, torch.maximum(qy, qz)).clamp(max=0) - bevel
 
 
-def _cap(o, d, y: float, radius: float):
-    t = (y - o[:, 1]) / torch.where(d[:, 1].abs() < 1e-6, torch.full_like(d[:, 1], 1e-6), d[:, 1])
-    p = o + d * t[:, None]
-    normal = o.new_tensor((0.0, math.copysign(1.0, y), 0.0)).expand_as(o)
-    return (p[:, 0] ** 2 + p[:, 2] ** 2) < radius**2, t, normal
+def _cylinder(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    bevel = 0.04
+    return _turned((x * x + z * z).sqrt() - (0.72 - bevel), y.abs() - (0.95 - bevel)) - bevel
 
 
-def _quadratic(a, b, c):
-    disc = b * b - a * c
-    a = torch.where(a.abs() < 1e-6, torch.full_like(a, 1e-6), a)
-    root = disc.clamp(min=0).sqrt()
-    t0, t1 = (-b - root) / a, (-b + root) / a
-    return disc > 0, torch.minimum(t0, t1), torch.maximum(t0, t1)
+def _turned(side: Tensor, cap: Tensor) -> Tensor:
+    a, b = side.clamp(min=0), cap.clamp(min=0)
+    return (a * a + b * b).sqrt() + torch.maximum(side, cap).clamp(max=0)
 
 
-def _cylinder(o, d):
-    r, h = 0.72, 0.95
-    ox, oz, dx, dz = o[:, 0], o[:, 2], d[:, 0], d[:, 2]
-    ok, t, _ = _quadratic(dx * dx + dz * dz, ox * dx + oz * dz, ox * ox + oz * oz - r * r)
-    p = o + d * t[:, None]
-    normal = torch.stack([p[:, 0] / r, torch.zeros_like(t), p[:, 2] / r], -1)
-    side = (ok & (p[:, 1].abs() < h), t, normal)
-    return _side_and_caps(o, d, side, (_cap(o, d, h, r), _cap(o, d, -h, r)))
+def _cone(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Apex at y = 0.95, base of radius 0.92 at y = -0.95."""
+    radius, height, bevel = 0.92, 1.9, 0.03
+    return _to_slope((x * x + z * z).sqrt(), y + 0.95, radius, height, bevel)
 
 
-def _cone(o, d):
-    h, r = 1.0, 0.9
-    k2 = (r / (2 * h)) ** 2
-    w, dy = h - o[:, 1], -d[:, 1]
-    a = d[:, 0] ** 2 + d[:, 2] ** 2 - k2 * dy * dy
-    b = o[:, 0] * d[:, 0] + o[:, 2] * d[:, 2] - k2 * w * dy
-    c = o[:, 0] ** 2 + o[:, 2] ** 2 - k2 * w * w
-    ok, t0, t1 = _quadratic(a, b, c)
-    sides = []
-    for t in (t0, t1):
-        p = o + d * t[:, None]
-        n = torch.stack([p[:, 0], k2 * (h - p[:, 1]), p[:, 2]], -1)
-        n = n / n.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-        sides.append((ok & (p[:, 1] < h) & (p[:, 1] > -h), t, n))
-    return _side_and_caps(o, d, sides[0], (sides[1], _cap(o, d, -h, r)))
+def _to_slope(r: Tensor, up: Tensor, radius: float, height: float, bevel: float) -> Tensor:
+    """Distance in a half plane to the triangle of axis, base and slope, grown by `bevel`."""
+    slant = math.hypot(radius, height)
+    # Shrink the triangle by the bevel on all sides.
+    base = bevel
+    tip = height - bevel * slant / radius
+    wide = radius * (tip - base) / height
+    # nearest point of the base, then of the slope
+    bx = r - r.clamp(max=wide)
+    by = up - base
+    dx, dy = -wide, tip - base
+    share = (((r - wide) * dx + (up - base) * dy) / (dx * dx + dy * dy)).clamp(0, 1)
+    sx, sy = r - wide - dx * share, up - base - dy * share
+    outside = (torch.minimum(bx * bx + by * by, sx * sx + sy * sy)).clamp(min=1e-12).sqrt()
+    inside = (up > base) & ((r - wide) * dy - (up - base) * dx < 0)
+    return torch.where(inside, -outside, outside) - bevel
 
 
-_SHAPES = {"ball": _ball, "cube": _cube, "cylinder": _cylinder, "cone": _cone}
+def _pyramid(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """A square base of half side 0.95 at y = -0.85, apex at y = 0.85; a bound outside it."""
+    half, height = 0.95, 1.7
+    bevel = 0.03
+    slant = math.hypot(half, height)
+    up = y + 0.85
+    side = torch.maximum(x.abs(), z.abs())
+    face = (side * height + (up - height) * half) / slant
+    base = -up
+    corner = (x.abs() * height + (up - height) * half) / slant
+    other = (z.abs() * height + (up - height) * half) / slant
+    planes = torch.maximum(face, base) + bevel
+    round_ = (
+        (corner + bevel).clamp(min=0).square()
+        + (other + bevel).clamp(min=0).square()
+        + (base + bevel).clamp(min=0).square()
+    ).sqrt()
+    # The planes' own distances underestimate nothing; near an edge their norm overestimates.
+    return torch.where(planes > 0, torch.maximum(planes, 0.72 * round_), planes) - bevel
+
+
+def _ring(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """A torus that stands: its axis is z."""
+    r = (x * x + y * y).sqrt() - 0.69
+    return (r * r + z * z).sqrt() - 0.31
+
+
+_SHAPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "ball": _ball,
+    "cube": _cube,
+    "cylinder": _cylinder,
+    "cone": _cone,
+    "pyramid": _pyramid,
+    "ring": _ring,
+}
+
+
+def _wave(x: Tensor, wide: Tensor, frequency: float) -> Tensor:
+    """A sine, faded where a ray covers much of its period."""
+    return torch.sin(frequency * x) * torch.exp(-0.12 * (frequency * wide).square())
+
+
+def _square_wave(x: Tensor, wide: Tensor) -> Tensor:
+    """+1 and -1 over periods of 2, averaged over a width."""
+    half = (0.5 * wide).clamp(min=5e-3)
+
+    def area(at: Tensor) -> Tensor:
+        return (torch.remainder(at, 2) - 1).abs()
+
+    return (area(x - half) - area(x + half)) / (2 * half)
+
+
+def _mix(share: Tensor, a: tuple, b: tuple) -> Float[Tensor, "... 3"]:
+    return share[..., None] * share.new_tensor(a) + (1 - share[..., None]) * share.new_tensor(b)
+
+
+def _checkered(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
+    odd = _square_wave(u / 1.2, wide_u / 1.2) * _square_wave(v / 1.2, wide_v / 1.2)
+    return _mix(0.5 + 0.5 * odd, (0.90, 0.89, 0.86), (0.28, 0.29, 0.33))
+
+
+def _wooden(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
+    width = 0.6
+    plank = torch.floor(u / width)
+    tint = 0.12 * torch.sin(plank * 12.9898) * torch.exp(-((wide_u / width) ** 2))
+    along = 1.3 * v + 3.1 * torch.sin(plank * 7.1)
+    grain = 0.045 * _wave(along + 0.35 * torch.sin(9 * u), wide_u + wide_v, 4.2)
+    edge = (u / width - plank - 0.5).abs() * 2  # 0 in the middle of a plank, 1 at its seam
+    seam_width = (0.05 + wide_u / width).clamp(max=1)
+    seam = ((edge - (1 - seam_width)) / seam_width).clamp(0, 1) * 0.05 / seam_width
+    bright = 0.94 + tint + grain - 0.42 * seam
+    return bright[..., None] * u.new_tensor((0.70, 0.51, 0.34))
+
+
+def _grassy(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
+    wide = wide_u + wide_v
+    big = _wave(1.1 * u + 0.8 * torch.sin(0.9 * v), wide, 1.0) * _wave(v - 0.4 * u, wide, 1.2)
+    small = _wave(u + 0.3 * torch.sin(2 * v), wide, 5.1) * _wave(v + 0.2 * u, wide, 4.3)
+    bright = 0.92 + 0.13 * big + 0.09 * small
+    return bright[..., None] * u.new_tensor((0.44, 0.64, 0.28))
+
+
+def _gray(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
+    return u.new_tensor((0.64, 0.64, 0.66)).expand(*u.shape, 3)
+
+
+def _sandy(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
+    wide = wide_u + wide_v
+    ripple = _wave(v + 0.28 * torch.sin(1.1 * u) + 0.12 * torch.sin(2.3 * u + v), wide, 5.2)
+    dune = _wave(u + 0.5 * v, wide, 0.8)
+    bright = 0.95 + 0.065 * ripple + 0.05 * dune
+    return bright[..., None] * u.new_tensor((0.88, 0.77, 0.56))
+
+
+_GROUNDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "checkered floor": _checkered,
+    "wooden floor": _wooden,
+    "grassy field": _grassy,
+    "gray floor": _gray,
+    "sandy beach": _sandy,
+}

@@ -2,24 +2,41 @@
 
 import json
 import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from svg2.training.data import ClipSet, open_clips
+from svg2.training.data import Store
 from svg2.training.muon import build_optimizers, set_rate
 
 LATENT_CHANNELS = 16
+_ON_DEVICE_BYTES = 48 << 30  # clips up to this size move to a GPU as a whole
+# What checkpoints hold that do not say it.
+_OLD_BASE_DIM = 32
 
 
-def build_vae() -> AutoencoderKLWan:
-    """8x8x2 compression: 17 frames of 128 x 128 become 9 x 16 x 16 tokens."""
+@dataclass(frozen=True)
+class Crops:
+    """What a step looks at: `batch` crops of `num_frames` frames and `size` x `size` pixels."""
+
+    batch: int
+    num_frames: int
+    size: int
+
+
+CROPS = {"cpu": Crops(4, 9, 64), "cuda": Crops(32, 9, 96)}
+
+
+def build_vae(base_dim: int = _OLD_BASE_DIM) -> AutoencoderKLWan:
+    """8x8x2 compression: 17 frames of 192 x 192 become 9 x 24 x 24 tokens."""
     return AutoencoderKLWan(
-        base_dim=32,
+        base_dim=base_dim,
         dim_mult=[1, 2],
         num_res_blocks=1,
         temperal_downsample=[True],
@@ -34,89 +51,102 @@ def build_vae() -> AutoencoderKLWan:
     )
 
 
-def to_model(frames: np.ndarray) -> Float[Tensor, "B 3 F H W"]:
-    """uint8 [B, F, H, W, 3] to the VAE's range -1 to 1."""
-    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1.0)
+def to_model(frames: UInt8[Tensor, "B F H W 3"]) -> Float[Tensor, "B 3 F H W"]:
+    """uint8 frames to the VAE's range -1 to 1."""
+    return frames.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1.0)
 
 
-def random_crops(
-    clips: ClipSet, batch: int, num_frames: int, size: int, rng: np.random.Generator
-) -> Float[Tensor, "B 3 F S S"]:
-    """Random space-time crops, half of them mirrored."""
-    _, length, height, width, _ = clips.frames.shape
-    out = np.empty((batch, num_frames, size, size, 3), dtype=np.uint8)
-    for b in range(batch):
-        n = rng.integers(clips.ready)
-        t = rng.integers(length - num_frames + 1)
-        # Latents are 8 x 8 pixels: crops on that grid see the phases that whole clips have.
-        y = 8 * rng.integers((height - size) // 8 + 1)
-        x = 8 * rng.integers((width - size) // 8 + 1)
-        crop = clips.frames[n, t : t + num_frames, y : y + size, x : x + size]
-        out[b] = crop[:, :, ::-1] if rng.random() < 0.5 else crop
-    return to_model(out)
+class CropSource:
+    """Random space-time crops of a store's clips, half of them mirrored."""
+
+    def __init__(self, store: Store, crops: Crops, rng: np.random.Generator, device: str) -> None:
+        self.store, self.crops, self.rng, self.device = store, crops, rng, device
+        self.rows: Tensor | np.ndarray = store.rows()
+        if torch.device(device).type == "cuda" and self.rows.nbytes <= _ON_DEVICE_BYTES:
+            self.rows = torch.from_numpy(np.array(self.rows)).to(device)
+
+    def draw(self) -> Float[Tensor, "B 3 F S S"]:
+        c, rng = self.crops, self.rng
+        count, length, height, width, _ = self.rows.shape
+        out = []
+        for _ in range(c.batch):
+            n, t = rng.integers(count), rng.integers(length - c.num_frames + 1)
+            # Latents are 8 x 8 pixels: crops on that grid see the phases that whole clips have.
+            y = 8 * rng.integers((height - c.size) // 8 + 1)
+            x = 8 * rng.integers((width - c.size) // 8 + 1)
+            crop = self.rows[n, t : t + c.num_frames, y : y + c.size, x : x + c.size]
+            crop = torch.as_tensor(np.array(crop) if isinstance(crop, np.ndarray) else crop)
+            out.append(crop.flip(2) if rng.random() < 0.5 else crop)
+        return to_model(torch.stack(out).to(self.device))
 
 
 def psnr_of(vae: AutoencoderKLWan, clips: Float[Tensor, "B 3 F H W"]) -> float:
     """Reconstruction PSNR in dB over `clips`, from the posterior's mean."""
     with torch.no_grad():
         error = [
-            (vae.decode(vae.encode(c[None]).latent_dist.mode()).sample - c).pow(2).mean().item()
+            (vae.decode(vae.encode(c[None]).latent_dist.mode()).sample.clamp(-1, 1) - c)
+            .pow(2)
+            .mean()
+            .item()
             for c in clips
         ]
     return float(-10 * np.log10(np.mean(error) / 4))
 
 
 def train_vae(
-    clips_folder: Path,
+    store: Store,
     checkpoint: Path,
     minutes: float,
     *,
     frozen_encoder: Path | None = None,
-    batch: int = 4,
-    num_frames: int = 9,
-    size: int = 64,
+    base_dim: int = 48,
+    crops: Crops | None = None,
     lr: float = 2e-3,
     seed: int = 0,
     device: str = "cpu",
 ) -> dict:
-    """Train for `minutes` of wall time; writes `checkpoint` and returns its record.
+    """Train for `minutes` of wall time in all; writes `checkpoint` and returns its record.
 
     With `frozen_encoder`, start from that checkpoint and train its decoder alone: latents stay as
     a denoiser was trained on. The schedule is a fraction of the time, so a slow machine gets fewer
     steps, not a cut schedule.
     """
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    vae = build_vae().to(device) if frozen_encoder is None else open_vae(frozen_encoder, device)
+    kind = torch.device(device).type
+    record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "base_dim": base_dim}
+    if checkpoint.exists():
+        vae, record = open_vae(checkpoint, device), _load(checkpoint)[1]
+    elif frozen_encoder is not None:
+        vae = open_vae(frozen_encoder, device)
+        record["base_dim"] = vae.config["base_dim"]
+    else:
+        vae = build_vae(base_dim).to(device)
     if frozen_encoder is not None:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     optimizers = build_optimizers(vae, lr, is_matrix=lambda _, p: p.ndim >= 4)
-    record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0}
-    if checkpoint.exists():
-        state = _load(checkpoint, device)
-        vae.load_state_dict(state["model"])
-        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved_state)
-        record = json.loads(state["record"])
-        rng = np.random.default_rng(seed + record["steps"])
+    rng = np.random.default_rng((seed, record["steps"]))
+    source = CropSource(store, crops or CROPS[kind], rng, device)
     started, saved = time.monotonic() - record["seconds"], time.monotonic()
-    errors: list[float] = []
+    first_step = record["steps"]
+    errors: list[Tensor] = []
     while True:
         progress = (time.monotonic() - started) / (60 * minutes)
         if progress >= 1:
             break
-        warm = min(1.0, (record["steps"] + 1) / 100)
+        warm = min(1.0, (record["steps"] - first_step + 1) / 100)
         set_rate(optimizers, warm * float(0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress))))
-        clips = random_crops(open_clips(clips_folder), batch, num_frames, size, rng).to(device)
-        with torch.set_grad_enabled(frozen_encoder is None):
-            posterior = vae.encode(clips).latent_dist
-            # Sampled latents in half the batches: a denoiser's are not exact either.
-            latents = posterior.sample() if record["steps"] % 2 else posterior.mode()
-        output = vae.decode(latents).sample
-        mse = (output - clips).pow(2).mean()
+        clips = source.draw()
+        with autocast(device):
+            with torch.set_grad_enabled(frozen_encoder is None):
+                posterior = vae.encode(clips).latent_dist
+                # Sampled latents in half the batches: a denoiser's are not exact either.
+                latents = posterior.sample() if record["steps"] % 2 else posterior.mode()
+            output = vae.decode(latents).sample
+        error = output.float() - clips
+        mse = error.pow(2).mean()
         divergence = posterior.kl().mean() / latents[0].numel()
-        loss = mse + 0.05 * (output - clips).abs().mean() + 3e-5 * divergence
+        loss = mse + 0.05 * error.abs().mean() + 3e-5 * divergence
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -125,9 +155,9 @@ def train_vae(
             optimizer.step()
         record["steps"] += 1
         record["seconds"] = time.monotonic() - started
-        errors.append(mse.item())
+        errors.append(mse.detach())
         if record["steps"] % 100 == 0:
-            psnr_db = float(-10 * np.log10(np.mean(errors) / 4))
+            psnr_db = float(-10 * np.log10(torch.stack(errors).mean().item() / 4))
             record["log"].append([record["steps"], round(record["seconds"]), round(psnr_db, 2)])
             print(
                 f"vae step {record['steps']}, {record['seconds']:.0f} s, {psnr_db:.2f} dB",
@@ -135,28 +165,41 @@ def train_vae(
             )
             errors = []
         if time.monotonic() - saved > 60:
-            _save(checkpoint, vae, optimizers, record)
+            _save(checkpoint, vae, record)
             saved = time.monotonic()
-    _save(checkpoint, vae, optimizers, record)
+    record["finished"] = True
+    _save(checkpoint, vae, record)
     return record
+
+
+def autocast(device: str) -> AbstractContextManager:
+    """bf16 where a GPU multiplies in it; CPUs stay in fp32."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
 
 
 def open_vae(source: Path, device: str = "cpu") -> AutoencoderKLWan:
     """The VAE of a checkpoint, or of the folder of a shipped pipeline."""
     if source.is_dir():
         return AutoencoderKLWan.from_pretrained(source, subfolder="vae").to(device).float()
-    vae = build_vae().to(device)
-    vae.load_state_dict(_load(source, device)["model"])
-    return vae
+    state, record = _load(source)
+    vae = build_vae(record.get("base_dim", _OLD_BASE_DIM))
+    vae.load_state_dict(state)
+    return vae.to(device)
 
 
-def _load(checkpoint: Path, device: str) -> dict:
-    return torch.load(checkpoint, map_location=device, weights_only=True)
+def checkpoint_record(checkpoint: Path) -> dict | None:
+    """What a checkpoint says of its training; None where there is none."""
+    return _load(checkpoint)[1] if checkpoint.exists() else None
 
 
-def _save(checkpoint: Path, vae, optimizers, record: dict) -> None:
+def _load(checkpoint: Path) -> tuple[dict, dict]:
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return content["model"], json.loads(content["record"])
+
+
+def _save(checkpoint: Path, vae: AutoencoderKLWan, record: dict) -> None:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     part = checkpoint.with_suffix(".part")
-    state = {"model": vae.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    torch.save(state | {"record": json.dumps(record)}, part)
+    torch.save({"model": vae.state_dict(), "record": json.dumps(record)}, part)
     part.replace(checkpoint)

@@ -12,7 +12,6 @@ from svg2.generate import Progress
 from svg2.jobs import Studio, Wish
 from svg2.request import RequestError
 from svg2.trace import save_trace
-from svg2.training.grammar import EXAMPLES
 from tests.traces import make_synthetic_trace
 
 
@@ -48,7 +47,7 @@ def test_what_people_type_is_escaped() -> None:
 
 
 def test_prompts_outside_the_grammar_are_named() -> None:
-    assert all(app.grammar_note(prompt) == "" for prompt in EXAMPLES)
+    assert all(app.grammar_note(prompt) == "" for prompt in app.KNOWN.examples)
     note = app.grammar_note("a zebra reading a newspaper")
     assert "knows only its own grammar" in note
     assert "zebra" in note

@@ -6,32 +6,59 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+from svg2.models import BUILTIN_FOLDER
+from svg2.training import __main__ as stages
 from svg2.training.__main__ import main
-from svg2.training.data import open_clips
-from svg2.training.dit import Denoiser, Places, _positions
+from svg2.training.data import Store
+from svg2.training.dit import (
+    Denoiser,
+    Places,
+    _positions,
+    _started_from,
+    encode_clips,
+    load_denoiser,
+)
+from svg2.training.grammar import Body, Scene, knowledge_of, vocabulary
 from svg2.training.muon import orthogonalise
+from svg2.training.pipeline import words_of
+from svg2.training.vae import checkpoint_record
+
+PROMPT = "a red ball rolling to the right and a blue cube spinning over a checkered floor"
 
 
 @pytest.mark.slow
 def test_stages_from_clips_to_a_pipeline(tmp_path):
-    def stage(name: str, *args: str) -> None:
-        main([name, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *args])
+    work, out = tmp_path / "work", tmp_path / "out"
 
-    stage("render", "--clips", "2")
-    assert open_clips(tmp_path / "work" / "clips").ready == 2
-    stage("render", "--clips", "2")  # nothing left to do
+    def stage(name: str, *args: str) -> None:
+        main([name, "--work", str(work), "--out", str(out), "--device", "cpu", *args])
+
+    stage("render", "--vae-clips", "2")
+    clips = Store(work / "clips")
+    assert len(clips) == 2
+    first = np.array(clips.rows())
+    stage("render", "--vae-clips", "3")  # goes on
+    assert len(clips) == 3
+    assert np.array_equal(clips.rows()[:2], first)
     stage("vae", "--minutes", "0.02")
-    stage("dit", "--minutes", "0.03")
-    stage("dit", "--minutes", "0.06")  # resumes
+    stage("encode", "--clips", "4")  # one more than were rendered
+    latents = Store(work / "latents")
+    assert latents.scenes[:3] == clips.scenes
+    assert latents.rows().shape == (4, 2, 16, 9, 24, 24)
+    stage("dit", "--minutes", "0.03", "--clips", "4")
+    stage("dit", "--minutes", "0.06", "--clips", "4")  # resumes
     stage("decoder", "--minutes", "0.02")
     stage("ship")
-    (tmp_path / "work" / "dit.pt").unlink()
-    stage("dit", "--minutes", "0.02", "--start", str(tmp_path / "out"))
-    pipe = WanPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
-    lab = json.loads((tmp_path / "out" / "lab.json").read_text())
+    assert knowledge_of(out).words == frozenset(vocabulary())
+    assert sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) < 28e6
+    assert all(f.stat().st_size < 10e6 for f in out.rglob("*") if f.is_file())
+    pipe = WanPipeline.from_pretrained(out, local_files_only=True)
+    lab = json.loads((out / "lab.json").read_text())
+    assert len(pipe.tokenizer(PROMPT).input_ids) <= lab["max_sequence_length"]
     frames = pipe(
-        "a red ball",
+        PROMPT,
         height=32,
         width=32,
         num_frames=5,
@@ -42,6 +69,75 @@ def test_stages_from_clips_to_a_pipeline(tmp_path):
     ).frames
     assert frames.shape == (1, 5, 32, 32, 3)
     assert np.isfinite(frames).all()
+
+
+@pytest.mark.slow
+def test_one_call_makes_a_whole_and_another_goes_on_from_it(tmp_path, monkeypatch):
+    work, out = tmp_path / "work", tmp_path / "out"
+    judged = []
+    monkeypatch.setattr(stages.Training, "evaluate", lambda self, minutes: judged.append(minutes))
+
+    def record(name: str) -> dict:
+        found = checkpoint_record(work / name)
+        assert found is not None
+        return found
+
+    call = ["all", "--work", str(work), "--out", str(out), "--device", "cpu"]
+    main([*call, "--minutes", "0.2", "--vae-clips", "1", "--clips", "1"])
+    spent = record("dit.pt")["seconds"]
+    vae_steps = record("vae.pt")["steps"]
+    assert (out / "model_index.json").exists()
+    main([*call, "--minutes", "0.2", "--vae-clips", "1", "--clips", "1"])
+    assert record("dit.pt")["seconds"] > spent
+    assert record("vae.pt")["steps"] == vae_steps  # latents depend on it
+    assert len(judged) == 2
+
+
+def test_latents_of_another_autoencoder_are_refused(tmp_path):
+    scene = Scene((Body("red", "ball"),))
+    latents = Store(tmp_path / "latents")
+    latents.append(np.zeros((1, 2, 16, 1, 1, 1), np.float16), [scene], vae="another")
+    with pytest.raises(ValueError, match="another VAE"):
+        encode_clips(Store(tmp_path / "none"), latents, BUILTIN_FOLDER, 2)
+
+
+def test_a_broken_off_append_is_overwritten(tmp_path):
+    scene = Scene((Body("red", "ball"),))
+    store = Store(tmp_path)
+    store.append(np.full((1, 3), 1, np.uint8), [scene])
+    with (tmp_path / "rows.bin").open("ab") as out:
+        out.write(b"part")
+    store.append(np.full((2, 3), 2, np.uint8), [scene, scene])
+    assert store.rows().tolist() == [[1] * 3, [2] * 3, [2] * 3]
+
+
+def test_the_shipped_weights_go_on_with_more_words():
+    model = _started_from(BUILTIN_FOLDER)
+    shipped = UMT5EncoderModel.from_pretrained(BUILTIN_FOLDER, subfolder="text_encoder").float()
+    known, table = words_of(BUILTIN_FOLDER), model.text_encoder.shared.weight
+    old = PreTrainedTokenizerFast.from_pretrained(BUILTIN_FOLDER / "tokenizer")
+    assert len(model.tokenizer) > len(old)
+    for word in known:
+        before = shipped.shared.weight[old.convert_tokens_to_ids(word)]
+        after = table[model.tokenizer.convert_tokens_to_ids(word)]
+        assert torch.equal(before, after)
+    prompt = "a red ball rolling to the right over a checkered floor"
+    with torch.no_grad():
+        mine = model.encode([prompt], 16)
+        ids = old(prompt, return_tensors="pt").input_ids
+        theirs = shipped(ids).last_hidden_state
+    assert torch.allclose(mine[:, : theirs.shape[1]], theirs, atol=1e-5)
+    assert torch.isfinite(model.encode(["a pink pyramid orbiting"], 16)).all()
+
+
+def test_a_checkpoint_without_words_takes_those_of_the_shipped_model(tmp_path):
+    known = words_of(BUILTIN_FOLDER)
+    model = Denoiser(known)
+    averages = {name: p.detach() for name, p in model.named_parameters()}
+    state = {"model": model.state_dict(), "ema": averages, "record": json.dumps({"steps": 1})}
+    torch.save(state, tmp_path / "dit.pt")
+    loaded, _ = load_denoiser(tmp_path / "dit.pt", BUILTIN_FOLDER)
+    assert loaded.words == known
 
 
 def test_a_subset_of_tokens_gets_the_positions_of_its_places():

@@ -1,0 +1,213 @@
+"""Where everything is at each frame of a `Scene`: what a prompt leaves open, drawn at random.
+
+A pinhole camera; x points to the right, y up, z away from the viewer; the ground is y = 0.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from svg2.training.grammar import Body, Scene
+
+EYE = (0.0, 1.9, -4.1)
+PITCH = 0.27  # radians below the horizon
+FOCAL = 1.55  # in half image widths
+# Half height of a shape of size 1 as it stands, and what it rolls on.
+HALF_HEIGHT = {
+    **{"ball": 1.0, "cube": 0.85, "cylinder": 0.95},
+    **{"cone": 0.95, "pyramid": 0.85, "ring": 1.0},
+}
+_ROLL_RADIUS = {"ball": 1.0, "cylinder": 0.72, "ring": 1.0}
+# The ball that a shape of size 1 fits into; a little more than it needs.
+BOUND = {"ball": 1.02, "cube": 1.45, "cylinder": 1.22, "cone": 1.36, "pyramid": 1.5, "ring": 1.02}
+_PAN = 0.2  # radians, first frame to last
+_ZOOM = 0.95  # of the way forward, first frame to last
+_TRIES = 40
+# Direction towards the sun before normalising: x, z and their spread.
+_SUNS = {"clear": (-0.6, -0.6, 0.15), "sunset": (-1.35, -0.55, 0.2), "cloudy": (-0.25, -0.3, 0.1)}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One clip's geometry.
+
+    Attributes:
+        sizes: radius of each body.
+        centres, turns: of each body at each frame; `turns` take object axes to the world's.
+        light: unit vector towards the sun.
+        ground_shift: offset of the ground's texture.
+        eye, yaw: of the camera at each frame; a positive yaw looks to the right.
+    """
+
+    sizes: Float[ndarray, " O"]
+    centres: Float[ndarray, "O F 3"]
+    turns: Float[ndarray, "O F 3 3"]
+    light: Float[ndarray, "3"]
+    ground_shift: tuple[float, float]
+    eye: Float[ndarray, "F 3"]
+    yaw: Float[ndarray, " F"]
+
+    @property
+    def camera_moves(self) -> bool:
+        return bool(np.ptp(self.yaw) > 0 or np.ptp(self.eye, axis=0).max() > 0)
+
+
+def place(scene: Scene, num_frames: int, rng: random.Random) -> Placement:
+    """Draw a placement for `scene`; more frames sample the same motion more finely."""
+    times = np.linspace(0, 1, num_frames) if num_frames > 1 else np.zeros(1)
+    eye, yaw = _camera(scene.camera, times)
+    best, most_room = None, -math.inf
+    for _ in range(_TRIES):
+        drawn = [_place_body(body, scene, times, rng) for body in scene.bodies]
+        room = min(_gap(drawn), _view_gap(drawn))
+        if room > most_room:
+            best, most_room = drawn, room
+        if room > 0:
+            break
+    assert best is not None
+    x, z, spread = _SUNS[scene.sky]
+    light = np.array([x + rng.uniform(-spread, spread), 1.0, z + rng.uniform(-spread, spread)])
+    light[0] *= rng.choice((-1, 1))
+    return Placement(
+        sizes=np.array([size for size, _, _ in best]),
+        centres=np.stack([centres for _, centres, _ in best]),
+        turns=np.stack([turns for _, _, turns in best]),
+        light=light / np.linalg.norm(light),
+        ground_shift=(rng.uniform(0, 2.4), rng.uniform(0, 2.4)),
+        eye=eye,
+        yaw=yaw,
+    )
+
+
+def project(points: Float[ndarray, "F 3"], placement: Placement) -> Float[ndarray, "F 2"]:
+    """Where world points, one a frame, are in the image: (x, y) in shares of its width."""
+    away = points - placement.eye
+    c, s = np.cos(placement.yaw), np.sin(placement.yaw)
+    x, z = c * away[:, 0] - s * away[:, 2], s * away[:, 0] + c * away[:, 2]
+    c, s = math.cos(PITCH), math.sin(PITCH)
+    up, depth = c * away[:, 1] + s * z, c * z - s * away[:, 1]
+    return np.stack([0.5 + FOCAL * x / depth / 2, 0.5 - FOCAL * up / depth / 2], axis=-1)
+
+
+def camera_effect(camera: str) -> tuple[float, float]:
+    """What a camera's move does to a body at rest: shift in x in widths, growth in size."""
+    times = np.array([0.0, 1.0])
+    eye, yaw = _camera(camera, times)
+    zeros = np.zeros((1, 2, 3))
+    turns = np.zeros((1, 2, 3, 3))
+    placement = Placement(np.ones(1), zeros, turns, zeros[0, 0], (0, 0), eye, yaw)
+    rest = np.array([[0.0, 0.7, 0.3]] * 2)
+    x = project(rest, placement)[:, 0]
+    wide = project(rest + np.array([0.1, 0, 0]), placement)[:, 0] - x
+    return float(x[1] - x[0]), float(wide[1] / wide[0])
+
+
+def _camera(camera: str, times: ndarray) -> tuple[ndarray, ndarray]:
+    eye = np.tile(np.array(EYE), (len(times), 1))
+    yaw = np.zeros(len(times))
+    if camera.startswith("pan"):
+        sign = 1 if camera == "pan right" else -1
+        yaw = sign * _PAN * (times - 0.5)
+    elif camera == "zoom in":
+        ahead = np.array([0.0, -math.sin(PITCH), math.cos(PITCH)])
+        eye = eye + _ZOOM * times[:, None] * ahead
+    return eye, yaw
+
+
+def _place_body(
+    body: Body, scene: Scene, times: ndarray, rng: random.Random
+) -> tuple[float, ndarray, ndarray]:
+    """Size, centres [F, 3] and turns [F, 3, 3] of one body."""
+    alone = len(scene.bodies) == 1
+    size = rng.uniform(0.7, 0.88) if alone else rng.uniform(0.5, 0.62)
+    frames = len(times)
+    if alone:
+        x0, z0 = rng.uniform(-0.7, 0.7), rng.uniform(-0.2, 0.6)
+    elif any(b.motion == "orbit" for b in scene.bodies):
+        x0, z0 = rng.uniform(-0.2, 0.2), rng.uniform(0.2, 0.5)  # the other goes around it
+    else:
+        x0, z0 = rng.uniform(-1.25, 1.25), rng.uniform(-0.7, 1.3)
+    x, y, z = np.full(frames, x0), np.zeros(frames), np.full(frames, z0)
+    yaw = np.full(frames, rng.uniform(0, 2 * math.pi))
+    if body.shape == "ring":
+        yaw[:] = rng.uniform(-0.7, 0.7)  # its hole to the viewer
+    heading = None
+    if body.motion in ("roll", "slide"):
+        length = rng.uniform(2.2, 2.9)
+        if body.direction in ("left", "right"):
+            sign = 1.0 if body.direction == "right" else -1.0
+            start = rng.uniform(-1.6, -1.1) if alone else rng.uniform(-1.7, -0.9)
+            x = sign * (start + length * times)
+            heading = np.array([sign, 0.0])
+        else:
+            sign = 1.0 if body.direction == "away" else -1.0
+            near = rng.uniform(-1.2, -0.6)
+            z = near + length * (times if sign > 0 else 1 - times)
+            heading = np.array([0.0, sign])
+    elif body.motion == "bounce":
+        height, phase = rng.uniform(0.8, 1.1), rng.choice((0.0, 0.5))
+        u = (phase + 1.5 * times) % 1.0
+        y = 4 * height * u * (1 - u)
+    elif body.motion == "spin":
+        yaw = yaw + rng.choice((-1, 1)) * rng.uniform(0.8, 1.1) * math.pi * times
+    elif body.motion == "orbit":
+        radius = rng.uniform(0.75, 0.95) if alone else rng.uniform(1.2, 1.4)
+        middle = (rng.uniform(-0.2, 0.2), rng.uniform(0.2, 0.5))
+        angle = rng.uniform(0, 2 * math.pi) + rng.choice((-1, 1)) * 1.9 * math.pi * times
+        x, z = middle[0] + radius * np.cos(angle), middle[1] + radius * np.sin(angle)
+    turns = _about_y(yaw)
+    lift = HALF_HEIGHT[body.shape]
+    if body.motion == "roll" and heading is not None:
+        along = x * heading[0] + z * heading[1]
+        angle = (along - along[0]) / (_ROLL_RADIUS[body.shape] * size)
+        lift = _ROLL_RADIUS[body.shape]
+        turns = _about_y(np.full(frames, math.atan2(-heading[1], heading[0]))) @ _about_z(-angle)
+        if body.shape == "cylinder":
+            turns = turns @ _about_x(np.full(frames, math.pi / 2))  # it lies on its side
+        elif body.shape == "ball":
+            turns = turns @ _about_x(np.full(frames, rng.uniform(0, 2 * math.pi)))
+    centres = np.stack([x, y + lift * size, z], axis=-1)
+    return size, centres, turns
+
+
+def _gap(drawn: list[tuple[float, ndarray, ndarray]]) -> float:
+    """Least distance between balls about the bodies over all frames; corners may stick out."""
+    if len(drawn) == 1:
+        return math.inf
+    (size_a, a, _), (size_b, b, _) = drawn
+    return float(np.linalg.norm(a - b, axis=-1).min() - 1.15 * (size_a + size_b))
+
+
+def _view_gap(drawn: list[tuple[float, ndarray, ndarray]]) -> float:
+    """How far apart they are as seen from the start of the camera's way, in most of the frames."""
+    if len(drawn) == 1:
+        return math.inf
+    away = [centres - np.array(EYE) for _, centres, _ in drawn]
+    depths = [np.linalg.norm(a, axis=-1) for a in away]
+    cosine = (away[0] * away[1]).sum(-1) / (depths[0] * depths[1])
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    radii = drawn[0][0] / depths[0] + drawn[1][0] / depths[1]
+    return float(np.quantile(angle - 0.75 * radii, 0.4))
+
+
+def _about_x(angle: ndarray) -> Float[ndarray, "F 3 3"]:
+    return _rotation(angle, 1, 2)
+
+
+def _about_y(angle: ndarray) -> Float[ndarray, "F 3 3"]:
+    return _rotation(angle, 2, 0)
+
+
+def _about_z(angle: ndarray) -> Float[ndarray, "F 3 3"]:
+    return _rotation(angle, 0, 1)
+
+
+def _rotation(angle: ndarray, i: int, j: int) -> ndarray:
+    turn = np.tile(np.eye(3), (len(angle), 1, 1))
+    c, s = np.cos(angle), np.sin(angle)
+    turn[:, i, i], turn[:, j, j], turn[:, i, j], turn[:, j, i] = c, c, -s, s
+    return turn

@@ -1,0 +1,195 @@
+"""What a clip shows, from its frames alone: where the body of a colour is, and how it moves.
+
+Bodies are found by hue. White ones can't be: floors and clouds are as white.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from numpy import ndarray
+
+from svg2.training.grammar import Body, Scene
+from svg2.training.placement import camera_effect
+
+# OpenCV hue (0 to 180), how far from it, and the least saturation that no ground or sky reaches.
+HUES = {
+    "red": (0, 6, 140),
+    "orange": (13, 6, 190),
+    "yellow": (26, 5, 150),
+    "green": (65, 16, 180),
+    "cyan": (91, 9, 150),
+    "blue": (116, 9, 160),
+    "purple": (139, 11, 110),
+    "pink": (165, 9, 80),
+}
+_LEAST_VALUE = 40
+_LEAST_AREA = 0.0025  # of the frame
+_PIECE = 0.2  # of the largest region: smaller ones are no part of the body
+_MOVED_X = 0.14  # of the width, first to last
+_MOVED_Y = 0.07  # of the height, highest to lowest
+_GROWN, _SHRUNK = 1.2, 0.83
+_WOUND = 3.4  # radians around its middle that a body on its orbit goes at least
+_TURNED = 5.0  # change inside a turning body, of 255, over four frames
+_PATCH = 32
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A body of one colour in a clip.
+
+    Attributes:
+        masks: its pixels; all false where it is unseen.
+        track: centre (x, y) in shares of width and height, and the root of its area in shares of
+            the frame's; nan where unseen.
+        change: how much its inside changes over four frames, of 255.
+    """
+
+    masks: Bool[ndarray, "F H W"]
+    track: Float[ndarray, "F 3"]
+    change: float
+
+    @property
+    def seen(self) -> float:
+        """Share of the frames that show it."""
+        return float(np.isfinite(self.track[:, 0]).mean())
+
+    def has_colour(self, alone: bool = True) -> bool:
+        """Whether most frames show it; another body may hide it for a while."""
+        return self.seen >= (0.8 if alone else 0.6)
+
+
+def object_mask(frame: UInt8[ndarray, "H W 3"], colour: str) -> Bool[ndarray, "H W"]:
+    """The largest regions of `colour`, empty where none is large enough."""
+    hue, spread, saturation = HUES[colour]
+    hsv = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV).astype(np.int16)
+    distance = np.abs((hsv[..., 0] - hue + 90) % 180 - 90)
+    match = (distance <= spread) & (hsv[..., 1] >= saturation) & (hsv[..., 2] >= _LEAST_VALUE)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(match.astype(np.uint8))
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    if count < 2 or areas.max() < _LEAST_AREA * match.size:
+        return np.zeros(match.shape, dtype=bool)
+    return np.isin(labels, np.nonzero(areas >= _PIECE * areas.max())[0])
+
+
+def sight(frames: UInt8[ndarray, "F H W 3"], colour: str) -> Sight:
+    """Follow the body of `colour` through a clip."""
+    masks = np.stack([object_mask(frame, colour) for frame in frames])
+    track = np.full((len(frames), 3), np.nan)
+    for i, mask in enumerate(masks):
+        ys, xs = np.nonzero(mask)
+        if len(xs):
+            size = np.sqrt(len(xs) / mask.size)
+            track[i] = xs.mean() / mask.shape[1], ys.mean() / mask.shape[0], size
+    return Sight(masks, track, _change(frames, masks, track))
+
+
+def _change(frames: ndarray, masks: ndarray, track: ndarray, lag: int = 4) -> float:
+    """Mean difference of patches around the body over `lag` frames, where both show it."""
+    height, width = frames.shape[1:3]
+    patches: list[tuple[ndarray, ndarray] | None] = []
+    for frame, mask, (x, y, size) in zip(frames, masks, track, strict=True):
+        if np.isnan(x):
+            patches.append(None)
+            continue
+        side = 1.3 * size * np.sqrt(height * width) / _PATCH
+        matrix = np.array(
+            [
+                [side, 0, x * width - side * _PATCH / 2],
+                [0, side, y * height - side * _PATCH / 2],
+            ]
+        )
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        inside = cv2.erode(mask.astype(np.float32), np.ones((3, 3)))
+        warp = functools.partial(cv2.warpAffine, M=matrix, dsize=(_PATCH, _PATCH), flags=flags)
+        patches.append((warp(gray), warp(inside) > 0.99))
+    found = []
+    for before, after in zip(patches, patches[lag:], strict=False):
+        if before is None or after is None:
+            continue
+        both = before[1] & after[1]
+        if both.sum() >= 30:
+            found.append(float(np.abs(before[0] - after[0])[both].mean()))
+    return float(np.median(found)) if found else 0.0
+
+
+def moves_as(seen: Sight, body: Body, scene: Scene) -> bool:
+    """Whether the movement is the asked one, the camera's own taken out."""
+    if not seen.has_colour(len(scene.bodies) == 1):
+        return False
+    frames = np.nonzero(np.isfinite(seen.track[:, 0]))[0]
+    share = frames / max(len(seen.track) - 1, 1)
+    camera_x, camera_growth = camera_effect(scene.camera)
+    x = seen.track[frames, 0] - camera_x * share
+    size = seen.track[frames, 2] / camera_growth**share
+    zoom = camera_growth**share
+    y = 0.5 + (seen.track[frames, 1] - 0.5) / zoom
+    # A few frames at each end, since one body may hide another at one of them.
+    first, last = slice(None, 3), slice(-3, None)
+    shift = float(np.median(x[last]) - np.median(x[first])) * len(x) / max(len(x) - 2, 1)
+    growth = float(np.median(size[last]) / np.median(size[first]))
+    range_x, range_y = float(np.ptp(x)), float(np.ptp(y))
+    sideways = abs(shift) > _MOVED_X
+    if body.motion == "orbit":
+        return range_x > _MOVED_X and _winding(x, y) > _WOUND
+    if body.direction in ("left", "right"):
+        return sideways and (shift > 0) == (body.direction == "right")
+    if body.direction == "towards":
+        return growth > _GROWN
+    if body.direction == "away":
+        return growth < _SHRUNK
+    if sideways or not _SHRUNK**1.5 < growth < _GROWN**1.5:
+        return False
+    if body.motion == "bounce":
+        return range_y > _MOVED_Y
+    if range_y > _MOVED_Y * 1.5:
+        return False
+    return (seen.change > _TURNED) == (body.motion == "spin")
+
+
+def _winding(x: ndarray, y: ndarray) -> float:
+    """Angle that a path goes about its middle, in radians, each axis scaled to its range."""
+    ends = [np.array([v.min(), v.max()]) for v in (x, y)]
+    scaled = [
+        (v - e.mean()) / max(float(np.ptp(e)), 0.02) for v, e in zip((x, y), ends, strict=True)
+    ]
+    angle = np.unwrap(np.arctan2(scaled[1], scaled[0]))
+    return float(abs(angle[-1] - angle[0]))
+
+
+def flicker(frames: UInt8[ndarray, "F H W 3"]) -> float:
+    """Mean second difference over time, of 255: what moves evenly counts little, noise counts."""
+    values = frames.astype(np.float32)
+    return float(np.abs(values[2:] - 2 * values[1:-1] + values[:-2]).mean() / 2)
+
+
+def following(
+    labels: ndarray, grid: tuple[int, int, int], masks: Bool[ndarray, "F H W"]
+) -> float | None:
+    """Share of a cluster's last-frame tokens on the body under which it has most in the first.
+
+    Args:
+        labels: cluster of each token, tokens in (frame, row, column) order.
+        masks: pixels of the body.
+    Returns:
+        None where the body is unseen in the first or the last frame; 0 where the cluster has no
+        tokens left.
+    """
+    t, y, x = grid
+    tokens = labels.reshape(t, y, x)
+    first, last = (_on_tokens(masks[i], y, x) for i in (0, -1))
+    if not first.any() or not last.any():
+        return None
+    cluster = np.bincount(tokens[0][first]).argmax()
+    mine = tokens[-1] == cluster
+    return float((mine & last).sum() / mine.sum()) if mine.any() else 0.0
+
+
+def _on_tokens(mask: Bool[ndarray, "H W"], rows: int, columns: int) -> Bool[ndarray, "Y X"]:
+    """Tokens that the body covers by a third or more, so that its rim counts as its own."""
+    covered = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+    return covered >= 1 / 3

@@ -1,0 +1,146 @@
+"""The evaluation measures a real pipeline, and keeps what is done."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from svg2.training import evaluate
+from svg2.training.dit import Denoiser
+from svg2.training.evaluate import checkpoint_hash, evaluate_model, held_out_prompts, judge
+from svg2.training.grammar import Body, Knowledge, Scene, held_out, parse, vocabulary
+from svg2.training.pipeline import assemble, ship
+from svg2.training.render import render_one
+from svg2.training.shapes import ShapeNet, crop, load_or_train, rendered_crops, train
+from svg2.training.sight import sight
+from svg2.training.vae import build_vae
+
+EVERYTHING = Knowledge(frozenset(vocabulary()))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shipped pipeline with random weights, whose default clip is small and quick."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = Denoiser()
+    pipe = assemble(build_vae(), model.transformer, model.text_encoder, model.tokenizer)
+    ship(pipe, folder, 48)
+    lab = json.loads((folder / "lab.json").read_text())
+    lab |= {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
+    (folder / "lab.json").write_text(json.dumps(lab | {"num_q_clusters": 8, "num_k_clusters": 16}))
+    return folder
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """An untrained classifier on disk: these tests are not about its answers."""
+    path = tmp_path / "shapes.pt"
+    torch.save({"model": ShapeNet().state_dict(), "accuracy": 0.0}, path)
+    return path
+
+
+def test_held_out_prompts_are_of_combinations_never_trained_on():
+    asked = held_out_prompts(100, EVERYTHING)
+    assert sum(len(scene.bodies) == 2 for scene, _ in asked) == 40
+    for scene, prompt in asked:
+        assert held_out(scene)
+        assert parse(prompt) == scene
+    few = Knowledge(EVERYTHING.words - {"and", "ring", "cyan"})
+    for scene, prompt in held_out_prompts(30, few):
+        assert len(scene.bodies) == 1
+        assert few.covers(prompt)
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_goes_on_and_a_whole_one_is_kept(
+    untrained, classifier, tmp_path, monkeypatch
+):
+    path, target = tmp_path / "evaluation.json", tmp_path / "whole.json"
+
+    def run(prompts: int, **more) -> dict:
+        return evaluate_model(untrained, path, prompts, shapes=classifier, target=target, **more)
+
+    generate, calls = evaluate.generate_dense, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(*args)
+
+    monkeypatch.setattr(evaluate, "generate_dense", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(2)
+    partial = json.loads(path.read_text())
+    assert not partial["complete"]
+    assert partial["shares"]["dense"]["prompts"] == 1
+    assert not target.exists()
+
+    report = run(2)
+    assert len(calls) == 3  # the first prompt was not generated again
+    assert report["complete"]
+    assert report["checkpoint"] == checkpoint_hash(untrained)
+    assert json.loads(target.read_text()) == json.loads(path.read_text())
+    assert set(report["shares"]) == {"dense", "svg2", "svg2-comp"}
+    assert report["fidelity"]["svg2"]["psnr_db_median"] > 10
+    assert report["reconstruction_db"] > 0
+
+
+def test_the_hash_tells_weights_apart(untrained, tmp_path):
+    first = checkpoint_hash(untrained)
+    assert first == checkpoint_hash(untrained)
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "a.safetensors").write_bytes(b"other")
+    assert checkpoint_hash(tmp_path) != first
+
+
+@pytest.mark.slow
+def test_shapes_of_rendered_clips_are_told_apart(monkeypatch):
+    monkeypatch.setattr("svg2.training.shapes._FRAME", 96)
+    net = ShapeNet()
+    accuracy = train(net, *rendered_crops(400, "test shapes"), epochs=25)
+    assert accuracy > 0.8  # the stage trains on five times as many
+    right = total = 0
+    for i in range(18):
+        shape = ("ball", "cube", "cylinder", "cone", "pyramid", "ring")[i % 6]
+        scene = Scene((Body("blue", shape, "slide", "left"),), "wooden floor")
+        frames = render_one(scene, 3, 96, random.Random(f"unseen {i}")).frames[0].numpy()
+        verdict = judge(frames, scene, net)
+        right += verdict["shape_ok"]
+        total += 1
+    assert right >= 0.85 * total
+
+
+def test_a_trained_classifier_is_loaded_and_not_trained_again(classifier, monkeypatch):
+    monkeypatch.setattr("svg2.training.shapes.train", None)
+    _, accuracy = load_or_train(classifier)
+    assert accuracy == 0
+
+
+def test_a_crop_holds_brightness_within_the_body_alone():
+    scene = Scene((Body("green", "cone"),))
+    frame = render_one(scene, 1, 96, random.Random(0)).frames[0, 0].numpy()
+    mask = sight(frame[None], "green").masks[0]
+    found = crop(frame, mask)
+    assert found is not None
+    assert found.shape == (2, 40, 40)
+    assert (found[0][found[1] == 0] == 0).all()
+    assert 0.2 < found[1].mean() < 0.9
+    assert crop(frame, np.zeros_like(mask)) is None
+
+
+def test_a_picture_is_shrunk_until_it_fits():
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    assert len(evaluate.png_below(noise, 60_000)) < 60_000
+
+
+@pytest.mark.slow
+def test_the_contact_sheet_shows_held_out_prompts(untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "_SHEET", (2, 1))
+    evaluate.make_contact_sheet(untrained, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "sheet.png").stat().st_size < 1_000_000
