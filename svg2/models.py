@@ -357,7 +357,9 @@ def _missing_download(spec: ModelSpec) -> str | None:
 def _least_bytes(spec: ModelSpec) -> int | None:
     """GPU memory without which it can't run, its networks taking turns there."""
     need = spec.memory(spec.num_frames, spec.height, spec.width)
-    return None if need is None else need.dense_peak + need.added
+    if need is None or spec.published is None:
+        return None
+    return max(need.dense_peak + need.added, 2 * spec.published.others)
 
 
 def _must_offload(spec: ModelSpec, device: torch.device) -> bool:
