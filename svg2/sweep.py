@@ -113,6 +113,7 @@ def _dense_record(dense: DenseRun) -> dict[str, Any]:
         **dense.request.to_dict(),
         "dtype": dense.dtype,
         "dense_seconds": dense.seconds["denoise"],
+        "dense_stock_seconds": dense.stock_seconds,
         "total_seconds": dense.seconds,
         "attention_seconds": dense.attention_seconds,
         "peak_memory_bytes": dense.peak_memory_bytes,

@@ -211,6 +211,11 @@ def test_a_short_gpu_says_so(monkeypatch):
     assert "GPU memory" in availability(model_spec("wan2.1-14b"))
 
 
+def test_the_text_encoder_must_fit_too():
+    assert "about 11 GiB" in model_spec("wan2.1-1.3b").needs
+    assert "about 34 GiB" in model_spec("wan2.1-14b").needs
+
+
 def test_presets_differ_in_budget_and_warm_up():
     spec = model_spec("wan2.1-14b")
     fast, published, faithful = (

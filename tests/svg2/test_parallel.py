@@ -10,6 +10,7 @@ import pytest
 
 from svg2.cli import OUTPUTS
 from svg2.metrics import psnr_db
+from svg2.processors.parallel import _plan
 from svg2.trace import load_trace
 from tests.svg2.tiny_families import TINY, save
 
@@ -40,7 +41,13 @@ def torchrun(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["wan2.1-t2v", "wan2.1-vace", "wan2.2-ti2v", "hunyuanvideo"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("wan2.1-t2v", "wan2.1-vace", "wan2.2-ti2v", "wan2.2-i2v", "skyreels-v2"),
+        *("hunyuanvideo", "hunyuanvideo-i2v-33ch"),
+    ],
+)
 def test_two_processes_make_what_one_makes(family, tmp_path):
     folder = save(TINY[family], tmp_path / "model")
     out = tmp_path / "frames.npz"
@@ -57,6 +64,13 @@ def test_two_processes_make_what_one_makes(family, tmp_path):
     assert frames["density"].shape == frames["density_alone"].shape, "of all heads"
     np.testing.assert_allclose(frames["density"], frames["density_alone"], atol=0.02)
     assert len(set(frames["n_tokens"])) == 1
+
+
+def test_what_cannot_be_split_is_refused():
+    """Only the first process would have the tokens of the frame that is given."""
+    transformer = TINY["hunyuanvideo-i2v"].build().transformer
+    with pytest.raises(TypeError, match="can't be split"):
+        _plan(transformer)
 
 
 @pytest.mark.slow

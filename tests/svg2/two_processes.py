@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 
 def main(model: str, out: str) -> None:
@@ -23,7 +24,11 @@ def main(model: str, out: str) -> None:
         "num_frames": spec.num_frames,
         "num_inference_steps": spec.num_inference_steps,
         "max_sequence_length": spec.max_sequence_length,
+        "output_type": "np",
     }
+    if spec.kind.takes == "image":
+        noise = np.random.default_rng(0).integers(0, 255, (spec.height, spec.width, 3), np.uint8)
+        arguments["image"] = Image.fromarray(noise)
 
     def generate():
         return pipe(**arguments, generator=torch.Generator().manual_seed(0)).frames[0]
