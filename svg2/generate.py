@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from svg2.enable import Handle
+
 __all__ = [
     "Cancelled",
     "Comparison",
@@ -57,6 +59,8 @@ __all__ = [
 
 Frames = UInt8[ndarray, "F Y X 3"]
 
+GLIMPSE_SECONDS = 0.5  # a preview is for the eye, and no step is made slower for more of them
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -68,6 +72,9 @@ class Progress:
         step, num_steps: denoising steps done and to do; 0 of 0 in other stages.
         eta_seconds: time left for all that was asked, as the steps so far tell; None while
             unknown.
+        preview: the middle latent frame as it is now, decoded alone; only where it was asked for,
+            and not at every step where steps are short.
+        density: mean density of each step so far, a dense one counts 1; only with a preview.
     """
 
     run: str
@@ -75,6 +82,8 @@ class Progress:
     step: int = 0
     num_steps: int = 0
     eta_seconds: float | None = None
+    preview: UInt8[ndarray, "Y X 3"] | None = field(default=None, compare=False, repr=False)
+    density: tuple[float, ...] = field(default=(), compare=False)
 
 
 OnProgress = Callable[[Progress], None]
@@ -160,6 +169,7 @@ def compare(
     should_cancel: ShouldCancel | None = None,
     dense: DenseRun | None = None,
     policy: RecordingPolicy | None = None,
+    preview: bool = False,
 ) -> Comparison:
     """Generate a request with dense and with sparse attention, and measure one by the other.
 
@@ -167,12 +177,13 @@ def compare(
         config: None takes the model's own settings.
         pipe: the loaded model of the request; None loads it.
         dense: a dense run of the same request from before; its times are then marked as reused.
+        preview: let progress carry pictures and densities; making them is left out of the times.
     Raises:
         RequestError, ConfigError: what was asked can't work.
         ModelUnavailable: the model can't be loaded here.
         Cancelled: `should_cancel` said so.
     """
-    job = Job(on_progress, should_cancel)
+    job = Job(on_progress, should_cancel, preview)
     spec = model_spec(request.model)
     request = request.resolve(spec)
     size = (request.num_frames, request.height, request.width)
@@ -228,7 +239,7 @@ def generate_dense(
         _denoise(pipe, request, spec, _encode(pipe, request, spec), job, None, num_steps=1)
         job.check()
         with measure_dense(pipe) as handle:
-            frames, seconds = _generate(pipe, request, spec, job, "dense")
+            frames, seconds = _generate(pipe, request, spec, job, "dense", handle)
             attention_seconds = handle.stats.attention_seconds
     return DenseRun(
         request=request,
@@ -285,7 +296,7 @@ def generate_sparse(
                 _denoise(pipe, request, spec, embeds, job, None, num_steps=1)
             job.check()
         with enable(pipe, config, observer=recorder) as handle:
-            frames, seconds = _generate(pipe, request, spec, job, method)
+            frames, seconds = _generate(pipe, request, spec, job, method, handle)
             stats = handle.stats
     seconds["denoise"] -= recorder.seconds
     return SparseRun(
@@ -431,13 +442,22 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[s
 class Job:
     """Progress, time left and cancelling of one or more runs."""
 
-    def __init__(self, on_progress: OnProgress | None, should_cancel: ShouldCancel | None) -> None:
+    def __init__(
+        self,
+        on_progress: OnProgress | None,
+        should_cancel: ShouldCancel | None,
+        preview: bool = False,
+    ) -> None:
         self.on_progress = on_progress
         self.should_cancel = should_cancel
+        self.preview = preview and on_progress is not None
+        self._glimpsed = -math.inf
         self.steps_after = 0
         self._step_seconds: list[float] = []
 
-    def report(self, run: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
+    def report(
+        self, run: str, stage: str, step: int = 0, num_steps: int = 0, **glimpse: Any
+    ) -> None:
         if self.on_progress is None:
             return
         eta = None
@@ -445,7 +465,18 @@ class Job:
             recent = self._step_seconds[-3:]
             left = num_steps - step + self.steps_after
             eta = sum(recent) / len(recent) * left if num_steps else None
-        self.on_progress(Progress(run, stage, step, num_steps, eta))
+        self.on_progress(Progress(run, stage, step, num_steps, eta, **glimpse))
+
+    def glimpse(self, pipe: Any, latents: Tensor, handle: Handle) -> dict[str, Any]:
+        """What a progress report shows of the latents and densities of this step."""
+        if not self.preview or time.monotonic() - self._glimpsed < GLIMPSE_SECONDS:
+            return {}
+        middle = latents.shape[2] // 2
+        frame = _decode(pipe, latents[:, :, middle : middle + 1])[0]
+        table = handle.stats.density_table()
+        known = table[:, ~np.isnan(table).any(axis=0)]
+        self._glimpsed = time.monotonic()
+        return {"preview": frame, "density": tuple(known.mean(axis=0).tolist())}
 
     def step_took(self, seconds: float) -> None:
         self._step_seconds.append(seconds)
@@ -460,7 +491,7 @@ class Job:
 
 
 def _generate(
-    pipe: Any, request: ResolvedRequest, spec: ModelSpec, job: Job, run: str
+    pipe: Any, request: ResolvedRequest, spec: ModelSpec, job: Job, run: str, handle: Handle
 ) -> tuple[Frames, dict[str, float]]:
     """Frames, and seconds of encode, denoise and decode."""
     stopwatch = _Stopwatch(_device(pipe))
@@ -470,7 +501,7 @@ def _generate(
     encode = stopwatch.lap()
     job.report(run, "denoise", 0, request.num_inference_steps)
     stopwatch.lap()
-    latents, outside = _denoise(pipe, request, spec, embeds, job, run)
+    latents, outside = _denoise(pipe, request, spec, embeds, job, run, handle=handle)
     denoise = stopwatch.lap() - outside
     job.check()
     job.report(run, "decode")
@@ -502,6 +533,7 @@ def _denoise(
     job: Job,
     run: str | None,
     num_steps: int | None = None,
+    handle: Handle | None = None,
 ) -> tuple[Tensor, float]:
     """Latents of the last step, and the seconds that reporting took; no `run`, no reports.
 
@@ -518,7 +550,8 @@ def _denoise(
         now = time.perf_counter()
         if run is not None:
             job.step_took(now - last)
-            job.report(run, "denoise", step + 1, num_steps)
+            glimpse = job.glimpse(pipe, tensors["latents"], handle) if handle else {}
+            job.report(run, "denoise", step + 1, num_steps, **glimpse)
         if job.is_cancelled:
             pipe._interrupt = True  # an exception would leave the pipeline's hooks half way
         last = time.perf_counter()

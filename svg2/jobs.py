@@ -88,6 +88,7 @@ class Studio:
             should_cancel=should_cancel,
             dense=dense,
             policy=policy,
+            preview=True,
         )
 
 

@@ -119,3 +119,21 @@ export function curve(record, minKeepRatio) {
   }
   return { density, keptMass };
 }
+
+/** The block {q, k} that is given, with what is null filled in: there the block of most mass. */
+export function heaviestBlock(record, { q, k }) {
+  const { occupied, order, mass } = rank(record);
+  let best = null;
+  let heaviest = -1;
+  for (let row = q ?? 0; row < (q === null ? record.Q : q + 1); row += 1) {
+    for (let j = 0; j < occupied; j += 1) {
+      const column = order[row * occupied + j];
+      const weight = record.q.sizes[row] * mass[row * occupied + j];
+      if ((k === null || column === k) && weight > heaviest) {
+        heaviest = weight;
+        best = { q: row, k: column };
+      }
+    }
+  }
+  return best ?? { q: q ?? 0, k: k ?? 0 };
+}

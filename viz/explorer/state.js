@@ -1,12 +1,16 @@
 // The one selection that every view reads and writes.
 
-/** A store of one flat object. `set` tells every listener the state and which names changed. */
-export function makeStore(initial) {
+/**
+ * A store of one flat object. `set` tells every listener the state and which names changed;
+ * `follow(state, patch)` may add to a patch what has to change with it.
+ */
+export function makeStore(initial, follow = (_, patch) => patch) {
   let state = { ...initial };
   const listeners = new Set();
   return {
     get: () => state,
-    set(patch) {
+    set(asked) {
+      const patch = follow(state, asked);
       const changed = Object.keys(patch).filter((name) => patch[name] !== state[name]);
       if (!changed.length) return;
       state = { ...state, ...patch };
@@ -34,6 +38,12 @@ export function recordAt(data, { step, layer, branch, head }, run) {
 export function recordedRun(data, run) {
   if (data.runs[run]?.recorded) return run;
   return data.runs.findIndex((r) => r.recorded);
+}
+
+/** The run that a trace opens with: the usual budget, with compensation where it was run. */
+export function openingRun(data) {
+  const usual = data.runs.filter((r) => r.config.top_p === 0.9);
+  return (usual.find((r) => r.config.compensate) ?? usual[0] ?? data.runs[0]).index;
 }
 
 /** The recorded place nearest to a wanted one: same step and layer before same head and branch. */
