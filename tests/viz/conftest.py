@@ -36,6 +36,7 @@ def open_page(chromium, tmp_path: Path) -> Iterator[Callable]:
             viewport={"width": width, "height": 900}, color_scheme=theme, **options
         )
         contexts.append(context)
+        visit.context = context
         page = context.new_page()
         page.on("console", lambda m: complain(m.type, m.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))

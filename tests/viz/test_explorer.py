@@ -137,7 +137,7 @@ def test_the_masks_on_the_canvas_are_the_block_densities(top_p, trace, open_page
     for place, order in ((1, "original"), (2, "permuted")):
         share = block_density(record, kept, MAX_BINS, order)[..., None]
         expected = SKIPPED + (ACCENT - SKIPPED) * share
-        drawn = pixels(page, f".maskbox:nth-child({place}) canvas", MAX_BINS)
+        drawn = pixels(page, f".maskbox:nth-child({place}) canvas.mask", MAX_BINS)
         np.testing.assert_allclose(drawn, expected, atol=1)
         tiles = tile_waste(record, kept, 64, order)
         row = page.locator(f".tiletable [data-row={'original' if place == 1 else 'fixed'}]")

@@ -296,7 +296,7 @@ export function makeCompare(app) {
       controls.update(state);
       if (changed.has("run") || changed.has("compare")) captions(state);
       if (changed.has("wipe")) wipe.value = Math.round(state.wipe * 100);
-      draw();
+      if (["run", "frame", "compare", "wipe"].some((n) => changed.has(n))) draw();
     },
   };
 }

@@ -19,6 +19,7 @@ import { makeGlossary } from "./words.js";
 
 const RELEASE_DELAY_MS = 400; // arrow keys on the slider make one release, not twenty
 const LINK_DELAY_MS = 400; // browsers refuse an address that changes too often
+const NARROW_PX = 860;
 const PLACE = ["step", "layer", "branch", "head"];
 const SELECTION = ["run", ...PLACE, "frame", "cluster", "pair", "side", "top_p"];
 const LOOKS = ["lit", "opacity", "compare", "wipe", "axis", "sort", "zoom"];
@@ -284,7 +285,8 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     const view = name && root.querySelector(`[data-view=${name}]`);
     if (!view) return;
     view.classList.add("pointed");
-    view.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
+    const isNarrow = root.clientWidth < NARROW_PX; // there words stand above the picture
+    (isNarrow ? (view.querySelector(".main") ?? view) : view).scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
   }
 
   let linkTimer = 0;
@@ -336,7 +338,9 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     requestAnimationFrame(tick);
   }
   if (wanted.playing ?? (!still && wanted.frame === undefined)) store.set({ playing: true });
-  if (isNumber(wanted.tour) && wanted.tour < views.tour.length) views.tour.show(wanted.tour);
+  if (isNumber(wanted.tour) && wanted.tour < views.tour.length) {
+    views.tour.show(wanted.tour, wanted.run !== undefined); // a whole link is shown as it was
+  }
 
   function onKey(event) {
     const target = event.composedPath()[0];

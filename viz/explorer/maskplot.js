@@ -38,7 +38,12 @@ function viewAround(geometry, { q, k }) {
  */
 export function makeMaskPlot(app, { orderOf, onHover, onPick }) {
   const { store } = app;
+  // Pixels are put in main memory and enlarged by CSS, lines lie on a canvas of their own: a tick
+  // then costs one small picture.
   const canvas = el("canvas", { class: "mask", role: "img" });
+  const pixels = canvas.getContext("2d", { willReadFrequently: true });
+  const lines = el("canvas", { class: "masklines", "aria-hidden": "true" });
+  const node = el("div", { class: "maskstack" }, canvas, lines);
   const geometries = new WeakMap();
   let shown = {};
 
@@ -83,16 +88,23 @@ export function makeMaskPlot(app, { orderOf, onHover, onPick }) {
     const image = new ImageData(columns.bins, rows.bins);
     const words = new Uint32Array(image.data.buffer);
     for (let i = 0; i < words.length; i += 1) words[i] = shades[Math.round(density[i] * SHADES)];
-    const small = new OffscreenCanvas(columns.bins, rows.bins);
-    small.getContext("2d").putImageData(image, 0, 0);
-    const pixels = (canvas.clientWidth || 380) * devicePixelRatio;
-    const side = rows.bins * Math.max(1, Math.ceil(pixels / rows.bins));
-    const context = fit(canvas, side, side);
-    context.imageSmoothingEnabled = false;
-    context.drawImage(small, 0, 0, side, side);
-    if (order.sort === 1 && order.block) boundaries(context, seen, side);
-    if (order.sort === 0 || order.sort === 1) marks(context, record, seen, order, side, state);
+    fit(canvas, columns.bins, rows.bins);
+    pixels.putImageData(image, 0, 0);
+    drawLines(state, record, order, seen);
   });
+
+  let drawnLines = "";
+  function drawLines(state, record, order, seen) {
+    const marked = order.sort === 0 || order.sort === 1 ? app.marked(state) : [];
+    const side = Math.round((lines.clientWidth || 380) * devicePixelRatio);
+    const what = JSON.stringify([side, seen.key, app.colours().ink, record.index, marked]);
+    if (what === drawnLines) return;
+    drawnLines = what;
+    const context = fit(lines, side, side);
+    context.clearRect(0, 0, side, side);
+    if (order.sort === 1 && order.block) boundaries(context, seen, side);
+    marks(context, record, seen, order, side, marked);
+  }
 
   /** Where clusters meet, and their numbers, once zoomed. */
   function boundaries(context, { rows, columns, qOffsets, kOffsets }, side) {
@@ -124,12 +136,12 @@ export function makeMaskPlot(app, { orderOf, onHover, onPick }) {
   }
 
   /** What is pinned or pointed at: bands through the sorted mask, ticks at the rim of the other. */
-  function marks(context, record, seen, { sort }, side, state) {
+  function marks(context, record, seen, { sort }, side, marked) {
     const { ink } = app.colours();
     context.strokeStyle = ink;
     context.fillStyle = ink;
     context.lineWidth = Math.max(1, devicePixelRatio);
-    for (const { side: which, cluster } of app.marked(state)) {
+    for (const { side: which, cluster } of marked) {
       const [from, to] = which === "q" ? seen.rows : seen.columns;
       const scale = side / (to - from);
       if (sort === 1) {
@@ -176,7 +188,7 @@ export function makeMaskPlot(app, { orderOf, onHover, onPick }) {
     const block = under(event);
     if (block) onPick(block, event.detail > 1);
   });
-  return { canvas, draw };
+  return { node, canvas, draw };
 }
 
 /** Colour words from empty to full, bytes in memory order as ImageData has them. */

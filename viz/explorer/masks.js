@@ -206,7 +206,7 @@ export function makeMasks(app) {
         act();
       },
     },
-    sorted.canvas,
+    sorted.node,
   );
 
   function toggleZoom() {
@@ -318,7 +318,7 @@ export function makeMasks(app) {
           "figure",
           { class: "maskbox" },
           el("figcaption", {}, "Original token order"),
-          original.canvas,
+          original.node,
           el(
             "div",
             { class: "ticks", "aria-hidden": "true" },

@@ -46,6 +46,8 @@ export function openingRun(data) {
   return (usual.find((r) => r.config.compensate) ?? usual[0] ?? data.runs[0]).index;
 }
 
+const LAST_STEP = 1e6; // where no step is wished for, the last recorded one is nearest
+
 /** The recorded place nearest to a wanted one: same step and layer before same head and branch. */
 export function nearestPlace(data, wanted, run) {
   let best = null;
@@ -53,13 +55,12 @@ export function nearestPlace(data, wanted, run) {
   for (const place of data.index) {
     if (place.run !== run) continue;
     const cost =
-      1000 * Math.abs(place.step - (wanted.step ?? Infinity)) +
+      1000 * Math.abs(place.step - (wanted.step ?? LAST_STEP)) +
       100 * Math.abs(place.layer - (wanted.layer ?? 0)) +
       10 * (place.branch === (wanted.branch ?? place.branch) ? 0 : 1) +
       Math.abs(place.head - (wanted.head ?? 0));
-    const known = Number.isFinite(cost) ? cost : -place.step; // no wish: the last recorded step
-    if (known < bestCost) {
-      bestCost = known;
+    if (cost < bestCost) {
+      bestCost = cost;
       best = place;
     }
   }

@@ -1,22 +1,55 @@
 // The tour: seven questions. Each moves the selection and points at the view that answers.
 
 import { budget, decibel, el, isNumber, percent, plural, put, times } from "./dom.js";
-import { rank } from "./select.js";
 
-/** The query cluster of a record that says most: not the background, yet not tiny, and spread least. */
-function tellingCluster(record) {
-  const { sizes } = record.q;
-  const { occupied, mass } = rank(record);
-  const tokens = record.q.labels.length;
-  let best = 0;
-  let bestScore = -1;
-  for (let q = 0; q < sizes.length; q += 1) {
-    const share = sizes[q] / tokens;
-    if (share < 0.005 || share > 0.15) continue;
-    let focus = 0; // sum of squares: high where few key clusters hold the mass
-    for (let j = 0; j < occupied; j += 1) focus += mass[q * occupied + j] ** 2;
-    if (focus > bestScore) [best, bestScore] = [q, focus];
-  }
+const LEAST_TOKENS = 3; // of a cluster in a frame, to say that it is there
+
+/**
+ * Of each query cluster: in how many latent frames it lies, and how straight and far it moves over
+ * its own spread. A cluster that follows an object goes one way and stays small.
+ */
+function journeys(record, [T, Y, X]) {
+  const { labels, sizes } = record.q;
+  const sums = new Float64Array(sizes.length * T * 4); // tokens, Σx, Σy, Σ(x²+y²)
+  labels.forEach((c, i) => {
+    const at = 4 * (c * T + Math.floor(i / (Y * X)));
+    const [x, y] = [(i % X) / X, (Math.floor(i / X) % Y) / X];
+    sums[at] += 1;
+    sums[at + 1] += x;
+    sums[at + 2] += y;
+    sums[at + 3] += x * x + y * y;
+  });
+  return Array.from(sizes, (_, c) => {
+    let [frames, way, spread, first, last] = [0, 0, 0, null, null];
+    for (let t = 0; t < T; t += 1) {
+      const [n, x, y, square] = sums.subarray(4 * (c * T + t), 4 * (c * T + t) + 4);
+      if (n < LEAST_TOKENS) continue;
+      frames += 1;
+      spread += Math.sqrt(Math.max(square / n - (x / n) ** 2 - (y / n) ** 2, 0));
+      if (last) way += Math.hypot(x / n - last[0], y / n - last[1]);
+      last = [x / n, y / n];
+      first ??= last;
+    }
+    const net = frames > 1 ? Math.hypot(last[0] - first[0], last[1] - first[1]) : 0;
+    return { frames, drift: net ? net ** 2 / way / (spread / frames + 0.05) : 0 };
+  });
+}
+
+/** The query cluster, of any recorded layer at this step and head, that best follows something. */
+function tellingCluster(app) {
+  const { data, store } = app;
+  const { step, head, branch } = store.get();
+  let best = { layer: store.get().layer, cluster: 0, score: -1 };
+  data.index.forEach((place, i) => {
+    const here = place.step === step && place.head === head && place.branch === branch;
+    if (place.run !== app.source() || !here) return;
+    const record = data.record(i);
+    journeys(record, data.grid).forEach(({ frames, drift }, q) => {
+      const share = record.q.sizes[q] / data.tokens; // neither the background nor a speck
+      const score = share > 0.005 && share < 0.15 ? (frames / data.grid[0]) ** 2 * (0.1 + drift) : 0;
+      if (score > best.score) best = { layer: place.layer, cluster: q, score };
+    });
+  });
   return best;
 }
 
@@ -28,7 +61,11 @@ function steps(app) {
   const calm = { hover: null, playing: false };
   const whole = { sort: 1, zoom: false, lit: "attended" };
   const measured = () => (hasRecords ? { top_p: app.measuredBudget() } : {});
-  const cluster = () => ({ side: "q", cluster: tellingCluster(app.record()), pair: null });
+  let chosen = null;
+  const cluster = () => {
+    chosen ??= tellingCluster(app);
+    return { side: "q", layer: chosen.layer, cluster: chosen.cluster, pair: null };
+  };
   const list = [
     {
       view: "compare",
@@ -50,7 +87,8 @@ function steps(app) {
       patch: () => ({ ...calm, ...measured(), ...cluster(), lit: "members" }),
       text: () => {
         const { cluster: c } = store.get();
-        return `k-means groups tokens whose queries are alike. Lit is query cluster ${c + 1}: ${plural(app.record().q.sizes[c], "token")}, in every frame where something alike is seen.`;
+        const frames = c === null ? 0 : journeys(app.record(), data.grid)[c].frames;
+        return `k-means groups tokens whose queries are alike, wherever they lie. Lit is query cluster ${c + 1} of layer ${store.get().layer + 1}: ${plural(app.record().q.sizes[c] ?? 0, "token")} in ${frames} of ${plural(data.grid[0], "latent frame")}.`;
       },
     },
     {
@@ -139,7 +177,7 @@ export function makeTour(app, goTo) {
 
   let opener = null;
   /** Step `at` of the tour, or its end. The selection that the tour leaves stays. */
-  function show(at) {
+  function show(at, keepSelection = false) {
     if (at === null) {
       store.set({ tour: null });
       goTo(null);
@@ -147,7 +185,7 @@ export function makeTour(app, goTo) {
       return;
     }
     if (store.get().tour === null) opener = node.getRootNode().activeElement;
-    store.set({ ...list[at].patch(), tour: at });
+    store.set(keepSelection ? { tour: at } : { ...list[at].patch(), tour: at });
     goTo(list[at].view);
     node.focus({ preventScroll: true });
   }
