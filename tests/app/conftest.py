@@ -55,7 +55,7 @@ def visit(chromium, address: str) -> Iterator[Callable]:
     troubles: list[str] = []
     contexts = []
 
-    def opened(query: str = "", width: int = 1280, theme: str = "light"):
+    def opened(query: str = "", width: int = 1280, theme: str = "light", checked: bool = True):
         context = chromium.new_context(
             viewport={"width": width, "height": 900},
             color_scheme=theme,
@@ -67,7 +67,9 @@ def visit(chromium, address: str) -> Iterator[Callable]:
         page.set_default_timeout(90_000)
         page.on(
             "console",
-            lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None,
+            lambda m: (
+                troubles.append(m.text) if checked and m.type in ("error", "warning") else None
+            ),
         )
         page.on("pageerror", lambda error: troubles.append(str(error)))
         local = (address, "blob:", "data:")
@@ -76,7 +78,7 @@ def visit(chromium, address: str) -> Iterator[Callable]:
             lambda r: None if r.url.startswith(local) else troubles.append(f"asked {r.url}"),
         )
         page.goto(address + query)
-        page.wait_for_selector("#explorer .metrics")
+        page.wait_for_selector("#explorer .metrics", state="attached")
         return page
 
     yield opened

@@ -105,10 +105,10 @@ export function makeBins(record, most, sort, view = null) {
  */
 function pairCounter({ rows, columns }, { Q, K }) {
   const width = columns.bins;
-  const reads = new Float64Array(Q * width);
+  const reads = new Float32Array(Q * width); // counts, exact up to 2^24
   const last = new Uint8Array(Q * K);
   return (kept) => {
-    const pairs = new Float64Array(rows.bins * width);
+    const pairs = new Float32Array(rows.bins * width);
     for (let q = 0; q < Q; q += 1) {
       const [from, to] = [rows.start[q], rows.start[q + 1]];
       if (from === to) continue;
@@ -136,12 +136,13 @@ function pairCounter({ rows, columns }, { Q, K }) {
 export function blockDensity(shape, record) {
   const count = pairCounter(shape, record);
   const { rows, columns } = shape;
+  const inverse = (lengths) => lengths.map((n) => (n ? 1 / n : 0)); // no tokens, no pairs
+  const [perRow, perColumn] = [inverse(rows.length), inverse(columns.length)];
   return (kept) => {
     const pairs = count(kept);
     for (let i = 0; i < rows.bins; i += 1) {
       for (let j = 0; j < columns.bins; j += 1) {
-        const area = rows.length[i] * columns.length[j];
-        pairs[i * columns.bins + j] = area ? pairs[i * columns.bins + j] / area : 0;
+        pairs[i * columns.bins + j] *= perRow[i] * perColumn[j];
       }
     }
     return pairs;

@@ -26,21 +26,15 @@ function measuredOn(run, provenance) {
   ].filter(Boolean);
 }
 
-function headline(result) {
-  const attention = result.attention_speedup;
-  const psnr = result.psnr_db === null ? "identical frames" : decibel(result.psnr_db);
-  if (!isNumber(attention)) return ["Same prompt, same seed: dense against sparse at ", psnr, "."];
-  const speed =
-    attention >= 1.005
-      ? `${times(attention)} faster attention`
-      : `${times(attention)} the attention speed`;
-  return [
-    "Same prompt, same seed: dense against sparse, ",
-    el("em", {}, speed),
-    " at ",
-    el("em", {}, psnr),
-    ".",
-  ];
+/** What was skipped, what that gained, what it cost; only what was measured. */
+function headline({ density, speedup, psnr_db }) {
+  const parts = [];
+  const part = (text, rest) => parts.push(parts.length ? ", " : "", el("em", {}, text), rest);
+  if (isNumber(density)) part(percent(1 - density, 0), " of token pairs skipped");
+  if (isNumber(speedup)) part(times(speedup), speedup >= 1.005 ? " as fast" : " the speed");
+  const identical = psnr_db === null;
+  part(decibel(psnr_db), identical ? " to the dense clip" : " against the dense clip");
+  return ["Same prompt, same seed: ", ...parts, "."];
 }
 
 function metric(name, value, note) {
@@ -146,7 +140,7 @@ export function makeHeader(app) {
       { class: "headbuttons" },
       el(
         "button",
-        { type: "button", class: "plainbutton", onclick: () => app.startTour() },
+        { type: "button", class: "mainbutton", onclick: () => app.startTour() },
         "Take the tour",
       ),
       el("button", { type: "button", class: "plainbutton", onclick: copy }, "Copy link to this view"),

@@ -87,7 +87,7 @@ export function makeMaskPlot(app, { orderOf, onHover, onPick }) {
     const shades = shadesOf(app.colours());
     const image = new ImageData(columns.bins, rows.bins);
     const words = new Uint32Array(image.data.buffer);
-    for (let i = 0; i < words.length; i += 1) words[i] = shades[Math.round(density[i] * SHADES)];
+    for (let i = 0; i < words.length; i += 1) words[i] = shades[(density[i] * SHADES + 0.5) | 0];
     fit(canvas, columns.bins, rows.bins);
     pixels.putImageData(image, 0, 0);
     drawLines(state, record, order, seen);

@@ -1,7 +1,7 @@
 // Masks and budget: which pairs one head computes, in token order and sorted by cluster.
 
 import { tilesTouched } from "./blocks.js";
-import { budget, el, percent, plural, put, svg } from "./dom.js";
+import { budget, el, percent, plural, put, svg, write } from "./dom.js";
 import { makeMaskPlot } from "./maskplot.js";
 import { TICKS } from "./select.js";
 import { term } from "./words.js";
@@ -264,13 +264,30 @@ export function makeMasks(app) {
     onchange: () => app.release(),
   });
   const value = el("output", { class: "budgetvalue", for: "budget" });
-  const kind = el("p", { class: "kind" });
+  const badge = el("span", {});
+  const kindText = el("span", {});
+  const kind = el("p", { class: "kind" }, badge, kindText);
   const back = el("button", {
     type: "button",
     class: "quiet",
     onclick: () => app.selectBudget(app.measuredBudget()),
   });
-  const numbers = el("dl", { class: "readout" });
+  const names = ["density", "mass", "recall", "recallNote", "all", "allNote"];
+  const facts = Object.fromEntries(names.map((name) => [name, el("span", {})]));
+  for (const name of ["recallNote", "allNote"]) facts[name].className = "note";
+  const massNote = el("span", { class: "note" }, "estimate from centroids");
+  const numbers = el(
+    "dl",
+    { class: "readout" },
+    el("dt", {}, term("density", "Density, this call")),
+    el("dd", {}, facts.density),
+    el("dt", {}, term("kept mass", "Kept mass")),
+    el("dd", {}, facts.mass, massNote),
+    el("dt", {}, term("recall", "Recall")),
+    el("dd", {}, facts.recall, facts.recallNote),
+    el("dt", {}, "Density, recorded calls"),
+    el("dd", {}, facts.all, facts.allNote),
+  );
   const curve = budgetCurve(app);
   const status = el("p", { class: "answer", role: "status", hidden: true });
   const liveSlot = el("div", { class: "liveslot" });
@@ -377,51 +394,37 @@ export function makeMasks(app) {
   function readout(state) {
     const { density, keptMass } = app.stats();
     const measured = app.isMeasured();
-    const record = app.record();
     const all = app.meanDensity(state.top_p);
-    const row = (name, text, note) => [
-      el("dt", {}, name),
-      el("dd", {}, text, note ? el("span", { class: "note" }, note) : null),
-    ];
-    put(
-      numbers,
-      ...row(term("density", "Density, this call"), percent(density)),
-      ...row(term("kept mass", "Kept mass"), percent(keptMass), "estimate from centroids"),
-      ...row(
-        term("recall", "Recall"),
-        measured ? percent(record.recall) : "not measured",
-        measured ? "true attention mass, 64 random queries" : "only at the measured budget",
-      ),
-      ...row(
-        "Density, recorded calls",
-        all.value === null ? "computing…" : percent(all.value),
-        `mean of ${all.count}`,
-      ),
+    write(facts.density, percent(density));
+    write(facts.mass, percent(keptMass));
+    write(facts.recall, measured ? percent(app.record().recall) : "not measured");
+    write(
+      facts.recallNote,
+      measured ? "true attention mass, 64 random queries" : "only at the measured budget",
     );
-    put(value, budget(state.top_p));
-    put(
-      kind,
-      el(
-        "span",
-        { class: measured ? "badge solid" : "badge hollow" },
-        measured ? "measured" : "what-if",
-      ),
+    write(facts.all, all.value === null ? "computing…" : percent(all.value));
+    write(facts.allNote, `mean of ${all.count}`);
+    write(value, budget(state.top_p));
+    write(badge, measured ? "measured" : "what-if");
+    badge.className = measured ? "badge solid" : "badge hollow";
+    write(
+      kindText,
       measured
         ? " The selection the method made in this run."
         : " Selected from the recorded queries and keys; in a real run later steps would change.",
     );
     back.hidden = measured;
-    put(back, `Back to the measured ${budget(app.measuredBudget())}`);
+    write(back, `Back to the measured ${budget(app.measuredBudget())}`);
   }
 
   function titles({ sort, zoom }) {
     const { density } = app.stats();
     const name =
       sort === 1 ? "Permuted: sorted by cluster" : sort === 0 ? "Original token order" : "On the way to sorted";
-    put(sortedTitle, zoom && sort === 1 ? `${name}, zoomed` : name);
-    put(sortedFoot, sort === 1 ? "key clusters, true sizes →" : "key tokens →");
-    put(zoomButton, zoom ? "Show the whole mask" : "Zoom to a block");
-    put(sortButton, still.matches ? (sort < 1 ? "Sort by cluster" : "Back to token order") : "Play the sorting");
+    write(sortedTitle, zoom && sort === 1 ? `${name}, zoomed` : name);
+    write(sortedFoot, sort === 1 ? "key clusters, true sizes →" : "key tokens →");
+    write(zoomButton, zoom ? "Show the whole mask" : "Zoom to a block");
+    write(sortButton, still.matches ? (sort < 1 ? "Sort by cluster" : "Back to token order") : "Play the sorting");
     sortSlider.value = String(sort);
     sortSlider.setAttribute("aria-valuetext", `${percent(sort, 0)} of the way to sorted by cluster`);
     const kept = `${percent(density)} of token pairs kept.`;

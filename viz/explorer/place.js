@@ -1,6 +1,6 @@
 // Where in the run we look: step, layer, head, branch. What the trace does not hold is greyed and named.
 
-import { el, fit, onFrame, percent, put } from "./dom.js";
+import { el, fit, onFrame, percent, put, write } from "./dom.js";
 import { runName } from "./header.js";
 import { term } from "./words.js";
 
@@ -83,7 +83,13 @@ export function makePlaceBar(app) {
     head: picker(app, "head", "Head", (v) => String(v + 1)),
     branch: picker(app, "branch", "Guidance", (v) => BRANCHES[v] ?? String(v)),
   };
-  const summary = el("p", { class: "summary", "aria-live": "polite" });
+  const kept = el("strong", {});
+  const summary = el(
+    "p",
+    { class: "summary", "aria-live": "polite" },
+    kept,
+    " of this call's token pairs kept",
+  );
   const other = el("p", { class: "notice" });
   const node = el(
     "div",
@@ -111,7 +117,7 @@ export function makePlaceBar(app) {
       if (!["run", "step", "layer", "head", "branch", "top_p"].some((n) => changed.has(n))) return;
       Object.values(pickers).forEach((p) => p.show());
       const { density } = app.stats();
-      put(summary, el("strong", {}, percent(density)), " of this call's token pairs kept");
+      write(kept, percent(density));
     },
   };
 }

@@ -56,10 +56,11 @@ export function selectionAt(record, topP, minKeepRatio) {
   const { occupied, order, before } = rank(record);
   const least = leastKept(record, minKeepRatio);
   const kept = new Uint8Array(Q * K);
+  const limit = topP === 1 ? Infinity : topP;
   for (let q = 0; q < Q; q += 1) {
-    for (let j = 0; j < occupied; j += 1) {
-      const at = q * occupied + j;
-      if (topP === 1 || before[at] < topP || j < least) kept[q * K + order[at]] = 1;
+    const from = q * occupied;
+    for (let at = from; at < from + occupied; at += 1) {
+      if (before[at] < limit || at - from < least) kept[q * K + order[at]] = 1;
     }
   }
   return kept;
