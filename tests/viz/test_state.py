@@ -312,3 +312,59 @@ def test_every_glossary_word_that_is_used_has_a_meaning():
     assert len(used) > 10
     known = set(re.findall(r'^  "?([\w -]+?)"?:', meanings, re.MULTILINE))
     assert used <= known
+
+
+def test_every_control_is_reached_by_tab(page):
+    page.evaluate("() => explorer.select({ cluster: 1, pair: 2, compare: 'wipe', tour: 3 })")
+    page.wait_for_timeout(300)
+    reached, total = page.evaluate(
+        """async () => {
+            const root = document.getElementById('explorer').shadowRoot;
+            const all = [...root.querySelectorAll('button, select, input, [tabindex="0"]')]
+                .filter((e) => e.checkVisibility() && !e.disabled);
+            all.forEach((e) => { e.dataset.control = '1'; });
+            window.reached = new Set();
+            root.addEventListener('focusin', (e) => {
+                if (e.target.dataset.control) window.reached.add(e.target);
+            });
+            document.activeElement?.blur();
+            return [window.reached.size, all.length];
+        }"""
+    )
+    assert (reached, total > 60) == (0, True)
+    for _ in range(total + 5):
+        page.keyboard.press("Tab")
+    missed = page.evaluate(
+        """() => [...document.getElementById('explorer').shadowRoot
+            .querySelectorAll('[data-control]')]
+            .filter((e) => e.isConnected && !window.reached.has(e))
+            .map((e) => e.outerHTML.slice(0, 90))"""
+    )
+    assert missed == []
+
+
+def test_nothing_is_said_by_colour_alone(page):
+    found = page.evaluate(
+        """() => {
+            const root = document.getElementById('explorer').shadowRoot;
+            const shapes = [...root.querySelectorAll('.legend .method path')]
+                .map((p) => p.getAttribute('d'));
+            const dash = (selector) =>
+                getComputedStyle(root.querySelector(selector)).strokeDasharray;
+            return { shapes, dashes: [dash('.curvebox .line'), dash('.curvebox .line.second')] };
+        }"""
+    )
+    assert len(set(found["shapes"])) == len(found["shapes"]) == 2  # a shape a method
+    assert len(set(found["dashes"])) == 2  # a dash a line
+    board = page.locator(".board")
+    for _ in range(3):  # a block says in words what its colour says
+        board.press("ArrowRight")
+        reading = page.locator(".masks .reading strong").inner_text()
+        kept = page.evaluate(
+            """() => {
+                const { kept, record } = explorer.inspect();
+                const { cluster, pair } = explorer.selection();
+                return kept[cluster * record.K + pair];
+            }"""
+        )
+        assert reading == ("kept" if kept else "skipped")
