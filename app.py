@@ -330,7 +330,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                     *(0, 1),
                     value=preset.get("top_p", 0.9),
                     step=0.01,
-                    label="Budget (top-p)",
+                    label="Budget of the next run (top-p)",
                     info="Share of its attention mass that each query cluster keeps.",
                     elem_id="top_p",
                 )
@@ -506,7 +506,8 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             visit.cancel()
             if is_running:
                 stopping = "Stopping after this step."
-                live = {"text": stopping, "stopping": True, "release": True}
+                is_release = not visit.is_making_both
+                live = {"text": stopping, "stopping": True, "release": is_release}
                 return {
                     status: say(stopping),
                     cancel: gr.update(interactive=False),

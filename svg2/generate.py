@@ -547,6 +547,8 @@ def _denoise(
 
     def after_step(pipe: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         nonlocal outside, last
+        if job.preview and _device(pipe).type == "cuda":
+            torch.cuda.synchronize(_device(pipe))  # else the preview would wait for the step
         now = time.perf_counter()
         if run is not None:
             job.step_took(now - last)

@@ -60,10 +60,12 @@ export function makeLive(onCancel) {
         return;
       }
       put(text, live.text);
-      const share = Math.round(100 * (live.done ?? 0));
-      bar.setAttribute("aria-valuenow", String(share));
       bar.setAttribute("aria-label", live.text);
-      fill.style.width = `${share}%`;
+      if (live.done !== undefined) {
+        const share = Math.round(100 * live.done);
+        bar.setAttribute("aria-valuenow", String(share));
+        fill.style.width = `${share}%`;
+      }
       cancel.disabled = Boolean(live.stopping);
       if (live.preview) {
         picture.src = live.preview;

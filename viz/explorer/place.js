@@ -156,15 +156,14 @@ export function makeDensityMap(app) {
       if (mean[i] < low) low = mean[i];
       if (mean[i] > high) high = mean[i];
     });
-    return { steps, layers, heads, mean, low, high };
+    const own = data.index.filter((r) => r.run === run);
+    const recorded = new Set(own.map((r) => `${r.head} ${r.step} ${r.layer}`));
+    return { steps, layers, heads, mean, low, high, recorded };
   }
 
   const valueAt = (head, y, x) =>
     table.mean[(head * table.layers.length + y) * table.steps.length + x];
-  const recorded = (head, step, layer) =>
-    data.index.some(
-      (r) => r.run === app.source() && r.head === head && r.step === step && r.layer === layer,
-    );
+  const recorded = (head, step, layer) => table.recorded.has(`${head} ${step} ${layer}`);
 
   function paintHead(canvas, head) {
     const state = store.get();
@@ -208,7 +207,13 @@ export function makeDensityMap(app) {
     });
   }
 
+  let ringed = null; // the head that shows where we are
   const draw = onFrame(() => table && canvases.forEach(paintHead));
+  const drawMoved = onFrame(() => {
+    const { head } = store.get();
+    for (const h of new Set([ringed, head])) if (canvases[h]) paintHead(canvases[h], h);
+    ringed = head;
+  });
 
   const idle = () =>
     put(
@@ -296,7 +301,8 @@ export function makeDensityMap(app) {
         );
         idle();
       }
-      if (["run", "step", "layer", "head"].some((n) => changed.has(n))) draw();
+      if (changed.has("run")) draw();
+      if (["step", "layer", "head"].some((n) => changed.has(n))) drawMoved();
     },
   };
 }
