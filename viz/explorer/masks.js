@@ -133,7 +133,7 @@ function tileTable(app) {
       put(
         note,
         mean < TILE
-          ? `A key cluster holds ${plural(mean, "token")} on average here, fewer than a tile is wide: fixed tiles gain little from the sorting, blocks of the clusters' own sizes gain all of it.`
+          ? `A key cluster holds ${plural(mean, "token")} on average here, fewer than a tile is wide: fixed tiles gain little or nothing from the sorting, blocks of the clusters' own sizes gain all of it.`
           : `A key cluster holds ${plural(mean, "token")} on average here.`,
       );
     },
