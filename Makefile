@@ -4,15 +4,17 @@ SHELL  := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+OLDEST := .venv-oldest
+PIP    := -m pip install --quiet --disable-pip-version-check
 
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: demo test check bench lint types browser help
+.PHONY: demo test test-versions check bench lint types browser help
 
 help:
 	@echo "make demo    install into .venv and serve the page on port $${GRADIO_SERVER_PORT:-7860}"
 	@echo "make test    everything that CI runs: lint, types, all tests, the browser included"
+	@echo "make test-versions  all tests but the browser's on the oldest versions allowed, and all kernels compiled"
 	@echo "make check   lint, types and the fast tests"
 	@echo "make bench   time cluster attention against SDPA on this CPU, into assets/bench/cpu.json"
 
@@ -21,6 +23,11 @@ demo: $(VENV)/.app-installed
 
 test: $(VENV)/.dev-installed browser lint types
 	$(PY) -m pytest
+
+test-versions: $(OLDEST)/.installed $(VENV)/.app-installed
+	$(OLDEST)/bin/python -m svg2.bench.versions oldest
+	$(PY) -m svg2.bench.versions newest
+	$(PY) -m svg2.bench.report
 
 check: $(VENV)/.dev-installed lint types
 	$(PY) -m pytest -m "not slow and not gpu and not browser"
@@ -41,17 +48,30 @@ $(PY):
 
 # torch goes in first. Its default Linux wheel brings gigabytes of CUDA, so that a machine with no NVIDIA driver
 # takes the CPU wheel where PyTorch's own index can be reached.
-$(VENV)/.app-installed: requirements.txt | $(PY)
+define install_torch
 	@index=; url=https://download.pytorch.org/whl/cpu; \
 	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null \
-	    && $(PY) -c "import urllib.request as u; u.urlopen('$$url/torch/', timeout=5)" 2>/dev/null; \
+	    && $(1) -c "import urllib.request as u; u.urlopen('$$url/torch/', timeout=5)" 2>/dev/null; \
 	then index="--extra-index-url $$url"; fi; \
-	$(PIP) "$$(grep '^torch' requirements.txt)" $$index
-	$(PIP) -r requirements.txt
+	$(1) $(PIP) "$$(grep '^torch' requirements.txt)" $$index
+endef
+
+$(VENV)/.app-installed: requirements.txt | $(PY)
+	$(call install_torch,$(PY))
+	$(PY) $(PIP) -r requirements.txt
 	@touch $@
 
 $(VENV)/.dev-installed: requirements-dev.txt $(VENV)/.app-installed
-	$(PIP) -r requirements-dev.txt
+	$(PY) $(PIP) -r requirements-dev.txt
+	@touch $@
+
+# Every lower bound of requirements.txt as it stands there, torch as above, and Triton 3.6, which torch 2.11 brings.
+$(OLDEST)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(call install_torch,$(OLDEST)/bin/python)
+	sed -E '/^(torch|#)/d; s/^triton;.*/triton==3.6.0/; s/>=([0-9.]+)[^;]*/==\1/' requirements.txt > $(OLDEST)/requirements.txt
+	sed -nE '/^(pytest|hypothesis|beartype|playwright)/p' requirements-dev.txt >> $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python $(PIP) -r $(OLDEST)/requirements.txt
 	@touch $@
 
 # The browser tests drive a real Chromium. Without one they skip and say so, except under CI=true, where they fail.

@@ -19,8 +19,8 @@ import gradio as gr
 from svg2.config import METHODS, ConfigError, SVG2Config, method_config
 from svg2.generate import Cancelled, Comparison, DenseRun, Progress, add_run
 from svg2.jobs import Job, Studio, Wish
-from svg2.models import ModelUnavailable
-from svg2.request import Request, RequestError
+from svg2.models import MODELS, PRESETS, ModelUnavailable, availability
+from svg2.request import Request, RequestError, ResolvedRequest
 from svg2.trace import RecordingPolicy, TraceError, load_trace
 from svg2.training.grammar import COLOURS, EXAMPLES, GROUNDS, SHAPES, in_grammar, unknown_words
 from viz import explorer_component, explorer_value
@@ -66,6 +66,8 @@ NUMBERS: dict[str, type] = {
     "guidance_scale": float,
 }
 SETTINGS = ("prompt", "method", *NUMBERS)
+# Not in the address: what they mean for the rest depends on the model, and files stay here.
+CHOICES = ("model", "preset", "image", "negative_prompt")
 # Runs in the browser before the inputs are sent: the address then opens the same settings again.
 WRITE_ADDRESS = f"""(visit, ...values) => {{
   const query = new URLSearchParams(window.location.search);
@@ -115,6 +117,7 @@ class Visit:
     def open(self, shown: Shown | None) -> None:
         self.shown = shown
         self.num_given = len(shown.trace.runs) if shown else 0
+        self.request: ResolvedRequest | None = None  # of what is shown, where this visit made it
 
     def cancel(self) -> None:
         self.wish = self.release = None
@@ -125,7 +128,8 @@ class Visit:
         """The explorer's value. A budget can be run where the trace is of the model at hand."""
         if self.shown is None:
             return {}
-        can_run = self.shown.trace.request.get("model") == self.model
+        is_ours = self.shown.trace.request.get("model") == self.model
+        can_run = is_ours or self.request is not None
         return explorer_value(f"lab/{self.shown.key}/payload", can_run=can_run, **extra)
 
     def wish_at(self, studio: Studio, run: int, method: str, top_p: float) -> Wish:
@@ -136,9 +140,10 @@ class Visit:
         """
         if self.shown is None or not 0 <= run < len(self.shown.trace.runs):
             raise RequestError("This run is no longer open.")
-        trace = self.shown.trace
-        given = {name: trace.request[name] for name in REQUEST_NAMES if name in trace.request}
-        request = Request(model=studio.model, **given).resolve(studio.spec)
+        trace, request = self.shown.trace, self.request
+        if request is None:
+            given = {name: trace.request[name] for name in REQUEST_NAMES if name in trace.request}
+            request = Request(model=studio.model, **given).resolve(studio.spec)
         config = SVG2Config().replace(**trace.runs[run].config | {"top_p": top_p})
         config.check_tokens(trace.n_tokens)
         return Wish(request, method, method_config(method, config))
@@ -153,12 +158,14 @@ class Visit:
         self.dense = made.dense
         live = f"live {'GPU' if 'cuda' in str(made.result['device']) else 'CPU'}"
         shown, new = self.shown, made.trace
-        same = shown is not None and (shown.trace.request, shown.trace.dense_mp4) == (
-            *(new.request, new.dense_mp4),
-        )
+        same = shown is not None and shown.trace.dense_mp4 == new.dense_mp4
+        for name in ("model", "fps", *REQUEST_NAMES):
+            same = same and shown.trace.request.get(name) == new.request.get(name)
         if shown is None or not same:
             self.open(shelf.put(new, live))
+            self.request = made.dense.request
             return
+        self.request = made.dense.request
         trace = add_run(shown.trace, made.dense, made.sparse, made.result)
         recorded = sorted({record.run for record in trace.records})
         older = [r for r in recorded if self.num_given <= r < len(trace.runs) - 1]
@@ -255,6 +262,41 @@ def grammar_note(prompt: str) -> str:
     )
 
 
+def model_title(studio: Studio, model: str) -> str:
+    return MODELS.get(model) or studio.spec_of(model).title
+
+
+def model_note(studio: Studio, model: str) -> str:
+    """What a chosen model takes, and why it can't run here where it can't."""
+    spec = studio.spec_of(model)
+    missing = availability(spec)
+    parts = [missing or spec.needs]
+    need = spec.memory(spec.num_frames, spec.height, spec.width)
+    if need is not None and spec.published is not None:
+        parts.append(
+            f"At {spec.width} by {spec.height} SVG2 adds about {100 * need.added_share:.0f} % "
+            f"to the memory of a dense step. Licence: {spec.published.license}. "
+            f"Settings: {spec.published.source}."
+        )
+    return say(" ".join(parts), "warn" if missing else "quiet")
+
+
+def model_list(studio: Studio) -> str:
+    """Every model of the menu, and what keeps it from running here."""
+    rows = []
+    for model in studio.models:
+        try:
+            missing = availability(studio.spec_of(model))
+        except RequestError as error:
+            missing = plain(error)
+        state = "runs here" if missing is None else missing
+        rows.append(
+            f"<li><strong>{html.escape(model_title(studio, model))}</strong>: "
+            f"{html.escape(state)}</li>"
+        )
+    return f"<ul>{''.join(rows)}</ul>"
+
+
 def links_to(shown: Shown | None) -> str:
     if shown is None:
         return ""
@@ -320,6 +362,29 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                     gr.Examples(
                         [[text] for text in EXAMPLES], prompt, label="", elem_id="examples"
                     )
+                with gr.Accordion("Model", open=False, elem_id="models"):
+                    model = gr.Dropdown(
+                        [(model_title(studio, name), name) for name in studio.models],
+                        value=studio.model,
+                        label="Model",
+                        elem_id="model",
+                    )
+                    about_model = gr.HTML(elem_id="about_model")
+                    image = gr.Image(
+                        label="Start from this image",
+                        type="filepath",
+                        sources=["upload"],
+                        visible=False,
+                        elem_id="image",
+                    )
+                    negative = gr.Textbox("", label="Negative prompt", elem_id="negative")
+                    preset_choice = gr.Radio(
+                        [(name.capitalize(), name) for name in PRESETS],
+                        value="published",
+                        label="Settings",
+                        elem_id="preset",
+                    )
+                    menu = gr.HTML(elem_id="menu")
                 method = gr.Radio(
                     [(METHOD_TITLES.get(name, name), name) for name in METHODS],
                     value="svg2-comp",
@@ -377,7 +442,8 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             "width": width,
             "guidance_scale": guidance,
         }
-        inputs = list(fields.values())
+        choices = [model, preset_choice, image, negative]
+        inputs = [*fields.values(), *choices]
         assert tuple(fields) == SETTINGS
 
         def buttons(is_busy: bool) -> Update:
@@ -404,6 +470,21 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                 update[status] = say(complaint, "warn")
             return update or gr.skip()
 
+        def pick(chosen: str, preset_name: str) -> Update:
+            """Another model or preset: the fields take its settings."""
+            try:
+                spec = studio.spec_of(chosen).preset(preset_name)
+                about = model_note(studio, chosen)
+            except BAD_INPUT as error:
+                return {about_model: say(plain(error), "warn")}
+            size = (spec.num_frames, spec.height, spec.width)
+            defaults = {**vars(spec), **spec.config_for(*size).to_dict()}
+            known = (name for name in NUMBERS if name in defaults and name != "seed")
+            update: Update = {fields[name]: defaults[name] for name in known}
+            takes_image = spec.kind.takes == "image" or spec.expand_timesteps
+            shown_image = gr.update(visible=takes_image, value=None)
+            return {**update, about_model: about, image: shown_image}
+
         def leave(request: gr.Request) -> None:
             """Nobody waits for this run any more."""
             gone = VISITS.pop(str(request.session_hash), None)
@@ -413,12 +494,13 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
         def prepare(visit: Visit, *values: Any) -> Update:
             """Check the inputs. A bad one changes nothing but the message."""
             try:
-                wish = studio.wish(dict(zip(SETTINGS, values, strict=True)))
+                wish = studio.wish(dict(zip((*SETTINGS, *CHOICES), values, strict=True)))
             except BAD_INPUT as error:
                 return refuse(error)
             visit.cancel()  # a release gives way to a whole run
             visit.wish = wish
-            about = grammar_note(wish.request.prompt) if studio.model == "builtin" else ""
+            is_builtin = wish.request.model == "builtin"
+            about = grammar_note(wish.request.prompt) if is_builtin else ""
             return {status: say("Waiting for its turn."), note: about, **buttons(True)}
 
         def follow(
@@ -547,7 +629,15 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
         heavy = quick | {"concurrency_limit": 1, "concurrency_id": "model"}
 
         page.load(arrive, [visit], [*inputs, status], **quick)
+        page.load(lambda: model_list(studio), None, menu, **quick)
         page.unload(leave)
+        gr.on(
+            [model.input, preset_choice.input],
+            pick,
+            [model, preset_choice],
+            [*fields.values(), about_model, image],
+            **quick,
+        )
         gr.on(
             [generate.click, prompt.submit],
             prepare,
@@ -660,7 +750,7 @@ def load_in_background(studio: Studio) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    studio = Studio()
+    studio = Studio(os.environ.get("SVG2_MODEL", "builtin"))
     page = launch(studio, Shelf(read_traces(TRACES)), prevent_thread_lock=True)
     load_in_background(studio)  # after the page is up, which needs none of it
     page.block_thread()

@@ -31,6 +31,10 @@ class TextTokens:
     k: Float[Tensor, "B H T D"]
     v: Float[Tensor, "B H T D"]
 
+    def of_heads(self, heads: slice) -> "TextTokens":
+        """The same of some heads alone."""
+        return TextTokens(self.q[:, heads], self.k[:, heads], self.v[:, heads])
+
 
 @dataclass(frozen=True)
 class SparseResult:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
 import tempfile
@@ -17,10 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from svg2.config import METHODS, ConfigError, SVG2Config, method_config
-from svg2.request import DTYPES, Request, RequestError
+from svg2.distributed import Processes, joined, processes
+from svg2.request import DTYPES, Request, RequestError, ResolvedRequest
 
 if TYPE_CHECKING:
     from svg2.generate import Cancelled, Progress
+
+_SIZES = (("480p", 480, 832), ("720p", 720, 1280))
 
 OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
 
@@ -62,21 +66,68 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    if (arguments.prompt is None) == (arguments.prompts is None):
+        raise UsageError("Give either --prompt or --prompts.")
+    if arguments.prompts is not None:
+        return _compare_prompts(arguments)
     request, config = _request_and_config(arguments)
     config = method_config(arguments.method, config)
+    share = processes()
+    _check_share(request, share)
     folder = _output_folder(arguments.out)
     _say_if_outside_grammar(request)
 
     from svg2.generate import compare, save_comparison
+    from svg2.models import load_pipeline
 
     def keep_dense(stopped: Cancelled) -> str:
-        return _keep_dense(stopped, request, folder)
+        return _keep_dense(stopped, request, folder) if share.is_first else "it was one of several"
 
-    with _running(keep_dense) as watch:
-        comparison = compare(request, arguments.method, config, **watch)
-        save_comparison(comparison, folder)
-    _print_result(comparison.result)
+    with _running(keep_dense, speaks=share.is_first) as watch:
+        if share.world == 1:
+            comparison = compare(request, arguments.method, config, **watch)
+        else:
+            pipe = load_pipeline(request.model, request.dtype, request.device)
+            with joined(pipe):
+                comparison = compare(request, arguments.method, config, pipe=pipe, **watch)
+        if share.is_first:
+            save_comparison(comparison, folder)
+    if share.is_first:
+        _print_result(comparison.result)
     return 0
+
+
+def _compare_prompts(arguments: argparse.Namespace) -> int:
+    from svg2.batch import compare_all, read_prompts
+
+    prompts = read_prompts(arguments.prompts)
+    arguments.prompt = prompts[0]
+    request, config = _request_and_config(arguments)
+    config = method_config(arguments.method, config)
+    share = processes()
+    folder = _output_folder(arguments.out)
+    kept = f"the prompts that were complete are kept in {folder}, and the same command goes on"
+    with _running(lambda _: kept, speaks=share.is_first) as watch:
+        done = compare_all(prompts, request, arguments.method, config, folder, share, **watch)
+    _print_result(done)
+    return 0
+
+
+def _check_share(request: ResolvedRequest, share: Processes) -> None:
+    """Check that all processes get as many tokens of a video.
+
+    Raises:
+        RequestError: they can't.
+    """
+    from svg2.models import model_spec
+
+    grid = model_spec(request.model).grid(request.num_frames, request.height, request.width)
+    tokens = math.prod(grid)
+    if tokens % share.world:
+        raise RequestError(
+            f"The {tokens:,} tokens of this video can't be shared evenly among {share.world} "
+            "processes: ask for another size, or for another number of them."
+        )
 
 
 def _keep_dense(stopped: Cancelled, request: Request, folder: Path) -> str:
@@ -95,6 +146,8 @@ def _keep_dense(stopped: Cancelled, request: Request, folder: Path) -> str:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    if processes().world > 1:
+        raise UsageError("A sweep runs in one process; compare is what several can share.")
     request, config = _request_and_config(arguments)
     for method in arguments.methods:
         method_config(method, config)
@@ -116,25 +169,78 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from svg2.models import MODELS, availability, model_spec
+    from svg2.models import MODELS
+    from svg2.pipelines import PIPELINES
 
-    listed = []
-    for model, title in MODELS.items():
-        try:
-            spec = model_spec(model)
-            missing, needs = availability(spec), spec.needs
-        except RequestError as error:
-            missing, needs = str(error), ""
-        listed.append(
-            {"model": model, "title": title, "available": missing is None, "why": missing or needs}
-        )
+    listed = [_listed(model, title) for model, title in MODELS.items()]
     for entry in listed:
         mark = "available" if entry["available"] else "not available"
-        print(f"{entry['model']:12} {mark:14} {entry['title']}", file=sys.stderr)
-        print(f"{'':12} {entry['why']}", file=sys.stderr)
-    print("A folder that holds a WanPipeline is a model too: --model PATH.", file=sys.stderr)
+        print(f"{entry['model']:16} {mark:14} {entry['title']}", file=sys.stderr)
+        print(f"{'':16} {entry['why']}", file=sys.stderr)
+        for size, need in entry.get("memory", {}).items():
+            print(
+                f"{'':16} {size}: {need['tokens']:,} tokens, a dense step about "
+                f"{need['dense_gib']:.1f} GiB, SVG2 adds {need['added_gib']:.1f}",
+                file=sys.stderr,
+            )
+        if "license" in entry:
+            print(f"{'':16} {entry['license']}; settings: {entry['source']}", file=sys.stderr)
+    print(
+        "A pipeline's folder or its hub id is a model too, --model PATH or --model ORG/NAME, of "
+        f"these classes: {', '.join(PIPELINES)}.",
+        file=sys.stderr,
+    )
     _print_result({"models": listed})
     return 0
+
+
+def _listed(model: str, title: str) -> dict[str, Any]:
+    """What there is to say of one model: whether it runs here, what it takes, who says so."""
+    from svg2.memory import GIB
+    from svg2.models import availability, model_spec
+
+    entry: dict[str, Any] = {"model": model, "title": title}
+    try:
+        spec = model_spec(model)
+    except RequestError as error:
+        return entry | {"available": False, "why": str(error)}
+    missing = availability(spec)
+    entry |= {
+        "available": missing is None,
+        "why": missing or spec.needs,
+        "pipeline": spec.kind.name,
+        "settings": {
+            name: getattr(spec, name)
+            for name in (
+                *("height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
+                "guidance_scale_2",
+            )
+        },
+        "config": spec.config.to_dict(),
+    }
+    row = spec.published
+    if row is None:
+        return entry
+    memory = {}
+    for name, height, width in _SIZES:
+        multiple = spec.size_multiple
+        height, width = (side // multiple * multiple for side in (height, width))
+        need = spec.memory(spec.num_frames, height, width)
+        assert need is not None
+        frames, rows, columns = spec.grid(spec.num_frames, height, width)
+        memory[name] = {
+            "tokens": frames * rows * columns,
+            "dense_gib": round(need.dense_peak / GIB, 2),
+            "added_gib": round(need.added / GIB, 2),
+            "added_share": round(need.added_share, 4),
+        }
+    return entry | {
+        "hub_id": row.hub_id,
+        "download_gb": row.download_gb,
+        "license": row.license,
+        "source": row.source,
+        "memory": memory,
+    }
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -175,7 +281,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     compare = commands.add_parser("compare", help="one dense and one sparse run of a request")
-    _add_request(compare)
+    _add_request(compare, prompt_required=False)
+    compare.add_argument(
+        *("--prompts",),
+        metavar="FILE",
+        help="one prompt a line, in place of --prompt; torchrun shares them out",
+    )
     compare.add_argument("--method", default="svg2", help=f"one of {', '.join(METHODS)}")
     compare.add_argument("--top-p", metavar="P", help="attention mass to keep, in (0, 1]")
     compare.set_defaults(run=_compare)
@@ -209,18 +320,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_request(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", required=True)
+def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) -> None:
+    parser.add_argument("--prompt", required=prompt_required)
     parser.add_argument("--negative-prompt", default="", metavar="TEXT")
     parser.add_argument(
-        *("--model",), default="builtin", help="see the command models; or a WanPipeline's folder"
+        *("--model",),
+        default="builtin",
+        help="see the command models; or a pipeline's folder or hub id",
     )
+    parser.add_argument("--preset", default="published", help="published, fast or faithful")
+    parser.add_argument("--image", metavar="FILE", help="start from it, with a model that does")
+    parser.add_argument("--video", metavar="FILE", help="an MP4 to start from, likewise")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--height", type=int, metavar="PX")
     parser.add_argument("--width", type=int, metavar="PX")
     parser.add_argument("--frames", type=int, metavar="N")
     parser.add_argument("--steps", type=int, metavar="N")
     parser.add_argument("--guidance-scale", type=float, metavar="G")
+    parser.add_argument(
+        *("--guidance-scale-2",), type=float, metavar="G", help="of the second of two experts"
+    )
+    parser.add_argument(
+        *("--true-cfg-scale",),
+        type=float,
+        default=1.0,
+        metavar="G",
+        help="weight of the negative prompt where guidance is embedded",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--impl", help="kernels: auto, reference or fused")
@@ -242,10 +368,8 @@ def _size_mb(text: str) -> float:
     return size
 
 
-def _request_and_config(arguments: argparse.Namespace) -> tuple[Request, SVG2Config]:
+def _request_and_config(arguments: argparse.Namespace) -> tuple[ResolvedRequest, SVG2Config]:
     """Everything that can be refused before torch is even imported."""
-    import math
-
     from svg2.models import model_spec
 
     request = Request(
@@ -259,7 +383,11 @@ def _request_and_config(arguments: argparse.Namespace) -> tuple[Request, SVG2Con
         num_inference_steps=arguments.steps,
         guidance_scale=arguments.guidance_scale,
         dtype=arguments.dtype,
-        device=arguments.device,
+        device=processes().device(arguments.device),
+        image=arguments.image,
+        video=arguments.video,
+        guidance_scale_2=arguments.guidance_scale_2,
+        true_cfg_scale=arguments.true_cfg_scale,
     )
     settings = list(arguments.settings)
     if isinstance(getattr(arguments, "top_p", None), str):
@@ -267,7 +395,7 @@ def _request_and_config(arguments: argparse.Namespace) -> tuple[Request, SVG2Con
     if arguments.impl is not None:
         settings.append(f"impl={arguments.impl}")
     SVG2Config.from_settings(settings)  # a bad setting is refused whatever the model
-    spec = model_spec(request.model)
+    spec = model_spec(request.model).preset(arguments.preset)
     resolved = request.resolve(spec)
     size = (resolved.num_frames, resolved.height, resolved.width)
     config = SVG2Config.from_settings(settings, base=spec.config_for(*size))
@@ -302,8 +430,8 @@ def _say_if_outside_grammar(request: Request) -> None:
 
 
 @contextmanager
-def _running(kept: Callable[[Cancelled], str]) -> Iterator[dict[str, Any]]:
-    """What a generation is given to show its progress and to be interrupted.
+def _running(kept: Callable[[Cancelled], str], speaks: bool = True) -> Iterator[dict[str, Any]]:
+    """What a generation is given to show its progress, if it `speaks`, and to be interrupted.
 
     `kept` says what is left of an interrupted one.
 
@@ -315,7 +443,7 @@ def _running(kept: Callable[[Cancelled], str]) -> Iterator[dict[str, Any]]:
 
     with _interruptible() as is_interrupted, _Line() as line:
         try:
-            yield {"on_progress": line.show, "should_cancel": is_interrupted}
+            yield {"on_progress": line.show if speaks else None, "should_cancel": is_interrupted}
         except ModelUnavailable as error:
             line.end()
             raise Stopped(str(error), 1) from error

@@ -13,12 +13,20 @@ from svg2.config import SVG2Config
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What centroids belong to; they pass between no models, layers, branches or shapes."""
+    """What centroids belong to; they pass between no models, layers, branches or shapes.
+
+    Attributes:
+        sample: place in the batch, where its samples are attended to one by one.
+        heads: the absolute numbers of the heads, (first, end, of all), where other processes have
+            the rest; None for all.
+    """
 
     transformer: int
     layer: int
     branch: int
     shape: tuple[int, ...]
+    sample: int = 0
+    heads: tuple[int, int, int] | None = None
 
 
 class Centroids:
@@ -96,5 +104,11 @@ def _cluster(
     # Guidance branches start from the same tokens, as nothing tells them apart yet.
     place = f"{config.seed}/{key.transformer}/{key.layer}/{side}"
     generator = torch.Generator().manual_seed(zlib.crc32(place.encode()))
-    start = init_centroids(x, num_clusters, generator)
+    if key.heads is None:
+        start = init_centroids(x, num_clusters, generator)
+    else:  # drawn for all heads, so that each starts as it would in one process
+        first, end, heads = key.heads
+        whole = x.new_empty(x.shape[0], heads, *x.shape[2:])
+        whole[:, first:end] = x
+        start = init_centroids(whole, num_clusters, generator)[:, first:end]
     return kmeans(x, start, config.kmeans_iters_init, impl=config.impl)

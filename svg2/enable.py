@@ -69,7 +69,7 @@ def _install(
     pipe: Any, config: SVG2Config | None, observer: Callable[[CallRecord], None] | None
 ) -> Handle:
     from kernels import ImplUnavailable, resolve_impl
-    from svg2.processors import check_replaceable, family_of
+    from svg2.processors import Place, check_replaceable, family_of, transformers_of
     from svg2.session import Session
     from svg2.stats import StatsRecorder
     from svg2.tracking import Tracker, set_on_instance
@@ -80,24 +80,25 @@ def _install(
         except ImplUnavailable as error:
             raise ConfigError(str(error)) from error
 
-    candidates = [getattr(pipe, name, None) for name in ("transformer", "transformer_2")]
-    transformers = [transformer for transformer in candidates if transformer is not None]
+    transformers = transformers_of(pipe)
     family = family_of(transformers[0]) if transformers else None
     layers = [] if family is None else [family.self_attentions(t) for t in transformers]
     if family is None or not all(layers):
         raise TypeError(f"SVG2 does not know the attention of a {type(pipe).__name__}.")
-    for attn in (attn for modules in layers for attn in modules):
-        check_replaceable(attn.processor, family)
+    for attention in (attention for attentions in layers for attention in attentions):
+        check_replaceable(attention.module.processor, family)
 
     tracker = Tracker(pipe)
-    recorder = StatsRecorder(max(map(len, layers)), layers[0][0].heads)
+    recorder = StatsRecorder(max(map(len, layers)), layers[0][0].module.heads)
     session = Session(config, tracker, recorder, observer)
     with ExitStack() as undo:
         undo.callback(session.end_generation)
-        for index, (transformer, modules) in enumerate(zip(transformers, layers, strict=True)):
+        for index, (transformer, attentions) in enumerate(zip(transformers, layers, strict=True)):
             tracker.follow(transformer, undo)
-            for layer, attn in enumerate(modules):
-                processor = family.processor(session, attn.processor, index, layer)
+            for layer, attention in enumerate(attentions):
+                place = Place(index, layer, attention.depth, attention.runs_first)
+                attn = attention.module
+                processor = family.processor(session, attn, place)
                 set_on_instance(attn, "processor", processor, undo)
         # Every diffusers pipeline calls this as the last thing of a generation.
         set_on_instance(pipe, "maybe_free_model_hooks", _after_generation(pipe, session), undo)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +19,13 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from svg2.config import SVG2Config, method_config
+from svg2.distributed import agree, processes
 from svg2.environment import PeakMemory, peak_memory, provenance
+from svg2.inputs import read_image, read_video
 from svg2.media import encode_mp4, side_by_side, write_atomic
 from svg2.metrics import psnr_db, psnr_per_frame, ssim
-from svg2.models import ModelSpec, load_pipeline, model_spec
+from svg2.models import ModelSpec, as_kind, load_pipeline, model_spec
+from svg2.pipelines import call_arguments
 from svg2.recording import Recorder, choose
 from svg2.request import Request, RequestError, ResolvedRequest
 from svg2.stats import DENSE_STAGE, STAGES, RunStats
@@ -33,6 +38,7 @@ from svg2.trace import (
     policy_dict,
     trace_bytes,
 )
+from svg2.tracking import set_on_instance
 
 if TYPE_CHECKING:
     import torch
@@ -72,9 +78,9 @@ class Progress:
         step, num_steps: denoising steps done and to do; 0 of 0 in other stages.
         eta_seconds: time left for all that was asked, as the steps so far tell; None while
             unknown.
-        preview: the middle latent frame as it is now, decoded alone; only where it was asked for,
-            and not at every step where steps are short.
-        density: mean density of each step so far, a dense one counts 1; only with a preview.
+        preview: the middle latent frame as it is now, decoded alone; only where it was asked for
+            and the pipeline shows its latents, and not at every step where steps are short.
+        density: mean density of each step so far, a dense one counts 1; asked for with `preview`.
     """
 
     run: str
@@ -107,6 +113,9 @@ class DenseRun:
         seconds: of `encode`, `denoise` (the loop alone) and `decode`.
         attention_seconds: of the self-attention kernel in the loop; None where it could not be
             told apart.
+        stock_seconds: of the loop as the pipeline does it by itself, where that masks the
+            prompt's padding and `seconds` are without it; None elsewhere.
+        stock_psnr_db: how near those two are; None where identical or not measured.
         backend: name of the attention backend in diffusers; dtype: of the transformer.
         peak_memory_bytes: None where it could not be measured.
     """
@@ -119,6 +128,8 @@ class DenseRun:
     backend: str
     dtype: str
     provenance: dict[str, Any]
+    stock_seconds: float | None = None
+    stock_psnr_db: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,8 +236,11 @@ def generate_dense(
 ) -> DenseRun:
     """Generate with the pipeline's own attention, timed; one untimed step before warms it up.
 
+    A joint model runs twice: as its pipeline does it, and with the prompt's padding dropped, which
+    is what counts as dense.
+
     Raises:
-        RequestError: the model can't make a video of that size.
+        RequestError: the model can't make a video of that size, or not from what is given.
         Cancelled: `should_cancel` said so.
     """
     from svg2.enable import measure_dense
@@ -234,11 +248,21 @@ def generate_dense(
     job = job or Job(on_progress, should_cancel)
     spec = model_spec(request.model)
     request = request.resolve(spec)
+    kind = spec.kind_for(request)
+    pipe = as_kind(pipe, kind)
+    stock_frames, stock_seconds = None, None
+    if kind.joint_text:
+        job.report("stock", "warm up")
+        _warm_up(pipe, request, spec, job)
+        job.steps_after += request.num_inference_steps
+        stock_frames, stock = _generate(pipe, request, spec, job, "stock")
+        job.steps_after -= request.num_inference_steps
+        stock_seconds = stock["denoise"]
     with peak_memory(_device(pipe)) as memory:
         job.report("dense", "warm up")
-        _denoise(pipe, request, spec, _encode(pipe, request, spec), job, None, num_steps=1)
-        job.check()
         with measure_dense(pipe) as handle:
+            _warm_up(pipe, request, spec, job)
+            job.check()
             frames, seconds = _generate(pipe, request, spec, job, "dense", handle)
             attention_seconds = handle.stats.attention_seconds
     return DenseRun(
@@ -246,6 +270,8 @@ def generate_dense(
         frames=frames,
         seconds=seconds,
         attention_seconds=attention_seconds,
+        stock_seconds=stock_seconds,
+        stock_psnr_db=None if stock_frames is None else psnr_db(stock_frames, frames),
         **_facts(pipe, memory),
     )
 
@@ -270,21 +296,24 @@ def generate_sparse(
         Cancelled: `should_cancel` said so.
     """
     from svg2.enable import enable
+    from svg2.processors import main_attentions
 
     job = job or Job(on_progress, should_cancel)
     spec = model_spec(request.model)
     request = request.resolve(spec)
+    kind = spec.kind_for(request)
+    pipe = as_kind(pipe, kind)
     config = method_config(method, config)
     policy = policy or RecordingPolicy()
     grid = spec.grid(request.num_frames, request.height, request.width)
     config.check_tokens(math.prod(grid))
-    model = pipe.transformer if pipe.transformer is not None else pipe.transformer_2
+    attentions = main_attentions(pipe)
     selection = choose(
         policy,
         config,
-        num_steps=request.num_inference_steps,
-        num_layers=model.config.num_layers,
-        num_heads=model.config.num_attention_heads,
+        num_steps=kind.num_steps(request.num_inference_steps),
+        num_layers=len(attentions),
+        num_heads=attentions[0].module.heads // _sharing(pipe),
         n_tokens=math.prod(grid),
     )
     recorder = Recorder(selection, policy.branches, request.seed)
@@ -292,8 +321,7 @@ def generate_sparse(
         if _device(pipe).type == "cuda":
             job.report(method, "warm up")
             with enable(pipe, config.replace(warmup_fraction=0.0, kmeans_iters_init=1)):
-                embeds = _encode(pipe, request, spec)
-                _denoise(pipe, request, spec, embeds, job, None, num_steps=1)
+                _warm_up(pipe, request, spec, job)
             job.check()
         with enable(pipe, config, observer=recorder) as handle:
             frames, seconds = _generate(pipe, request, spec, job, method, handle)
@@ -320,25 +348,29 @@ def result_record(
 ) -> dict[str, Any]:
     """The fields of result.json.
 
-    `dense_seconds` and `svg2_seconds` are the denoising loops alone. `attention_speedup` compares
+    `dense_seconds` and `svg2_seconds` are the denoising loops alone; a joint model's
+    `dense_stock_seconds` are those of its pipeline as it is, with a mask over the prompt's
+    padding, and its `dense_seconds` those with the padding trimmed. `attention_speedup` compares
     self-attention over the whole loops, the sparse side with clustering, permutation, selection
     and its dense warm-up. `attention_share` is what the self-attention kernel takes of the dense
     loop. `density` and `compute_density` are over the sparse calls and null where none ran.
     """
-    request, stats = sparse.request, sparse.stats
+    asked, stats = sparse.request.to_dict(), sparse.stats
     dense_seconds, svg2_seconds = dense.seconds["denoise"], sparse.seconds["denoise"]
     frames_db = psnr_per_frame(dense.frames, sparse.frames).tolist()
     compute_density = stats.compute_density
     return {
         **{
-            name: getattr(request, name)
+            name: asked[name]
             for name in (
                 *("model", "prompt", "negative_prompt", "seed", "height", "width"),
-                *("num_frames", "num_inference_steps", "guidance_scale"),
+                *("num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2"),
+                *("true_cfg_scale", "image", "video"),
             )
         },
         "dtype": sparse.dtype,
         "tokens": math.prod(sparse.grid),
+        "text_tokens": stats.n_text,
         "method": sparse.method,
         "config": sparse.config.to_dict(),
         "density": stats.density,
@@ -350,6 +382,8 @@ def result_record(
         "psnr_per_frame": [None if math.isinf(value) else value for value in frames_db],
         "ssim": ssim(dense.frames, sparse.frames),
         "dense_seconds": dense_seconds,
+        "dense_stock_seconds": dense.stock_seconds,
+        "dense_stock_psnr_db": dense.stock_psnr_db,
         "dense_reused": dense_reused,
         "svg2_seconds": svg2_seconds,
         "speedup": dense_seconds / svg2_seconds,
@@ -379,7 +413,7 @@ def start_trace(dense: DenseRun, sparse: SparseRun) -> Trace:
         | {"fps": fps, "dtype": dense.dtype, "device": dense.provenance["device"]},
         grid=sparse.grid,
         n_tokens=math.prod(sparse.grid),
-        n_text=0,
+        n_text=sparse.stats.n_text,
         policy=policy_dict(sparse.policy, sparse.note),
         provenance=dense.provenance | {"impl": sparse.stats.impl},
         dense_result={
@@ -451,8 +485,8 @@ class Job:
         self.on_progress = on_progress
         self.should_cancel = should_cancel
         self.preview = preview and on_progress is not None
-        self._glimpsed = -math.inf
         self.steps_after = 0
+        self._cancelled = False
         self._step_seconds: list[float] = []
 
     def report(
@@ -467,23 +501,17 @@ class Job:
             eta = sum(recent) / len(recent) * left if num_steps else None
         self.on_progress(Progress(run, stage, step, num_steps, eta, **glimpse))
 
-    def glimpse(self, pipe: Any, latents: Tensor, handle: Handle) -> dict[str, Any]:
-        """What a progress report shows of the latents and densities of this step."""
-        if not self.preview or time.monotonic() - self._glimpsed < GLIMPSE_SECONDS:
-            return {}
-        middle = latents.shape[2] // 2
-        frame = _decode(pipe, latents[:, :, middle : middle + 1])[0]
-        table = handle.stats.density_table()
-        known = table[:, ~np.isnan(table).any(axis=0)]
-        self._glimpsed = time.monotonic()
-        return {"preview": frame, "density": tuple(known.mean(axis=0).tolist())}
-
     def step_took(self, seconds: float) -> None:
         self._step_seconds.append(seconds)
 
     @property
     def is_cancelled(self) -> bool:
-        return self.should_cancel is not None and self.should_cancel()
+        wished = self.should_cancel is not None and self.should_cancel()
+        return self._cancelled or wished
+
+    def cancel(self) -> None:
+        """Stop as if `should_cancel` had said so."""
+        self._cancelled = True
 
     def check(self) -> None:
         if self.is_cancelled:
@@ -491,105 +519,169 @@ class Job:
 
 
 def _generate(
-    pipe: Any, request: ResolvedRequest, spec: ModelSpec, job: Job, run: str, handle: Handle
-) -> tuple[Frames, dict[str, float]]:
-    """Frames, and seconds of encode, denoise and decode."""
-    stopwatch = _Stopwatch(_device(pipe))
-    job.check()
-    job.report(run, "encode")
-    embeds = _encode(pipe, request, spec)
-    encode = stopwatch.lap()
-    job.report(run, "denoise", 0, request.num_inference_steps)
-    stopwatch.lap()
-    latents, outside = _denoise(pipe, request, spec, embeds, job, run, handle=handle)
-    denoise = stopwatch.lap() - outside
-    job.check()
-    job.report(run, "decode")
-    stopwatch.lap()
-    frames = _decode(pipe, latents)
-    decode = stopwatch.lap()
-    job.check()
-    return frames, {"encode": encode, "denoise": denoise, "decode": decode}
-
-
-def _encode(pipe: Any, request: ResolvedRequest, spec: ModelSpec) -> dict[str, Tensor | None]:
-    import torch
-
-    with torch.no_grad():
-        prompt, negative = pipe.encode_prompt(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            do_classifier_free_guidance=request.guidance_scale > 1,
-            max_sequence_length=spec.max_sequence_length,
-        )
-    return {"prompt_embeds": prompt, "negative_prompt_embeds": negative}
-
-
-def _denoise(
     pipe: Any,
     request: ResolvedRequest,
     spec: ModelSpec,
-    embeds: dict[str, Tensor | None],
     job: Job,
-    run: str | None,
-    num_steps: int | None = None,
+    run: str,
     handle: Handle | None = None,
-) -> tuple[Tensor, float]:
-    """Latents of the last step, and the seconds that reporting took; no `run`, no reports.
+) -> tuple[Frames, dict[str, float]]:
+    """Frames, and seconds of encode, denoise and decode."""
+    stopwatch = _Stopwatch(_device(pipe))
+    loop = _Loop(pipe, job, run, stopwatch, handle if job.preview else None)
+    job.check()
+    job.report(run, "encode")
+    stopwatch.lap()
+    frames = _call(pipe, request, spec, loop, output_type="np")[0]
+    loop.seconds["decode"] = stopwatch.lap()
+    job.check()
+    return (np.asarray(frames) * 255).round().astype(np.uint8), loop.seconds
+
+
+def _warm_up(pipe: Any, request: ResolvedRequest, spec: ModelSpec, job: Job) -> None:
+    """One step that nobody sees."""
+    num_steps = 1
+    kind = spec.kind_for(request)
+    while kind.num_steps(num_steps) < 1:
+        num_steps += 1
+    short = dataclasses.replace(request, num_inference_steps=num_steps)
+    loop = _Loop(pipe, job, None, _Stopwatch(_device(pipe)))
+    _call(pipe, short, spec, loop, output_type="latent")
+
+
+def _call(
+    pipe: Any, request: ResolvedRequest, spec: ModelSpec, loop: _Loop, output_type: str
+) -> Any:
+    """The pipeline's own frames or latents of a request.
 
     The starting noise comes from a CPU generator, so that a seed means the same on every device.
     """
     import torch
 
-    num_steps = num_steps or request.num_inference_steps
-    outside = 0.0
-    last = time.perf_counter()
+    kind = spec.kind_for(request)
+    given = None
+    if kind.takes == "image" and request.image is not None:
+        given = read_image(request.image, request.width, request.height)
+    elif kind.takes == "video" and request.video is not None:
+        size = (request.num_frames, request.width, request.height)
+        given = read_video(request.video, *size)
+    arguments = call_arguments(kind, request, spec.max_sequence_length, given)
+    if loop.handle is not None and "callback_on_step_end" in inspect.signature(pipe).parameters:
+        arguments = {**arguments, "callback_on_step_end": loop.see}
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    with ExitStack() as undo:
+        set_on_instance(pipe, "progress_bar", loop.progress_bar, undo)
+        if kind.guidance == "guider":
+            guider = pipe.guider
+            undo.callback(setattr, pipe, "guider", guider)
+            pipe.guider = guider.new(guidance_scale=request.guidance_scale)
+        try:
+            return pipe(**arguments, generator=generator, output_type=output_type).frames
+        except Cancelled:
+            pipe.maybe_free_model_hooks()  # what the pipeline's call ends with
+            raise
 
-    def after_step(pipe: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        nonlocal outside, last
-        if job.preview and _device(pipe).type == "cuda":
-            torch.cuda.synchronize(_device(pipe))  # else the preview would wait for the step
+
+class _Loop:
+    """A pipeline's denoising loop, seen by the progress bar that every pipeline opens around it.
+
+    Attributes:
+        seconds: of `encode`, up to the loop, and of `denoise`, the loop without reporting.
+        handle: of the pipeline where reports are to show latents and densities.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        job: Job,
+        run: str | None,
+        stopwatch: _Stopwatch,
+        handle: Handle | None = None,
+    ) -> None:
+        self.seconds: dict[str, float] = {}
+        self.handle = handle
+        self._latents: Tensor | None = None
+        self._glimpsed = -math.inf
+        self._pipe = pipe
+        self._job = job
+        self._run = run
+        self._stopwatch = stopwatch
+        self._step = 0
+        self._num_steps = 0
+        self._outside = 0.0
+        self._last = 0.0
+
+    @contextmanager
+    def progress_bar(self, total: int) -> Iterator[_Loop]:
+        """Stands in for the pipeline's own; no `run`, no reports."""
+        self._num_steps = total
+        self.seconds["encode"] = self._stopwatch.lap()
+        self._report("denoise")
+        self._job.check()
+        self._stopwatch.lap()
+        self._last = time.perf_counter()
+        yield self
+        self.seconds["denoise"] = self._stopwatch.lap() - self._outside
+        self._job.check()
+        self._report("decode")
+        self._stopwatch.lap()
+
+    def update(self, count: int = 1) -> None:
+        """A step is done."""
+        if self.handle is not None:
+            _Stopwatch(_device(self._pipe))  # drains the queue, so that no preview waits for it
         now = time.perf_counter()
-        if run is not None:
-            job.step_took(now - last)
-            glimpse = job.glimpse(pipe, tensors["latents"], handle) if handle else {}
-            job.report(run, "denoise", step + 1, num_steps, **glimpse)
-        if job.is_cancelled:
-            pipe._interrupt = True  # an exception would leave the pipeline's hooks half way
-        last = time.perf_counter()
-        outside += last - now
+        self._step += count
+        if self._run is not None:
+            self._job.step_took(now - self._last)
+            self._report("denoise", **self._glimpse())
+        if agree(self._job.is_cancelled, _device(self._pipe)):
+            self._job.cancel()
+            self._pipe._interrupt = True  # an exception would leave what waits for a step's end
+        self._last = time.perf_counter()
+        self._outside += self._last - now
+
+    def see(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The pipeline's own callback at the end of a step, right before `update`."""
+        self._latents = tensors.get("latents")
         return tensors
 
-    latents = pipe(
-        **embeds,
-        height=request.height,
-        width=request.width,
-        num_frames=request.num_frames,
-        num_inference_steps=num_steps,
-        guidance_scale=request.guidance_scale,
-        max_sequence_length=spec.max_sequence_length,
-        generator=torch.Generator("cpu").manual_seed(request.seed),
-        output_type="latent",
-        callback_on_step_end=after_step,
-    ).frames
-    return latents, outside
+    def _glimpse(self) -> dict[str, Any]:
+        """What a report shows of the latents and densities so far."""
+        if self.handle is None or time.monotonic() - self._glimpsed < GLIMPSE_SECONDS:
+            return {}
+        self._glimpsed = time.monotonic()
+        table = self.handle.stats.density_table()
+        known = table[:, ~np.isnan(table).any(axis=0)]
+        density = tuple(known.mean(axis=0).tolist())
+        return {"preview": _preview(self._pipe, self._latents), "density": density}
+
+    def _report(self, stage: str, **glimpse: Any) -> None:
+        if self._run is not None:
+            place = (self._step, self._num_steps) if stage == "denoise" else ()
+            self._job.report(self._run, stage, *place, **glimpse)
 
 
-def _decode(pipe: Any, latents: Tensor) -> Frames:
-    """Latents to frames, as the last part of WanPipeline does it."""
+def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | None:
+    """The middle latent frame decoded alone; None where that is not simple or not cheap."""
     import torch
 
     vae = pipe.vae
+    is_offloaded = getattr(vae, "_hf_hook", None) is not None  # decoding would move the model out
+    if latents is None or latents.ndim != 5 or is_offloaded:
+        return None
+    middle = latents.shape[2] // 2
+    frame = latents[:1, :, middle : middle + 1].to(vae.device, vae.dtype)
+    mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
     with torch.no_grad():
-        latents = latents.to(_device(pipe), vae.dtype)
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1).to(latents.device, latents.dtype)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        # times the inverse, not divided by std: the same rounding as the pipeline's own
-        video = vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0]
-        frames = pipe.video_processor.postprocess_video(video, output_type="np")[0]
-    return (frames * 255).round().astype(np.uint8)
+        if mean is not None and std is not None:
+            mean, std = (frame.new_tensor(v).view(1, -1, 1, 1, 1) for v in (mean, std))
+            frame = frame * std + mean
+        else:
+            frame = frame / getattr(vae.config, "scaling_factor", 1.0)
+        video = vae.decode(frame, return_dict=False)[0]
+    picture = pipe.video_processor.postprocess_video(video, output_type="np")[0][0]
+    return (np.asarray(picture) * 255).round().astype(np.uint8)
 
 
 class _Stopwatch:
@@ -617,17 +709,25 @@ def _device(pipe: Any) -> torch.device:
 
 def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
     """What both kinds of run say of where they ran."""
-    model = pipe.transformer if pipe.transformer is not None else pipe.transformer_2
-    set_backend = model.blocks[0].attn1.processor._attention_backend
-    backend = set_backend or os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
+    from svg2.processors import attention_backend, transformers_of
+
+    backend = attention_backend(pipe) or os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
     names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = str(transformers_of(pipe)[0].dtype).removeprefix("torch.")
     return {
         "backend": str(getattr(backend, "value", backend)),
         "dtype": names.get(dtype, dtype),
         "peak_memory_bytes": memory.nbytes,
-        "provenance": provenance(_device(pipe)),
+        "provenance": provenance(_device(pipe)) | {"processes": _sharing(pipe)},
     }
+
+
+def _sharing(pipe: Any) -> int:
+    """Processes that work on one video together."""
+    from svg2.processors import main_attentions
+
+    is_shared = main_attentions(pipe)[0].module.processor._parallel_config is not None
+    return processes().world if is_shared else 1
 
 
 def _ratio(numerator: float | None, denominator: float | None) -> float | None:

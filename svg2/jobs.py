@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar, cast
 
 from svg2.config import SVG2Config, method_config
 from svg2.generate import Comparison, DenseRun, OnProgress, Progress, ShouldCancel, compare
-from svg2.models import ModelSpec, load_pipeline, model_spec
-from svg2.request import Request, ResolvedRequest
+from svg2.models import MODELS, ModelSpec, load_pipeline, model_spec
+from svg2.request import Request, RequestError, ResolvedRequest
 from svg2.trace import RecordingPolicy
 
 Result = TypeVar("Result")
@@ -31,17 +31,33 @@ class Wish:
 
 
 class Studio:
-    """A model by id, loaded once, when it is first needed or in the background."""
+    """The models of the menu and one of its own, the one in use loaded once, when first needed."""
 
     def __init__(self, model: str = "builtin") -> None:
         self.model = model
         self._pipe: Any = None
+        self._loaded: str | None = None
         self._lock = threading.Lock()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What can be asked for, by id; its own first."""
+        return tuple(dict.fromkeys((self.model, *MODELS)))
 
     @property
     def spec(self) -> ModelSpec:
         """Raises: RequestError: there is no such model here."""
         return model_spec(self.model)
+
+    def spec_of(self, model: str) -> ModelSpec:
+        """The spec of one of `models`.
+
+        Raises:
+            RequestError: it is none of them; what a visitor types is never a path or a hub id.
+        """
+        if model not in self.models:
+            raise RequestError(f"There is no model {str(model)[:100]!r} on this page.")
+        return model_spec(model)
 
     def wish(self, values: Mapping[str, Any]) -> Wish:
         """A checked wish from values by name; one that is None or missing is the model's default.
@@ -51,23 +67,27 @@ class Studio:
         """
         given = {name: _whole(value) for name, value in values.items() if value is not None}
         method = given.pop("method", "svg2")
+        model = given.pop("model", self.model)
+        spec = self.spec_of(model).preset(given.pop("preset", "published"))
         settings = {name: given.pop(name) for name in _CONFIG_NAMES if name in given}
-        spec = self.spec
-        request = Request(model=self.model, **given).resolve(spec)
+        request = Request(model=model, **given).resolve(spec)
         size = (request.num_frames, request.height, request.width)
         config = method_config(method, spec.config_for(*size).replace(**settings))
         config.check_tokens(math.prod(spec.grid(*size)))
         return Wish(request, method, config)
 
-    def pipe(self) -> Any:
-        """The loaded pipeline.
+    def pipe(self, model: str | None = None) -> Any:
+        """The loaded pipeline of a model, its own by default; any other one is let go.
 
         Raises:
             ModelUnavailable: its weights can't be had here.
         """
+        model = model or self.model
         with self._lock:
-            if self._pipe is None:
-                self._pipe = load_pipeline(self.model)
+            if self._loaded != model:
+                self._pipe = self._loaded = None
+                self._pipe = load_pipeline(model)
+                self._loaded = model
             return self._pipe
 
     def compare(
@@ -79,11 +99,11 @@ class Studio:
         policy: RecordingPolicy | None = None,
     ) -> Comparison:
         """`svg2.generate.compare` of a wish on the loaded model."""
-        if self._pipe is None:
+        if self._loaded != wish.request.model:
             on_progress(Progress("", "load"))
         return compare(
             *(wish.request, wish.method, wish.config),
-            pipe=self.pipe(),
+            pipe=self.pipe(wish.request.model),
             on_progress=on_progress,
             should_cancel=should_cancel,
             dense=dense,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,7 +27,11 @@ class Request:
     """One video to generate. Sizes, steps and guidance left at None take the model's own defaults.
 
     Attributes:
-        model: an id of `svg2.models.MODELS`, or the path of a folder that holds a WanPipeline.
+        model: an id of `svg2.models.MODELS`, a hub id, or the path of a folder with a pipeline.
+        image, video: file to start from, for the models that take one.
+        guidance_scale_2: of the second expert, where a model has two.
+        true_cfg_scale: weight of the negative prompt in models whose guidance is embedded; 1 is
+            none, and each step then takes one pass.
         dtype: `auto`, `fp32`, `bf16` or `fp16`; auto is what pays on the device.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
@@ -46,6 +50,10 @@ class Request:
     guidance_scale: float | None = None
     dtype: str = "auto"
     device: str = "auto"
+    image: str | None = None
+    video: str | None = None
+    guidance_scale_2: float | None = None
+    true_cfg_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
@@ -66,20 +74,28 @@ class Request:
         self._integer("width", MIN_SIDE_PX, 4096, optional=True)
         self._integer("num_frames", 1, 1000, optional=True)
         self._integer("num_inference_steps", 1, MAX_STEPS, optional=True)
-        if self.guidance_scale is not None:
-            value = self.guidance_scale
-            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not is_number or not 0 <= value <= MAX_GUIDANCE:
-                raise RequestError(
-                    f"guidance_scale must be a number from 0 to {MAX_GUIDANCE}, not {value!r}."
-                )
-            object.__setattr__(self, "guidance_scale", float(value))
+        self._guidance("guidance_scale", optional=True)
+        self._guidance("guidance_scale_2", optional=True)
+        self._guidance("true_cfg_scale")
+        for name in ("image", "video"):
+            path = getattr(self, name)
+            if path is not None and not (isinstance(path, str) and path and _is_unicode(path)):
+                raise RequestError(f"The {name} must be the name of a file.")
         if self.dtype not in DTYPES:
             raise RequestError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
         kind, _, number = str(self.device).partition(":")
         known = self.device in ("auto", "cpu", "cuda")
         if not known and not (kind == "cuda" and number.isascii() and number.isdigit()):
             raise RequestError(f"device must be auto, cpu, cuda or cuda:N, not {self.device!r}.")
+
+    def _guidance(self, name: str, *, optional: bool = False) -> None:
+        value: Any = getattr(self, name)
+        if optional and value is None:
+            return
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value <= MAX_GUIDANCE:
+            raise RequestError(f"{name} must be a number from 0 to {MAX_GUIDANCE}, not {value!r}.")
+        object.__setattr__(self, name, float(value))
 
     def _integer(self, name: str, low: int, high: int, *, optional: bool = False) -> None:
         value = getattr(self, name)
@@ -96,14 +112,18 @@ class Request:
         """This request with the model's defaults filled in.
 
         Raises:
-            RequestError: the model can't make a video of that size.
+            RequestError: the model can't make a video of that size, or not from what is given.
         """
+        spec.check_given(self)
         filled = {
             name: getattr(self, name) if getattr(self, name) is not None else getattr(spec, name)
             for name in (
                 *("height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
             )
         }
+        if self.guidance_scale_2 is None and spec.guidance_scale_2 is not None:
+            follows = self.guidance_scale is not None  # one number given is meant for both
+            filled["guidance_scale_2"] = self.guidance_scale if follows else spec.guidance_scale_2
         for name in ("height", "width"):
             if filled[name] % spec.size_multiple:
                 raise RequestError(
@@ -154,5 +174,9 @@ class ResolvedRequest(Request):
     guidance_scale: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The request as plain JSON values, by name."""
-        return dataclasses.asdict(self)
+        """The request as plain JSON values, by name; of files only what they are called."""
+        values = dataclasses.asdict(self)
+        for name in ("image", "video"):
+            if values[name] is not None:
+                values[name] = Path(values[name]).name
+        return values

@@ -15,6 +15,7 @@ from svg2.config import SVG2Config
 from svg2.plan import Plan
 from svg2.stats import DENSE_STAGE, CallRecord, StageClock, StatsRecorder
 from svg2.tracking import Position, Tracker
+from svg2.ulysses import HeadShare
 
 Observer = Callable[[CallRecord], None]
 _Output = TypeVar("_Output")  # a tensor, or one for the video and one for the text
@@ -37,29 +38,27 @@ class Session:
         self._observer = observer
         self._position = Position(step=0, num_steps=0, branch=0)
         self._transformer = 0
-        self._text_lengths: dict[int, int] = {}
+        self._text_lengths: dict[int, tuple[int, ...]] = {}
 
-    def text_length(self, attention_mask: Tensor | None, n_video: int, n_text: int) -> int:
-        """Real prompt tokens of the current guidance branch; read once a generation.
+    def text_lengths(
+        self, attention_mask: Tensor | None, batch: int, n_text: int
+    ) -> tuple[int, ...]:
+        """Real prompt tokens of each sample in the current guidance branch.
 
-        `attention_mask` is true for the tokens that count, the video's before the text's; None
-        counts all.
-
-        Raises:
-            RuntimeError: the prompts of a batch differ in length.
+        `attention_mask` is true for the tokens that count, the text's last; None counts all. It is
+        read once a generation, because reading waits for the device.
         """
-        if attention_mask is None:
-            return n_text
         branch = self._position.branch
-        if branch not in self._text_lengths:
-            lengths = set((attention_mask.flatten(1).sum(-1) - n_video).tolist())
-            if len(lengths) > 1:
-                raise RuntimeError(
-                    "SVG2 needs the prompts of a batch to have the same number of tokens: "
-                    "generate them one by one."
-                )
-            self._text_lengths[branch] = int(lengths.pop())
-        return self._text_lengths[branch]
+        if attention_mask is None:
+            lengths = (n_text,) * batch
+        elif branch in self._text_lengths:
+            return self._text_lengths[branch]
+        else:
+            n_others = attention_mask.shape[-1] - n_text
+            lengths = tuple((attention_mask.flatten(1).sum(-1) - n_others).tolist())
+        self._text_lengths[branch] = lengths
+        self.recorder.text(max(lengths))
+        return lengths
 
     def end_generation(self) -> None:
         """Free the centroids; the statistics stay until the next generation begins."""
@@ -84,10 +83,10 @@ class Session:
             self.config.check_tokens(n_tokens)
         self.recorder.forward(self._position.num_steps, n_tokens)
 
-    def runs_dense(self, layer: int) -> bool:
-        """Whether the gate sends this layer of the current forward down the stock path."""
+    def runs_dense(self, depth: int) -> bool:
+        """Whether the gate sends a layer of the current forward down the stock path."""
         config, position = self.config, self._position
-        if config is None or layer < config.dense_layers:
+        if config is None or depth < config.dense_layers:
             return True
         return position.step < config.warmup_steps(position.num_steps)
 
@@ -106,21 +105,33 @@ class Session:
         v: Float[Tensor, "B H N D"],
         clock: StageClock,
         text: TextTokens | None = None,
+        share: HeadShare | None = None,
+        sample: int = 0,
     ) -> SparseResult:
-        """Sparse attention of one layer, noted under its place, and shown to the observer."""
+        """Sparse attention of one layer, noted under its place, and shown to the observer.
+
+        With `share` the heads are some of all, and the numbers noted are of all.
+        """
         assert self.config is not None
         position = self._position
-        key = CacheKey(self._transformer, layer, position.branch, tuple(q.shape))
+        heads = None if share is None else (share.own.start, share.own.stop, share.heads)
+        place = (self._transformer, layer, position.branch)
+        key = CacheKey(*place, tuple(q.shape), sample, heads)
         result = sparse_attention(q, k, v, self.config, self.cache.entry(key), clock, text)
         plan = result.plan
-        density = plan.density().mean(0)
-        kept_mass = plan.kept_mass().mean(0)
+
+        def by_head(x: Tensor) -> Tensor:
+            x = x.mean(0)
+            return x if share is None else share.gather(x, dim=0)
+
+        density = by_head(plan.density())
+        kept_mass = by_head(plan.kept_mass())
         self.recorder.sparse_call(
             position,
             layer,
             impl=plan.k_clusters.impl,
             density=density,
-            virtual_density=plan.virtual_density().mean(0) if self.config.compensate else None,
+            virtual_density=by_head(plan.virtual_density()) if self.config.compensate else None,
             kept_mass=kept_mass,
             clock=clock,
         )

@@ -119,7 +119,8 @@ class RunStats:
         impl: kernels that ran, `reference` or `fused`; None while nothing ran sparse.
         num_steps: denoising steps of the generation; num_layers: self-attention layers of one
             transformer.
-        n_tokens: video tokens, N.
+        n_tokens: video tokens, N; n_text: real prompt tokens in the same attention, 0 where the
+            model has none there.
         density: kept share of the query-key pairs over the sparse calls; None where none ran
             sparse.
         density_run: the same with each dense call counted as 1; None before the first call.
@@ -141,6 +142,7 @@ class RunStats:
     num_steps: int
     num_layers: int
     n_tokens: int
+    n_text: int
     density: float | None
     density_run: float | None
     compute_density: float | None
@@ -211,6 +213,7 @@ class StatsRecorder:
         """Forget everything."""
         self._num_steps = 0
         self._n_tokens = 0
+        self._n_text = 0
         self._impl: str | None = None
         self._cache_bytes = 0
         self._observer_seconds = 0.0
@@ -220,6 +223,10 @@ class StatsRecorder:
     def forward(self, num_steps: int, n_tokens: int) -> None:
         """Note the size of the generation."""
         self._num_steps, self._n_tokens = num_steps, n_tokens
+
+    def text(self, n_text: int) -> None:
+        """Note the prompt tokens of a guidance branch; those of the first are kept."""
+        self._n_text = self._n_text or n_text
 
     def sparse_call(
         self,
@@ -277,6 +284,7 @@ class StatsRecorder:
             num_steps=self._num_steps,
             num_layers=self._num_layers,
             n_tokens=self._n_tokens,
+            n_text=self._n_text,
             density=mean_density,
             density_run=density_run,
             compute_density=compute_density,

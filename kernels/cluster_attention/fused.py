@@ -89,7 +89,9 @@ def config_for(target: str, head_dim: int) -> Config:
     if target == "sm_90":
         return Config(Tiling(128, 128, 8, 2), Tiling(64, 64, 4, 2, programs=2))
     if target.startswith("sm_10"):
-        return Config(Tiling(128, 128, 8, 2), Tiling(64, 64, 4, 2, programs=2))
+        return Config(Tiling(128, 64, 8, 2))
+    if target.startswith("sm_12"):
+        return Config(Tiling(64, 64, 8, 2))
     if target.startswith("sm_") and head_dim == 128:
         return Config(Tiling(64, 64, 4, 2))
     if target.startswith("sm_"):

@@ -137,7 +137,7 @@ def kmeans_and_sort(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Labels, centroids and sizes after `iters` rounds, and `perm` and `offsets` of the labels."""
     with device_of(x):
-        return _lloyd(x, centroids, iters)
+        return lloyd(x, centroids, iters, device_tiling(x.device, x.shape[-1]))
 
 
 @kmeans_and_sort.register_fake
@@ -153,16 +153,16 @@ def _(x: Tensor, centroids: Tensor, iters: int) -> tuple[Tensor, Tensor, Tensor,
     )
 
 
-def _lloyd(
-    x: Float[Tensor, "B H N D"], centroids: Float[Tensor, "B H C D"], iters: int
+def lloyd(
+    x: Float[Tensor, "B H N D"], centroids: Float[Tensor, "B H C D"], iters: int, tiling: Tiling
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `kmeans_and_sort`, under a tiling of one's own."""
     batch, heads, num_tokens, head_dim = x.shape
     num_clusters = centroids.shape[2]
     x = x if x.stride(-1) == 1 else x.contiguous()
     means = centroids.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     # Products are in the dtype of x: the nearest of the rounded centroids needs their own norms.
     rounded = means.to(x.dtype, copy=True)
-    tiling = device_tiling(x.device, head_dim)
     half_stride = tiling.block_c * triton.cdiv(num_clusters, tiling.block_c)
     half_norms = torch.full(
         (batch, heads, half_stride), torch.inf, dtype=torch.float32, device=x.device

@@ -141,7 +141,9 @@ def run_e2e_suite(
     padding of the prompt dropped, which is what counts as dense. `speedup` is the whole dense run
     over the whole sparse one, on the fastest dense backend, and `bound` what no kernel could pass:
     1 / (1 - a(1 - w)(1 - density)), a the share of self-attention in a dense forward and w the
-    warm-up.
+    warm-up. `predicted` is the same with what was measured of the parts in place of the density:
+    1 / (1 - a(1 - w)(1 - (attention + overheads) / dense attention)); `unexplained` is the share
+    of the sparse run that it does not account for.
 
     Raises:
         SuiteUnavailable: there is no GPU, and no toy was asked for.
@@ -244,6 +246,9 @@ class _Bench:
         density, warmup = stats.density, warmup_steps / model.num_steps
         assert density is not None, "nothing ran sparse"
         a = self.attention_share
+        dense_attention_ms = a * self.dense_ms
+        ours_ms = sum(ms for stage, ms in stage_ms.items() if stage != "other")
+        predicted = 1 / (1 - a * (1 - warmup) * (1 - ours_ms / dense_attention_ms))
         return {
             "model": model.name,
             "weights": "random",
@@ -269,6 +274,13 @@ class _Bench:
             "svg2_seconds": model.branches * sparse_run / 1e3,
             "speedup": dense_run / sparse_run,
             "bound": 1 / (1 - a * (1 - warmup) * (1 - density)),
+            "attention_share_of_dense_tflops": density
+            * dense_attention_ms
+            / stage_ms["attention"],
+            "overhead_share_of_dense_attention": (ours_ms - stage_ms["attention"])
+            / dense_attention_ms,
+            "predicted": predicted,
+            "unexplained": 1 - dense_run / sparse_run / predicted,
             "dense_peak_memory_bytes": self.dense_peak,
             "peak_memory_bytes": peak_bytes,
         }

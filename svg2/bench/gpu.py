@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kernels import (
@@ -32,6 +31,7 @@ from svg2.bench.baselines import (
     flashinfer_blocks,
     flex_padded,
 )
+from svg2.bench.exact import ERROR_BUDGET, ExactRows
 from svg2.bench.race import race
 from svg2.bench.workload import (
     Clustered,
@@ -49,8 +49,6 @@ from svg2.selection import select_key_clusters
 from svg2.stats import StageClock
 
 _KMEANS_ITERS = 2  # of a warm step, as the paper has it
-_CHECKED_HEADS, _CHECKED_ROWS = 3, 64
-_ERROR_BUDGET = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 _OTHERS_AT = 0.3  # the density at which the slower sparse baselines run
 
 Progress = Callable[[str], object]
@@ -133,7 +131,7 @@ def run_gpu_suite(
         "impl": impl,
         "dtype": str(dtype).removeprefix("torch."),
         "rounds": rounds,
-        "error_budget": _ERROR_BUDGET[dtype],
+        "error_budget": ERROR_BUDGET[dtype],
         "attention": [],
         "steps": [],
         "calls": [],
@@ -264,7 +262,7 @@ class _Suite:
         has_virtual: bool,
     ) -> dict[str, Callable]:
         """The contestants whose result is right; the others go to the record with the reason."""
-        expected = _Expected(clustered, kept, has_virtual)
+        expected = ExactRows(clustered, kept, has_virtual)
         right = {}
         for name, attend in contestants.items():
             try:
@@ -381,53 +379,6 @@ class _Suite:
 
     def _is_late(self) -> bool:
         return time.monotonic() - self.started > self.budget_seconds
-
-
-class _Expected:
-    """Exact attention of some rows of some heads, in fp64."""
-
-    def __init__(
-        self, clustered: Clustered, kept: Bool[Tensor, "B H Q K"] | None, has_virtual: bool
-    ) -> None:
-        q = clustered.q_sorted
-        generator = torch.Generator().manual_seed(clustered.q_offsets.shape[-1])
-        count = min(_CHECKED_HEADS, q.shape[1])
-        self.heads = torch.randperm(q.shape[1], generator=generator)[:count].tolist()
-        rows = torch.randint(q.shape[2], (_CHECKED_ROWS,), generator=generator)
-        # The first and the last row lie on edges of the work.
-        self.rows = torch.cat([rows, torch.tensor([0, q.shape[2] - 1])]).to(q.device)
-        self.out = torch.stack([self._head(clustered, h, kept, has_virtual) for h in self.heads])
-
-    def _head(
-        self, clustered: Clustered, head: int, kept: Tensor | None, has_virtual: bool
-    ) -> Float[Tensor, "rows D"]:
-        q, k, v = (
-            x[0, head].double()
-            for x in (clustered.q_sorted, clustered.k_sorted, clustered.v_sorted)
-        )
-        q_ends = clustered.q_offsets[0, head, 1:].long().contiguous()
-        k_sizes = clustered.k_offsets[0, head].diff().long()
-        scale = q.shape[-1] ** -0.5
-        scores = q[self.rows] @ k.t() * scale
-        if kept is None:
-            return torch.softmax(scores, -1) @ v
-        rows_kept = kept[0, head][torch.searchsorted(q_ends, self.rows, right=True)]
-        is_kept = rows_kept.repeat_interleave(k_sizes, dim=-1, output_size=len(k))
-        scores = scores.masked_fill(~is_kept, -torch.inf)
-        if has_virtual:
-            k_mean = clustered.compensation.k_centroids[0, head].double()
-            virtual = q[self.rows] @ k_mean.t() * scale + k_sizes.double().log()
-            virtual = virtual.masked_fill(rows_kept, -torch.inf)
-            scores = torch.cat([scores, virtual], dim=-1)
-            v = torch.cat([v, clustered.compensation.v_centroids[0, head].double()])
-        return torch.softmax(scores, -1) @ v
-
-    def error_of(self, out: Float[Tensor, "B H N D"]) -> float:
-        """Relative error in norm; nan where anything at all is not finite."""
-        if not out.isfinite().all():
-            return float("nan")
-        some = torch.stack([out[0, head][self.rows].double() for head in self.heads])
-        return ((some - self.out).norm() / self.out.norm()).item()
 
 
 def _host_syncs(call: Callable[[], object]) -> str:

@@ -19,6 +19,7 @@ def section(folder: Path) -> str:
         _cpu(_read(folder / "cpu.json")),
         _gpu(_read(folder / "gpu.json")),
         _e2e(_read(folder / "e2e.json")),
+        _versions(_read(folder / "versions.json")),
     ]
     return "\n".join(parts)
 
@@ -118,6 +119,36 @@ def _e2e(record: dict[str, Any] | None) -> str:
         f"| {r['speedup']:.2f}× | {r['bound']:.2f}× |"
         for r in record["runs"]
     ]
+    return "\n".join([*lines, ""])
+
+
+def _versions(record: dict[str, Any] | None) -> str:
+    title = "On the oldest and the newest versions that the requirements allow"
+    if record is None:
+        return f"{title}: {_NOT_MEASURED}\n"
+    packages = ("torch", "triton", "diffusers", "transformers")
+    lines = [
+        f"{title} (`make test-versions`):",
+        "",
+        f"| {' | '.join(packages)} | tests | kernels compiled | with faults | date |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for which in ("oldest", "newest"):
+        result = record.get(which)
+        if result is None:
+            continue
+        chips = result["kernels"].values()
+        row = [result["versions"][package] for package in packages]
+        tests = result.get("tests")
+        row += [
+            f"{tests['passed']} passed, {tests['failed'] + tests['errors']} failed"
+            if tests
+            else "`make test`",
+            f"{sum(chip['builds'] for chip in chips)} for {len(chips)} chips",
+            str(sum(len(chip["faults"]) for chip in chips)),
+            result["date"][:10],
+        ]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join([*lines, ""])
 
 

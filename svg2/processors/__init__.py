@@ -1,13 +1,31 @@
-"""Model families that the method runs on: one module each, which knows its attention."""
+"""Model families that the method runs on: one module an attention shape, one row a class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from svg2.processors import hunyuan_video, wan
-from svg2.processors.base import SVG2Processor
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
+from diffusers.models.transformers.transformer_hunyuan_video15 import (
+    HunyuanVideo15AttnProcessor2_0,
+)
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2AttnProcessor
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-__all__ = ["FAMILIES", "Family", "SVG2Processor", "check_replaceable", "family_of"]
+from svg2.processors import hunyuan_video, wan
+from svg2.processors.base import Place, SelfAttention, SVG2Processor
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Place",
+    "SVG2Processor",
+    "SelfAttention",
+    "attention_backend",
+    "check_replaceable",
+    "family_of",
+    "main_attentions",
+    "transformers_of",
+]
 
 
 @dataclass(frozen=True)
@@ -17,20 +35,24 @@ class Family:
     Attributes:
         self_attentions: the modules of a transformer to replace, by layer; empty for one of
             another family.
-        processor: ours; stock: the class that it stands in for.
+        processor: ours; stock: the classes that it stands in for.
     """
 
-    self_attentions: Callable[[Any], list[Any]]
+    self_attentions: Callable[[Any], list[SelfAttention]]
     processor: type[SVG2Processor]
-    stock: type
+    stock: tuple[type, ...]
 
 
 FAMILIES = (
-    Family(wan.self_attentions, wan.WanSVG2Processor, wan.STOCK),
+    Family(wan.self_attentions, wan.WanSVG2Processor, (WanAttnProcessor, SkyReelsV2AttnProcessor)),
     Family(
         hunyuan_video.self_attentions,
         hunyuan_video.HunyuanVideoSVG2Processor,
-        hunyuan_video.STOCK,
+        (
+            HunyuanVideoAttnProcessor2_0,
+            HunyuanVideo15AttnProcessor2_0,
+            hunyuan_video.JointProcessor,
+        ),
     ),
 )
 
@@ -38,6 +60,24 @@ FAMILIES = (
 def family_of(transformer: Any) -> Family | None:
     """The family of a transformer, or None for an unknown one."""
     return next((family for family in FAMILIES if family.self_attentions(transformer)), None)
+
+
+def transformers_of(pipe: Any) -> list[Any]:
+    """The transformers that a pipeline denoises with: one, or two experts one after the other."""
+    candidates = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    return [transformer for transformer in candidates if transformer is not None]
+
+
+def main_attentions(pipe: Any) -> list[SelfAttention]:
+    """The self-attention modules of a pipeline's first transformer; empty for an unknown one."""
+    transformers = transformers_of(pipe)
+    family = family_of(transformers[0]) if transformers else None
+    return [] if family is None else family.self_attentions(transformers[0])
+
+
+def attention_backend(pipe: Any) -> Any:
+    """The attention backend set on a pipeline's self-attention; None for diffusers' default."""
+    return main_attentions(pipe)[0].module.processor._attention_backend
 
 
 def check_replaceable(processor: object, family: Family) -> None:
@@ -49,8 +89,8 @@ def check_replaceable(processor: object, family: Family) -> None:
     """
     if isinstance(processor, SVG2Processor):
         raise RuntimeError("SVG2 is already enabled here: disable the first handle before.")
-    if type(processor) is not family.stock:
+    if type(processor) not in family.stock:
         raise TypeError(
-            f"SVG2 replaces the stock attention, {family.stock.__name__}, and found "
+            f"SVG2 replaces the stock attention, {family.stock[0].__name__}, and found "
             f"{type(processor).__name__}."
         )

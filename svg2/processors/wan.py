@@ -1,66 +1,74 @@
-"""The Wan family (2.1, 2.2): its self-attention modules, their q, k and v, its token grid."""
+"""Self-attention over the video alone: Wan (2.1, 2.2, VACE) and SkyReels-V2."""
+
+from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention
+from diffusers.models.transformers.transformer_wan import WanAttention
 from jaxtyping import Float
 from torch import Tensor
 
-from svg2.processors.base import SVG2Processor
+from svg2.processors.base import SelfAttention, SVG2Processor
 from svg2.stats import StageClock
 
-STOCK = WanAttnProcessor
 
-
-def self_attentions(transformer: torch.nn.Module) -> list[WanAttention]:
-    """The self-attention modules of a Wan transformer, by layer; empty for any other model."""
-    blocks = getattr(transformer, "blocks", ())
-    modules = [getattr(block, "attn1", None) for block in blocks]
-    return [module for module in modules if isinstance(module, WanAttention)]
+def self_attentions(transformer: torch.nn.Module) -> list[SelfAttention]:
+    """The self-attention modules by layer, VACE's control blocks last; empty for other models."""
+    blocks = [getattr(block, "attn1", None) for block in getattr(transformer, "blocks", ())]
+    if not all(isinstance(attn, WanAttention | SkyReelsV2Attention) for attn in blocks):
+        return []
+    control = [block.attn1 for block in getattr(transformer, "vace_blocks", ())]
+    config: Any = transformer.config
+    depths = config.vace_layers if control else ()
+    return [
+        *(SelfAttention(attn, i, i == 0 and not control) for i, attn in enumerate(blocks)),
+        # They run before all others, and each feeds the layer that it is named after.
+        *(
+            SelfAttention(attn, depth, i == 0)
+            for i, (attn, depth) in enumerate(zip(control, depths, strict=True))
+        ),
+    ]
 
 
 class WanSVG2Processor(SVG2Processor):
-    """Self-attention of one Wan layer: stock where the gate says dense, ours elsewhere."""
+    """Self-attention of one layer: stock where the gate says dense, ours elsewhere."""
 
-    def __call__(
+    def attend(
         self,
-        attn: WanAttention,
+        attn: Any,
         hidden_states: Float[Tensor, "B N inner"],
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B N inner"]:
-        """Run the layer's self-attention.
-
-        Raises:
-            ConfigError: there are more clusters than tokens.
-            RuntimeError: the model splits its tokens over devices, or masks its self-attention.
-        """
+        """Run the layer's self-attention."""
         session = self._session
-        if self._layer == 0:
-            session.begin_forward(self._transformer, hidden_states.shape[1])
-        if session.runs_dense(self._layer):
+        share = self._arrive(hidden_states.shape[1], attn.heads)
+        if session.runs_dense(self._place.depth):
             return session.dense(
-                self._layer,
+                self._place.layer,
                 lambda: self._original(
                     attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
                 ),
             )
-        if self._parallel_config is not None:
-            raise RuntimeError("SVG2 needs all tokens on one device: disable parallelism.")
         if encoder_hidden_states is not None or attention_mask is not None:
             raise RuntimeError("SVG2 replaces plain self-attention: no mask, no other source.")
 
         clock = StageClock(hidden_states.device)
         q, k, v = queries_keys_values(attn, hidden_states, rotary_emb)
+        if share is not None:
+            q, k, v = (share.to_heads(x) for x in (q, k, v))
         clock.mark("other")
-        out = session.sparse(self._layer, q, k, v, clock).out
+        out = session.sparse(self._place.layer, q, k, v, clock, share=share).out
+        if share is not None:
+            out = share.to_tokens(out)
         out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
         clock.mark("other")
         return out
 
 
 def queries_keys_values(
-    attn: WanAttention,
+    attn: Any,
     hidden_states: Float[Tensor, "B N inner"],
     rotary_emb: tuple[Tensor, Tensor] | None,
 ) -> tuple[Float[Tensor, "B H N D"], Float[Tensor, "B H N D"], Float[Tensor, "B H N D"]]:

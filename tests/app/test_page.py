@@ -195,3 +195,19 @@ def test_nothing_is_served_but_open_traces(address: str, shelf: Shelf) -> None:
             urllib.request.urlopen(address + path)
         assert refused.value.code in (403, 404)
         assert str(app.ROOT) not in refused.value.read().decode()
+
+
+def test_another_model_brings_its_settings_and_says_why_it_cannot_run_here(visit) -> None:
+    page = visit()
+    unfold(page, "Model")
+    page.locator("#menu li", has_text="Wan 2.1 14B").wait_for()
+    assert not page.locator("#image").is_visible()
+    page.locator("#model input").click()
+    page.get_by_role("option", name="HunyuanVideo image to video").click()
+    page.locator("#about_model", has_text="GPU").wait_for()
+    assert "Tencent" in page.locator("#about_model").inner_text()
+    page.locator("#image").wait_for()
+    unfold(page, "Video and sampling")
+    page.wait_for_function("document.querySelector('#num_frames input').value === '129'")
+    page.click("#generate")
+    says(page, "HunyuanVideo image to video starts from an image: name its file.")

@@ -17,6 +17,7 @@ LAB = {
     "num_k_clusters": 12,
     "kmeans_iters_init": 3,
     "kmeans_iters_step": 1,
+    "dense_layers": 0,
 }
 
 

@@ -1,6 +1,10 @@
 """The op-level benchmark on a small problem: what it records, not how fast it is."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +17,7 @@ from svg2.bench import (
     run_gpu_suite,
 )
 from svg2.bench.baselines import flex_padded
-from svg2.bench.gpu import _Expected
+from svg2.bench.exact import ExactRows
 from svg2.bench.race import race
 from svg2.bench.workload import (
     compute_density_of,
@@ -131,6 +135,9 @@ def test_e2e_suite_runs_whole_at_toy_sizes_and_says_so(tmp_path):
         assert run["warmup_fraction"] == 0.25
         assert all(ms > 0 for ms in run["stage_ms_per_forward"].values())
         assert run["speedup"] == pytest.approx(run["dense_seconds"] / run["svg2_seconds"])
+        predicted_seconds = run["dense_seconds"] / run["predicted"]
+        missing_seconds = run["svg2_seconds"] - predicted_seconds
+        assert run["unexplained"] == pytest.approx(missing_seconds / run["svg2_seconds"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -146,7 +153,7 @@ def test_baselines_are_held_to_the_same_rows(workload):
     clustered = make_clustered(workload)
     _, kept, density = select_density(clustered, 0.3)
     assert 0.3 <= density < 0.6
-    expected = _Expected(clustered, kept, has_virtual=False)
+    expected = ExactRows(clustered, kept, has_virtual=False)
     right = flex_padded(clustered, kept)()
     assert expected.error_of(right) < 1e-5
     assert expected.error_of(1.01 * right) > 5e-3
@@ -161,3 +168,26 @@ def test_text_sees_all_and_is_seen_by_all():
     assert kept[..., -1, :].all()
     assert kept[..., -1].all()
     assert clustered.q_offsets[..., -1].tolist() == [[197, 197]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
+def test_tuning_runs_whole_at_toy_sizes_and_says_so(tmp_path):
+    path = tmp_path / "tune.json"
+    command = [sys.executable, "-m", "svg2.bench.tune", "--toy", "--out", path]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(path.read_text())
+    assert record["left_out"] == []
+    assert record["toy"] is True
+    kinds = [(row["op"], row.get("compensate"), row["name"]) for row in record["rows"]]
+    assert kinds == [
+        *(("attention", False, name) for name in ("shipped", "chunk 8")),
+        *(("attention", True, name) for name in ("shipped", "chunk 8")),
+        *(("kmeans", None, name) for name in ("shipped", "32×16")),
+    ]
+    for row in record["rows"]:
+        assert row["toy"] is True
+        assert row["ms"] > 0
+        assert row["name"] != "shipped" or row["over_shipped"] == 1

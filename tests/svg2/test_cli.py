@@ -56,6 +56,12 @@ BAD_COMPARE = {
     "guidance nan": ["--guidance-scale=nan"],
     "seed": ["--seed=-1"],
     "unknown option": ["--budget", "3"],
+    "unknown preset": ["--preset", "magic"],
+    "no such image": ["--image", "nowhere.png"],
+    "image for a model that takes none": ["--image", __file__],
+    "no such video": ["--video", "nowhere.mp4"],
+    "second guidance of one expert": ["--guidance-scale-2", "3"],
+    "guidance of another kind": ["--true-cfg-scale", "3"],
 }
 
 
@@ -84,7 +90,13 @@ def test_an_unwritable_folder_is_refused(folder, tmp_path, capsys, nothing_heavy
 
 
 def test_commands_and_arguments_that_are_missing(capsys):
-    for argv in ([], ["nope"], ["compare"], ["compare", "--prompt", "a"], ["bench"]):
+    out = ["--out", "nowhere"]
+    for argv in (
+        *([], ["nope"], ["compare"], ["compare", "--prompt", "a"], ["bench"], ["compare", *out]),
+        ["compare", "--prompt", "a", "--prompts", "b", *out],
+        ["compare", "--prompts", "nowhere.txt", *out],
+        ["compare", "--prompts", "tests", *out],
+    ):
         assert cli.main(argv) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
@@ -116,11 +128,28 @@ def test_compare_writes_five_files_and_ends_stdout_with_the_result(folder, tmp_p
     assert "denoise 3/3" in captured.err or "svg2-comp denoise" in captured.err
 
 
-def test_models_lists_what_can_be_had(capsys):
+def test_models_lists_what_can_be_had_and_what_each_takes(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert cli.main(["models"]) == 0
-    listed = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
-    assert [entry["model"] for entry in listed] == ["builtin", "wan2.1-1.3b", "wan2.1-14b"]
-    assert all(entry["why"] for entry in listed)
+    captured = capsys.readouterr()
+    listed = {e["model"]: e for e in json.loads(captured.out.splitlines()[-1])["models"]}
+    assert listed["builtin"]["available"]
+    assert len(listed) == 12
+    for name, entry in listed.items():
+        assert entry["why"].endswith(".")
+        if name == "builtin":
+            continue
+        assert not entry["available"]
+        assert "GPU" in entry["why"]
+        assert f"{entry['download_gb']:.0f} GB" in entry["why"]
+        assert entry["license"]
+        assert entry["source"]
+        assert entry["settings"]["num_inference_steps"]
+        assert entry["memory"]["720p"]["added_share"] <= 0.1
+        assert f"{entry['memory']['720p']['tokens']:,} tokens" in captured.err
+    assert listed["wan2.1-14b"]["memory"]["720p"]["tokens"] == 75_600
+    assert listed["hunyuanvideo"]["memory"]["720p"]["tokens"] == 118_800
+    assert "WanVACEPipeline" in captured.err
 
 
 def test_bench_prints_what_the_suite_measured(tmp_path, capsys, monkeypatch):

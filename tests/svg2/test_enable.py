@@ -73,10 +73,19 @@ def test_measuring_dense_changes_no_bit(tiny_pipeline, generate_tiny):
     assert np.array_equal(generate_tiny(tiny_pipeline), before)
 
 
+class Elsewhere:
+    """A processor whose attention nobody sees."""
+
+    _parallel_config = None
+
+    def __call__(self, attn, hidden_states, *others):
+        return hidden_states
+
+
 def test_a_dense_kernel_that_cannot_be_timed_reads_not_measured(tiny_pipeline, generate_tiny):
     with svg2.measure_dense(tiny_pipeline) as run:
         processor = tiny_pipeline.transformer.blocks[0].attn1.processor
-        processor._original = lambda attn, hidden_states, *others: hidden_states
+        processor._original = Elsewhere()
         generate_tiny(tiny_pipeline, num_inference_steps=1)
     assert run.stats.stage_seconds["dense_attention"] is None
     assert run.stats.attention_seconds is None

@@ -128,3 +128,29 @@ def test_compare_loads_the_model_once(studio: Studio) -> None:
     again = studio.compare(wish, lambda p: None, lambda: False, dense=made.dense)
     assert again.result["dense_reused"]
     assert studio.pipe() is pipe
+
+
+def test_a_wish_may_name_another_model_of_the_menu_and_nothing_else(studio: Studio) -> None:
+    assert studio.models[0] == studio.model
+    wish = studio.wish({"prompt": "a ball", "model": "wan2.1-1.3b", "negative_prompt": "blur"})
+    assert (wish.request.model, wish.request.width) == ("wan2.1-1.3b", 832)
+    assert wish.request.negative_prompt == "blur"
+    fast = studio.wish({"prompt": "a ball", "model": "wan2.1-1.3b", "preset": "fast"})
+    assert fast.config.warmup_fraction < wish.config.warmup_fraction
+    with pytest.raises(RequestError, match="starts from an image"):
+        studio.wish({"prompt": "a ball", "model": "wan2.1-i2v-480p"})
+    for name in ("someone/else", "/etc", 7):
+        with pytest.raises(RequestError, match="no model"):
+            studio.wish({"prompt": "a ball", "model": name})
+
+
+def test_another_model_takes_the_place_of_the_loaded_one(studio: Studio, monkeypatch) -> None:
+    loaded = []
+    monkeypatch.setattr("svg2.jobs.load_pipeline", lambda model: loaded.append(model) or model)
+    fresh = Studio(studio.model)
+    assert [fresh.pipe(), fresh.pipe("wan2.1-14b"), fresh.pipe("wan2.1-14b"), fresh.pipe()] == [
+        studio.model,
+        *("wan2.1-14b", "wan2.1-14b"),
+        studio.model,
+    ]
+    assert loaded == [studio.model, "wan2.1-14b", studio.model]

@@ -1,22 +1,31 @@
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kernels import bf16_is_native
+from svg2 import ConfigError
 from svg2.models import (
     BUILTIN_FOLDER,
     MODELS,
     ModelUnavailable,
     availability,
+    is_online,
     load_pipeline,
     model_spec,
     resolve_device,
     resolve_dtype,
+    snapshot,
 )
 from svg2.request import RequestError
 from tests.svg2.pipelines import LAB, make_model_folder
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +97,6 @@ def test_large_models_say_what_they_need():
         if model == "builtin":
             continue
         spec = model_spec(model)
-        assert spec.grid(81, 720, 1280) == (21, 45, 80)
         reason = availability(spec)
         if not torch.cuda.is_available():
             assert reason is not None
@@ -120,3 +128,105 @@ assert not {{"svg2", "kernels", "viz"}} & set(sys.modules)
     command = [sys.executable, "-I", "-c", script]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def hub_cache(folder, root, hub_id):
+    """A cache as the hub's own client lays it out: blobs, and a snapshot of links to them."""
+    base = root / f"models--{hub_id.replace('/', '--')}"
+    commit = "0" * 40
+    (base / "refs").mkdir(parents=True)
+    (base / "refs" / "main").write_text(commit)
+    for i, path in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+        blob = base / "blobs" / f"{i:040x}"
+        blob.parent.mkdir(exist_ok=True)
+        shutil.copy(path, blob)
+        link = base / "snapshots" / commit / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return base
+
+
+@pytest.fixture
+def offline_hub(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    is_online.cache_clear()
+    yield tmp_path / "hub"
+    is_online.cache_clear()
+
+
+@pytest.mark.parametrize("hub_id", ["someone/tiny-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"])
+def test_a_hub_id_is_loaded_from_the_cache_without_a_network(folder, hub_id, offline_hub):
+    script = f"""
+import sys
+from svg2.models import load_pipeline, model_spec, snapshot
+spec = model_spec({hub_id!r})
+assert snapshot({hub_id!r}) is not None
+pipe = load_pipeline({hub_id!r}, "fp32", "cpu")
+assert pipe.transformer.config.num_layers == 3
+assert spec.source == {hub_id!r} and not spec.is_local
+"""
+    hub_cache(folder, offline_hub, hub_id)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"HF_HUB_CACHE": str(offline_hub), "HF_HUB_OFFLINE": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_download_that_broke_off_is_none(folder, offline_hub):
+    base = hub_cache(folder, offline_hub, "someone/tiny")
+    assert snapshot("someone/tiny") is not None
+    next(base.rglob("transformer/*.safetensors")).unlink()
+    assert snapshot("someone/tiny") is None
+
+
+@pytest.mark.parametrize("model", ["wan2.1-1.3b", "wan2.2-t2v-a14b", "hunyuanvideo"])
+def test_without_network_and_weights_it_says_what_to_download_and_how_much(model, offline_hub):
+    spec = model_spec(model)
+    with pytest.raises(ModelUnavailable) as caught:
+        load_pipeline(model, "fp32", "cpu")
+    sentence = str(caught.value)
+    assert spec.source in sentence
+    assert f"{spec.published.download_gb:.0f} GB" in sentence
+    assert "\n" not in sentence
+    with pytest.raises(RequestError, match="someone/else is not downloaded"):
+        model_spec("someone/else")
+
+
+def test_a_short_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda _: SimpleNamespace(total_memory=8 << 30),
+    )
+    assert "8" in availability(model_spec("wan2.1-14b"))
+    assert "GPU memory" in availability(model_spec("wan2.1-14b"))
+
+
+def test_presets_differ_in_budget_and_warm_up():
+    spec = model_spec("wan2.1-14b")
+    fast, published, faithful = (
+        spec.preset(name).config for name in ("fast", "published", "faithful")
+    )
+    assert published == spec.config
+    assert (published.num_q_clusters, published.num_k_clusters) == (300, 1000)
+    assert (published.warmup_fraction, published.dense_layers) == (0.2, 2)
+    assert fast.top_p < published.top_p < faithful.top_p
+    assert fast.warmup_fraction < published.warmup_fraction < faithful.warmup_fraction
+    with pytest.raises(ConfigError, match="magic"):
+        spec.preset("magic")
+
+
+def test_no_message_says_where_our_files_are(monkeypatch, tmp_path):
+    monkeypatch.setattr("svg2.models.BUILTIN_FOLDER", tmp_path / "gone")
+    with pytest.raises(RequestError) as caught:
+        model_spec("builtin")
+    assert str(tmp_path) not in str(caught.value)

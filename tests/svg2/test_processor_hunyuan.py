@@ -1,9 +1,12 @@
 """HunyuanVideo: joint attention over video and prompt, with the prompt's padding dropped."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideo15Transformer3DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
 )
@@ -162,13 +165,84 @@ def test_queries_keys_and_values_are_those_of_the_stock_attention(pipe):
             torch.testing.assert_close(torch.cat([x, t], dim=2), both, rtol=0, atol=1e-6)
 
 
-def test_prompts_of_a_batch_may_not_differ_in_length(pipe):
+def test_prompts_of_a_batch_may_differ_in_length(pipe):
     batch = prompt(batch=2)
     same = generate(pipe, **batch)
     with svg2.enable(pipe, CONFIG.replace(top_p=1.0)):
         torch.testing.assert_close(generate(pipe, **batch), same, rtol=0, atol=1e-4)
-        batch["prompt_attention_mask"][1, 3:] = 0
-        with pytest.raises(RuntimeError, match="one by one"):
-            generate(pipe, **batch)
-    batch["prompt_attention_mask"][1] = batch["prompt_attention_mask"][0]
-    assert torch.equal(generate(pipe, **batch), same)
+    batch["prompt_attention_mask"][1, 3:] = 0
+    stock = generate(pipe, **batch)
+    assert not torch.equal(stock[1], same[1])
+    with svg2.enable(pipe, CONFIG.replace(top_p=1.0)) as run:
+        torch.testing.assert_close(generate(pipe, **batch), stock, rtol=0, atol=1e-4)
+    assert run.stats.n_text == NUM_TEXT
+    cache_sizes = []
+
+    def observer(call):
+        cache_sizes.append(len(handle._session.cache))
+
+    with svg2.enable(pipe, CONFIG, observer=observer) as handle:
+        assert generate(pipe, **batch).isfinite().all()
+    assert max(cache_sizes) == 2 * NUM_LAYERS, "each sample keeps centroids of its own"
+    assert torch.equal(generate(pipe, **batch), stock)
+
+
+@pytest.fixture
+def pipe15():
+    """HunyuanVideo 1.5: two text encoders and an image's tokens, valid ones first."""
+    torch.manual_seed(0)
+    transformer = HunyuanVideo15Transformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=32,
+        num_layers=3,
+        num_refiner_layers=1,
+        patch_size=1,
+        patch_size_t=1,
+        text_embed_dim=16,
+        text_embed_2_dim=16,
+        image_embed_dim=16,
+        rope_axes_dim=(8, 12, 12),
+    ).eval()
+    return SimpleNamespace(
+        transformer=transformer,
+        scheduler=SimpleNamespace(step_index=None, timesteps=[0]),
+        num_timesteps=1,
+        maybe_free_model_hooks=lambda: None,
+    )
+
+
+@torch.no_grad()
+def forward15(pipe) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(NUM_PADDED) < NUM_TEXT
+    with pipe.transformer.cache_context("pred_cond"):
+        return pipe.transformer(
+            hidden_states=torch.randn(1, 4, 6, 4, 4, generator=generator),
+            timestep=torch.tensor([500.0]),
+            encoder_hidden_states=torch.randn(1, NUM_PADDED, 16, generator=generator),
+            encoder_attention_mask=mask.long()[None],
+            encoder_hidden_states_2=torch.randn(1, NUM_PADDED, 16, generator=generator),
+            encoder_attention_mask_2=mask.flip(0).long()[None],
+            image_embeds=torch.randn(1, 2, 16, generator=generator),
+            return_dict=False,
+        )[0]
+
+
+def test_the_next_version_has_the_same_attention_under_another_mask(pipe15):
+    stock = forward15(pipe15)
+    with svg2.measure_dense(pipe15) as run, AttentionInputs() as seen:
+        torch.testing.assert_close(forward15(pipe15), stock, rtol=0, atol=1e-4)
+    n_text = 2 * NUM_TEXT + 2
+    assert run.stats.n_text == n_text
+    lengths = [q.shape[2] for q, _, _ in seen.calls]
+    assert lengths.count(NUM_TOKENS + n_text) == NUM_LAYERS, "trimmed"
+    with svg2.enable(pipe15, CONFIG.replace(top_p=1.0, warmup_fraction=0.0)) as run:
+        torch.testing.assert_close(forward15(pipe15), stock, rtol=0, atol=1e-4)
+    assert run.stats.sparse_calls == NUM_LAYERS
+    with svg2.enable(pipe15, CONFIG.replace(warmup_fraction=0.0)) as run:
+        sparse = forward15(pipe15)
+    assert sparse.isfinite().all()
+    assert 0 < run.stats.density < 1
+    assert torch.equal(forward15(pipe15), stock)

@@ -84,6 +84,6 @@ def test_refuses_what_it_cannot_replace(tiny_pipeline):
         with pytest.raises(RuntimeError, match="no mask"):
             attn(hidden_states, attention_mask=torch.zeros(1, 1, 192, 192))
         attn.processor._parallel_config = object()
-        with pytest.raises(RuntimeError, match="one device"):
+        with pytest.raises(RuntimeError, match="Ulysses alone"):
             attn(hidden_states)
     assert attn.processor._parallel_config is not None

@@ -2,9 +2,10 @@ import math
 
 import pytest
 
-from svg2.models import _WAN_1_3B
+from svg2.models import model_spec
 from svg2.request import MAX_PROMPT_CHARS, Request, RequestError
 
+_WAN_1_3B = model_spec("wan2.1-1.3b")
 NAN, INF = math.nan, math.inf
 
 

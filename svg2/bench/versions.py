@@ -1,0 +1,86 @@
+"""What holds on which versions: `make test-versions` writes assets/bench/versions.json.
+
+    python -m svg2.bench.versions oldest    all tests but the browser's, and every kernel compiled
+    python -m svg2.bench.versions newest    the kernels alone: the tests are `make test`
+
+The first runs in an environment of the oldest versions that requirements.txt allows.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svg2.environment import provenance
+from svg2.media import write_atomic
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = ROOT / "assets" / "bench" / "versions.json"
+
+
+def compile_chip(chip: str) -> dict[str, Any]:
+    """Compile every shipped kernel for one chip: how many, and what forbids shipping them."""
+    from kernels.compile import compile_for, shipped_builds
+
+    reports = [compile_for(build, chip) for build in shipped_builds(chip)]
+    return {
+        "builds": len(reports),
+        "faults": [fault for report in reports for fault in report.faults],
+    }
+
+
+def compile_all() -> dict[str, Any]:
+    """`compile_chip` of all chips, a process a core."""
+    from kernels.compile import SHARED_LIMITS
+
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(SHARED_LIMITS, pool.map(compile_chip, SHARED_LIMITS), strict=True))
+
+
+def run_tests() -> dict[str, int]:
+    """Outcomes of all tests that need no browser, by pytest's own words for them.
+
+    Raises:
+        RuntimeError: pytest did not get to its end.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not browser", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    print(done.stdout[-5000:], file=sys.stderr)
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", last)}
+    if done.returncode not in (0, 1) or "passed" not in counts:
+        raise RuntimeError(f"the tests broke off: {last}")
+    counts["errors"] = counts.get("error", 0) + counts.get("errors", 0)
+    return {name: counts.get(name, 0) for name in ("passed", "failed", "errors", "skipped")}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m svg2.bench.versions", description=__doc__)
+    parser.add_argument("which", choices=("oldest", "newest"))
+    which = parser.parse_args(argv).which
+    result: dict[str, Any] = provenance(torch.device("cpu"))
+    if which == "oldest":
+        result["tests"] = run_tests()
+    result["kernels"] = compile_all()
+    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    record[which] = result
+    write_atomic(RECORD, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
+    faults = [fault for chip in result["kernels"].values() for fault in chip["faults"]]
+    tests = result.get("tests", {})
+    print("\n".join(faults), json.dumps(tests), file=sys.stderr)
+    return 1 if faults or tests.get("failed") or tests.get("errors") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

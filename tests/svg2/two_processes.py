@@ -1,0 +1,54 @@
+"""Run by torchrun: a family dense and sparse over all processes; the first saves the frames."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+def main(model: str, out: str) -> None:
+    import svg2
+    from svg2.models import load_pipeline, model_spec
+    from svg2.processors.parallel import context_parallel
+    from tests.svg2.tiny_families import PROMPT
+
+    torch.set_num_threads(1)
+    pipe, spec = load_pipeline(model, "fp32", "cpu"), model_spec(model)
+    arguments = {
+        "prompt": PROMPT,
+        "height": spec.height,
+        "width": spec.width,
+        "num_frames": spec.num_frames,
+        "num_inference_steps": spec.num_inference_steps,
+        "max_sequence_length": spec.max_sequence_length,
+    }
+
+    def generate():
+        return pipe(**arguments, generator=torch.Generator().manual_seed(0)).frames[0]
+
+    frames = {"before": generate()}
+    with context_parallel(pipe):
+        frames["dense"] = generate()
+        with svg2.measure_dense(pipe):
+            frames["measured"] = generate()
+        with svg2.enable(pipe, spec.config) as run:
+            frames["sparse"] = generate()
+    frames["after"] = generate()
+    with svg2.enable(pipe, spec.config) as alone:
+        frames["alone"] = generate()
+    if dist.get_rank() == 0:
+        frames = {name: np.stack([np.asarray(f) for f in clip]) for name, clip in frames.items()}
+        densities = {
+            "density": run.stats.call_density,
+            "density_alone": alone.stats.call_density,
+            "n_tokens": np.array([run.stats.n_tokens, alone.stats.n_tokens]),
+        }
+        np.savez(Path(out), **frames, **densities)
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    main(*sys.argv[1:])
+    dist.destroy_process_group()
