@@ -325,6 +325,7 @@ def test_every_control_has_a_name(trace, open_page):
     nameless = page.evaluate(
         """() => [...document.getElementById('explorer').shadowRoot
             .querySelectorAll('button, select, input, canvas, [role=button]')]
+            .filter((e) => !e.closest('[aria-hidden=true]'))
             .filter((e) => !e.getAttribute('aria-label') && !e.textContent.trim())
             .filter((e) => !e.labels?.length)
             .map((e) => e.outerHTML.slice(0, 80))"""
