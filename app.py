@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import logging
 import os
-import secrets
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -18,26 +15,24 @@ from weakref import WeakValueDictionary
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr
-from starlette.requests import Request as WebRequest
-from starlette.responses import Response
-from starlette.routing import Route
 
-from svg2.config import METHODS, ConfigError, method_config
+from svg2.config import METHODS, ConfigError, SVG2Config, method_config
 from svg2.generate import Cancelled, Comparison, DenseRun, Progress, add_run
 from svg2.jobs import Job, Studio, Wish
 from svg2.models import BUILTIN_FOLDER, MODELS, PRESETS, ModelUnavailable, availability
-from svg2.request import RequestError
-from svg2.trace import RecordingPolicy, Trace, TraceError, load_trace, trace_bytes
+from svg2.request import Request, RequestError, ResolvedRequest
+from svg2.trace import RecordingPolicy, TraceError, load_trace
 from svg2.training.grammar import knowledge_of
-from viz import explorer_component, explorer_payload, explorer_value, payload_bytes
-from viz.export import export_bytes
+from viz import explorer_component, explorer_value
+from viz.frames import png_bytes
+from viz.shelf import Shelf, Shown, read_traces, without_records, without_run
 
 ROOT = Path(__file__).resolve().parent
 TRACES = ROOT / "assets" / "traces"
 STYLE = ROOT / "assets" / "static" / "page.css"
 KNOWN = knowledge_of(BUILTIN_FOLDER)
-MAX_RUNS = 8  # of one trace on the page; a release dropped for room stays a point on the chart
-MAX_SHELVED = 24
+MAX_RECORDED = 10  # runs of one trace with their clusters; older ones keep clip and numbers
+MAX_RUNS = 40
 RELEASE_POLICY = RecordingPolicy(max_bytes=2 << 20)
 BAD_INPUT = (RequestError, ConfigError, ModelUnavailable, TraceError)
 
@@ -82,9 +77,20 @@ WRITE_ADDRESS = f"""(visit, ...values) => {{
     if (!text || text.length > 600) query.delete(name);
     else query.set(name, text);
   }});
-  window.history.replaceState(null, '', '?' + query);
+  window.history.replaceState(null, '', '?' + query + window.location.hash);
   return [visit, ...values];
 }}"""
+
+# A slide shows the workspace alone: `?embed=1`, and `&view=masks` or another for one view of it.
+HEAD = """<script>
+if (new URLSearchParams(location.search).get('embed') === '1')
+  document.documentElement.classList.add('embed');
+</script>"""
+
+REQUEST_NAMES = (
+    *("prompt", "negative_prompt", "seed", "height", "width", "num_frames"),
+    *("num_inference_steps", "guidance_scale"),
+)
 
 Update = dict[Any, Any]  # component to its new value: each wire gives back only what it changes
 
@@ -94,84 +100,25 @@ log = logging.getLogger("app")
 # What lies open ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A trace as it lies open, under a key that nobody can guess."""
-
-    trace: Trace
-    mode: str
-    key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-
-    @property
-    def title(self) -> str:
-        methods = ", ".join(dict.fromkeys(run.method for run in self.trace.runs))
-        return f"{self.trace.request.get('prompt', 'untitled')} ({methods})"
-
-    @cached_property
-    def payload(self) -> bytes:
-        return payload_bytes(explorer_payload(self.trace, self.mode))
-
-
-class Shelf:
-    """Open traces by key, for the browser to fetch. The longest unused falls off."""
-
-    def __init__(self, ready_made: Iterable[Shown] = ()) -> None:
-        self.ready_made = {shown.key: shown for shown in ready_made}
-        self._items: OrderedDict[str, Shown] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def put(self, trace: Trace, mode: str) -> Shown:
-        shown = Shown(trace, mode)
-        with self._lock:
-            self._items[shown.key] = shown
-            while len(self._items) > MAX_SHELVED:
-                self._items.popitem(last=False)
-        return shown
-
-    def get(self, key: str) -> Shown | None:
-        with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
-            return self._items.get(key) or self.ready_made.get(key)
-
-    def route(self) -> Route:
-        """`lab/KEY/payload` for the explorer, `trace.npz` and `export.zip` to keep."""
-        makers: dict[str, Callable[[Shown], bytes]] = {
-            "payload": lambda shown: shown.payload,
-            "trace.npz": lambda shown: trace_bytes(shown.trace),
-            "export.zip": lambda shown: export_bytes(shown.trace, shown.mode),
-        }
-
-        def answer(request: WebRequest) -> Response:
-            name = request.path_params["name"]
-            shown = self.get(request.path_params["key"])
-            if shown is None or name not in makers:
-                return Response("This trace is no longer open here.", 404)
-            headers = {"Cache-Control": "private, max-age=3600"}
-            if name != "payload":
-                headers["Content-Disposition"] = f'attachment; filename="svg2-{name}"'
-            return Response(makers[name](shown), 200, headers, "application/octet-stream")
-
-        return Route("/lab/{key}/{name}", answer)
-
-
 class Visit:
     """One open page: what is shown, this visit's dense run, what was asked for, what runs."""
 
-    def __init__(self, shown: Shown | None = None) -> None:
-        self.shown = shown
+    def __init__(self, shown: Shown | None = None, model: str = "") -> None:
+        self.model = model
         self.dense: DenseRun | None = None
-        self.made: Wish | None = None
-        self.points: list[dict[str, Any]] = []
         self.wish: Wish | None = None
         self.release: Wish | None = None
         self.job: Job[Comparison] | None = None
+        self.is_making_both = False
+        self.open(shown)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Visit:
-        return Visit(self.shown)  # gr.State copies its first value for each visitor
+        return Visit(self.shown, self.model)  # gr.State copies its first value for each visitor
 
-    def open(self, shown: Shown) -> None:
-        self.shown, self.dense, self.made, self.points = shown, None, None, []
+    def open(self, shown: Shown | None) -> None:
+        self.shown = shown
+        self.num_given = len(shown.trace.runs) if shown else 0
+        self.request: ResolvedRequest | None = None  # of what is shown, where this visit made it
 
     def cancel(self) -> None:
         self.wish = self.release = None
@@ -179,51 +126,59 @@ class Visit:
             self.job.cancel()
 
     def view(self, **extra: Any) -> dict[str, Any]:
-        """The explorer's value."""
+        """The explorer's value. A budget can be run where the trace is of the model at hand."""
         if self.shown is None:
             return {}
-        can_run = self.dense is not None
-        src = f"lab/{self.shown.key}/payload"
-        return explorer_value(src, can_run=can_run, points=self.points, **extra)
+        is_ours = self.shown.trace.request.get("model") == self.model
+        can_run = is_ours or self.request is not None
+        return explorer_value(f"lab/{self.shown.key}/payload", can_run=can_run, **extra)
 
-    def add_release(self, comparison: Comparison, shelf: Shelf) -> None:
-        """One more measured run in the trace that is shown."""
-        assert self.shown is not None
-        trace = add_run(self.shown.trace, comparison.dense, comparison.sparse, comparison.result)
-        if len(trace.runs) > MAX_RUNS:
-            self.points = [*self.points, point_of(trace, 1)]
-            trace = without_run(trace, 1)
-        self.shown = shelf.put(trace, self.shown.mode)
+    def wish_at(self, studio: Studio, run: int, method: str, top_p: float) -> Wish:
+        """The request of the trace that is shown, with the settings of one of its runs.
+
+        Raises:
+            RequestError, ConfigError: it can't be run.
+        """
+        if self.shown is None or not 0 <= run < len(self.shown.trace.runs):
+            raise RequestError("This run is no longer open.")
+        trace, request = self.shown.trace, self.request
+        if request is None:
+            given = {name: trace.request[name] for name in REQUEST_NAMES if name in trace.request}
+            request = Request(model=studio.model, **given).resolve(studio.spec)
+        config = SVG2Config().replace(**trace.runs[run].config | {"top_p": top_p})
+        config.check_tokens(trace.n_tokens)
+        return Wish(request, method, method_config(method, config))
+
+    def dense_of(self, wish: Wish) -> DenseRun | None:
+        """This visit's dense run, where it is of the same request."""
+        same = self.dense is not None and self.dense.request == wish.request
+        return self.dense if same else None
+
+    def add(self, made: Comparison, shelf: Shelf) -> None:
+        """Show what was made: one more run of the trace at hand where both share a dense clip."""
+        self.dense = made.dense
+        live = f"live {'GPU' if 'cuda' in str(made.result['device']) else 'CPU'}"
+        shown, new = self.shown, made.trace
+        same = shown is not None and shown.trace.dense_mp4 == new.dense_mp4
+        for name in ("model", "fps", *REQUEST_NAMES):
+            same = same and shown.trace.request.get(name) == new.request.get(name)
+        if shown is None or not same:
+            self.open(shelf.put(new, live))
+            self.request = made.dense.request
+            return
+        self.request = made.dense.request
+        trace = add_run(shown.trace, made.dense, made.sparse, made.result)
+        recorded = sorted({record.run for record in trace.records})
+        older = [r for r in recorded if self.num_given <= r < len(trace.runs) - 1]
+        if len(recorded) > MAX_RECORDED and older:
+            trace = without_records(trace, older[0])
+        if len(trace.runs) > MAX_RUNS and older:
+            trace = without_run(trace, self.num_given)
+        mode = shown.mode if live in shown.mode else f"{shown.mode} + {live}"
+        self.shown = shelf.put(trace, mode)
 
 
 VISITS: WeakValueDictionary[str, Visit] = WeakValueDictionary()
-
-
-def point_of(trace: Trace, index: int) -> dict[str, Any]:
-    run = trace.runs[index]
-    names = ("density", "compute_density", "psnr_db", "speedup", "attention_speedup")
-    measured = {name: run.result.get(name) for name in names}
-    return {"method": run.method, "top_p": run.config["top_p"], **measured}
-
-
-def without_run(trace: Trace, index: int) -> Trace:
-    records = (r for r in trace.records if r.run != index)
-    return replace(
-        trace,
-        runs=trace.runs[:index] + trace.runs[index + 1 :],
-        records=tuple(replace(r, run=r.run - (r.run > index)) for r in records),
-    )
-
-
-def read_traces(folder: Path) -> list[Shown]:
-    """The ready-made traces, in order of their names. A broken one is left out and logged."""
-    found = []
-    for path in sorted(folder.glob("*.npz")):
-        try:
-            found.append(Shown(load_trace(path), "ready-made trace"))
-        except TraceError:
-            log.exception("A ready-made trace can't be read.")
-    return found
 
 
 # Words on the page -------------------------------------------------------------------------------
@@ -254,18 +209,39 @@ def progress_parts(progress: Progress) -> tuple[str, str, str]:
     return who, stage, left
 
 
-def progress_bar(progress: Progress, wish: Wish, is_release: bool) -> str:
-    who, stage, left = map(html.escape, progress_parts(progress))
+def share_done(progress: Progress, wish: Wish, with_dense: bool) -> float:
+    """How much of what was asked is done, 0 to 1; with the dense side or the sparse one alone."""
     done = progress.step / progress.num_steps if progress.num_steps else 0.0
     done = 1.0 if progress.stage in ("decode", "measure") else done
-    if not is_release:
-        done = (done + (progress.run == wish.method)) / 2
+    return (done + (progress.run == wish.method)) / 2 if with_dense else done
+
+
+def progress_bar(progress: Progress, done: float) -> str:
+    who, stage, left = map(html.escape, progress_parts(progress))
     return (
         f'<div class="progress" role="progressbar" aria-label="Generation" aria-valuemin="0"'
         f' aria-valuemax="100" aria-valuenow="{100 * done:.0f}">'
         f"<p><strong>{who}</strong><span>{stage}</span><span class='left'>{left}</span></p>"
         f'<div class="track"><i style="width:{100 * done:.1f}%"></i></div></div>'
     )
+
+
+def live_of(progress: Progress, done: float, lead: str = "") -> dict[str, Any]:
+    """A run in progress as the explorer shows it."""
+    live: dict[str, Any] = {
+        "text": lead + ", ".join(filter(None, progress_parts(progress))) + ".",
+        "done": done,
+        "stage": progress.stage,
+        "step": progress.step,
+        "num_steps": progress.num_steps,
+        "density": list(progress.density),
+        "release": bool(lead),
+    }
+    if progress.preview is not None:
+        stride = max(1, max(progress.preview.shape) // 256)
+        png = base64.b64encode(png_bytes(progress.preview[::stride, ::stride]))
+        live["preview"] = f"data:image/png;base64,{png.decode()}"
+    return live
 
 
 def outcome(result: dict[str, Any]) -> str:
@@ -327,6 +303,7 @@ def links_to(shown: Shown | None) -> str:
     if shown is None:
         return ""
     return (
+        f"<p class='source'>{html.escape(shown.source)}</p>"
         f'<p><a href="lab/{shown.key}/trace.npz" download>Download this trace</a></p>'
         f'<p><a href="lab/{shown.key}/export.zip" download>Download clips, pictures and an offline'
         " page</a></p>"
@@ -363,15 +340,23 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
         preset = {}  # the page opens without a model too, and Generate says what is missing
     ready_made = list(shelf.ready_made.values())
     first = ready_made[0] if ready_made else None
+    start = Visit(first, studio.model if preset else "")
 
     def number(label: str, name: str) -> gr.Number:
         return gr.Number(preset.get(name), label=label, min_width=80, elem_id=name)
 
     with gr.Blocks(title="SVG2 Lab", fill_width=True) as page:
-        visit = gr.State(Visit(first), delete_callback=Visit.cancel)
+        visit = gr.State(start, delete_callback=Visit.cancel)
         with gr.Row(elem_id="lab"):
             with gr.Column(elem_id="controls", scale=0, min_width=280):
                 gr.HTML(MASTHEAD, elem_id="masthead")
+                ready = gr.Dropdown(
+                    [(shown.title, shown.key) for shown in ready_made],
+                    value=first.key if first else None,
+                    label="Ready-made comparisons",
+                    visible=bool(ready_made),
+                    elem_id="ready",
+                )
                 prompt = gr.Textbox(
                     KNOWN.examples[0], label="Prompt", lines=3, max_lines=6, elem_id="prompt"
                 )
@@ -405,7 +390,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                     menu = gr.HTML(elem_id="menu")
                 method = gr.Radio(
                     [(METHOD_TITLES.get(name, name), name) for name in METHODS],
-                    value="svg2",
+                    value="svg2-comp",
                     label="Method",
                     elem_id="method",
                 )
@@ -413,7 +398,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                     *(0, 1),
                     value=preset.get("top_p", 0.9),
                     step=0.01,
-                    label="Budget (top-p)",
+                    label="Budget of the next run (top-p)",
                     info="Share of its attention mass that each query cluster keeps.",
                     elem_id="top_p",
                 )
@@ -434,14 +419,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                     cancel = gr.Button("Cancel", visible=False, elem_id="cancel")
                 status = gr.HTML(elem_id="status")
                 note = gr.HTML(elem_id="note")
-                with gr.Accordion("Traces", open=False, elem_id="traces"):
-                    ready = gr.Dropdown(
-                        [(shown.title, shown.key) for shown in ready_made],
-                        value=first.key if first else None,
-                        label="Ready-made",
-                        visible=len(ready_made) > 1,
-                        elem_id="ready",
-                    )
+                with gr.Accordion("This trace", open=False, elem_id="traces"):
                     upload = gr.UploadButton(
                         "Open a trace file", type="binary", size="sm", elem_id="upload"
                     )
@@ -449,7 +427,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             with gr.Column(elem_id="workspace", min_width=280):
                 nothing = gr.HTML(EMPTY, visible=first is None, elem_id="nothing")
                 explorer = gr.HTML(
-                    **explorer_component(Visit(first).view()),
+                    **explorer_component(start.view()),
                     visible=first is not None,
                     elem_id="explorer",
                 )
@@ -529,11 +507,12 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             return {status: say("Waiting for its turn."), note: about, **buttons(True)}
 
         def follow(
-            visit: Visit, wish: Wish, dense: DenseRun | None = None
+            visit: Visit, wish: Wish, is_release: bool
         ) -> Generator[Update, None, Comparison | None]:
             """Run a wish, show its progress, and return what it made; None where it did not."""
-            is_release = dense is not None
+            dense = visit.dense_of(wish)
             policy = RELEASE_POLICY if is_release else None
+            lead = f"Measuring top-p {wish.config.top_p:g}: " if is_release else ""
             job = visit.job = Job(
                 lambda report, stop: studio.compare(wish, report, stop, dense, policy)
             )
@@ -541,16 +520,20 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                 for progress in job:
                     if job.is_cancelled:
                         continue
-                    update: Update = {status: progress_bar(progress, wish, is_release)}
-                    if is_release:
-                        live = " · ".join(filter(None, progress_parts(progress)))
-                        update[explorer] = visit.view(
-                            live=f"Measuring top-p {wish.config.top_p:g}: {live}"
-                        )
-                    yield update
+                    done = share_done(progress, wish, with_dense=dense is None)
+                    yield {
+                        status: progress_bar(progress, done),
+                        explorer: visit.view(live=live_of(progress, done, lead)),
+                    }
                 return job.result()
-            except Cancelled:
+            except Cancelled as stopped:
                 final = say("Cancelled. What was shown before stays.")
+                if stopped.dense is not None:
+                    visit.dense = stopped.dense
+                    final = say(
+                        "Cancelled. The dense run is done and kept: the same video again makes"
+                        " the sparse side alone."
+                    )
             except BAD_INPUT as error:
                 final = say(plain(error), "warn")
             except Exception:
@@ -559,69 +542,76 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             finally:
                 job.cancel()
                 visit.job = None
-            yield {status: final, **buttons(False), **(workspace(visit) if is_release else {})}
+            yield {status: final, **buttons(False), **workspace(visit)}
             return None
 
-        def run(visit: Visit) -> Generator[Any]:
-            """Dense and sparse, then the trace of both in place of what was shown."""
-            wish, visit.wish = visit.wish, None
-            if wish is None:  # refused, or cancelled while it waited
+        def run(visit: Visit, is_release: bool) -> Generator[Any]:
+            """A wish, whole or the sparse side alone, and the trace with what it made."""
+            wish = visit.release if is_release else visit.wish
+            visit.release = None
+            if not is_release:
+                visit.wish = None
+            if wish is None:  # refused, replaced by a newer one, or cancelled while it waited
                 yield gr.skip()  # a generator that gives nothing would empty its outputs
                 return
-            made = yield from follow(visit, wish)
+            before = visit.shown
+            visit.is_making_both = not is_release
+            made = yield from follow(visit, wish, is_release)
+            visit.is_making_both = False
             if made is None:
                 return
-            device = "GPU" if "cuda" in str(made.result["device"]) else "CPU"
-            visit.open(shelf.put(made.trace, f"live {device}"))
-            visit.dense, visit.made = made.dense, wish
+            if is_release and visit.shown is not before:  # it belongs to what is gone from sight
+                visit.dense = made.dense
+            else:
+                visit.add(made, shelf)
             done = say(outcome(made.result), "done")
             yield {status: done, **buttons(False), **workspace(visit)}
+
+        def run_wish(visit: Visit) -> Generator[Any]:
+            yield from run(visit, is_release=False)
+
+        def run_release(visit: Visit) -> Generator[Any]:
+            yield from run(visit, is_release=True)
 
         def released(visit: Visit, event: gr.EventData) -> Update:
             """The budget slider was let go: ask for a real run there. The newest wish counts."""
-            if visit.made is None or visit.dense is None:
-                return {status: say("Generate first: a release is measured against a dense run.")}
-            if visit.wish is not None or (visit.job is not None and visit.release is None):
-                return {explorer: visit.view(live="A run is under way.")}
+            if visit.wish is not None or visit.is_making_both:
+                waits = "A run is under way; the budget can be run after it."
+                return {status: say(waits), explorer: visit.view(notice=waits)}
             try:
-                config = visit.made.config.replace(top_p=event.top_p)
-                config = method_config(event.method, config)
+                visit.release = visit.wish_at(studio, event.run, event.method, event.top_p)
             except BAD_INPUT as error:
-                return refuse(error)
-            visit.release = Wish(visit.made.request, event.method, config)
-            waiting = f"Waiting to measure top-p {config.top_p:g}."
-            return {explorer: visit.view(live=waiting), cancel: gr.update(visible=True)}
-
-        def run_release(visit: Visit) -> Generator[Any]:
-            """The sparse side alone, against this visit's dense run of the same request."""
-            wish, dense = visit.release, visit.dense
-            visit.release = None
-            if wish is None or dense is None:  # a newer one took its place, or it was cancelled
-                yield gr.skip()
-                return
-            made = yield from follow(visit, wish, dense)
-            if made is None:
-                return
-            if visit.dense is dense:
-                visit.add_release(made, shelf)
-            done = say(outcome(made.result), "done")
-            yield {status: done, **buttons(False), **workspace(visit)}
+                return {**refuse(error), explorer: visit.view(notice=plain(error))}
+            waiting = f"Waiting to measure top-p {event.top_p:g}."
+            live = {"text": waiting, "done": 0, "release": True}
+            return {explorer: visit.view(live=live), cancel: gr.update(visible=True)}
 
         def stop(visit: Visit) -> Update:
             is_running = visit.job is not None
             visit.cancel()
             if is_running:
+                stopping = "Stopping after this step."
+                is_release = not visit.is_making_both
+                live = {"text": stopping, "stopping": True, "release": is_release}
                 return {
-                    status: say("Stopping after this step."),
+                    status: say(stopping),
                     cancel: gr.update(interactive=False),
+                    explorer: visit.view(live=live),
                 }
             return {status: say("Cancelled."), **buttons(False), **workspace(visit)}
 
         def choose(visit: Visit, key: str) -> Update:
-            shown = shelf.ready_made.get(key)
+            shown = shelf.get(key) if isinstance(key, str) else None
             if shown is not None:
                 visit.open(shown)
             return workspace(visit)
+
+        def linked(visit: Visit, event: gr.EventData) -> Update:
+            """A link in the browser opened another trace."""
+            update = choose(visit, event.trace)
+            if visit.shown is not None and visit.shown.key in shelf.ready_made:
+                update[ready] = visit.shown.key
+            return update
 
         def receive(visit: Visit, data: bytes | None) -> Update:
             try:
@@ -632,6 +622,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             return {status: say("The trace is open.", "done"), **workspace(visit)}
 
         run_outputs = [status, explorer, nothing, links, generate, cancel]
+        opened = [explorer, nothing, links]
         quick: dict[str, Any] = {
             "show_progress": "hidden",
             "concurrency_limit": None,
@@ -657,16 +648,17 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             [status, note, generate, cancel],
             js=WRITE_ADDRESS,
             **quick,
-        ).success(run, [visit], run_outputs, **heavy)
+        ).success(run_wish, [visit], run_outputs, **heavy)
         explorer.release(
             released, [visit], [status, explorer, cancel], trigger_mode="multiple", **quick
         ).success(run_release, [visit], run_outputs, trigger_mode="multiple", **heavy)
-        cancel.click(stop, [visit], run_outputs, **quick)
         surprise.click(
             lambda: KNOWN.random_prompt(secrets.randbelow(2**31)), None, prompt, **quick
         )
-        ready.input(choose, [visit, ready], [explorer, nothing, links], **quick)
-        upload.upload(receive, [visit, upload], [status, explorer, nothing, links], **quick)
+        gr.on([cancel.click, explorer.stop], stop, [visit], run_outputs, **quick)
+        ready.input(choose, [visit, ready], opened, **quick)
+        explorer.select(linked, [visit], [*opened, ready], **quick)
+        upload.upload(receive, [visit, upload], [status, *opened], **quick)
     return page
 
 
@@ -740,6 +732,7 @@ def launch(studio: Studio, shelf: Shelf, **options: Any) -> gr.Blocks:
     page.queue().launch(
         theme=theme(),
         css_paths=STYLE,
+        head=HEAD,
         footer_links=[],
         ssr_mode=False,
         max_file_size="64mb",

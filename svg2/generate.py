@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,9 @@ from svg2.tracking import set_on_instance
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+    from svg2.enable import Handle
 
 __all__ = [
     "Cancelled",
@@ -61,6 +65,8 @@ __all__ = [
 
 Frames = UInt8[ndarray, "F Y X 3"]
 
+GLIMPSE_SECONDS = 0.5  # a preview is for the eye, and no step is made slower for more of them
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -72,6 +78,9 @@ class Progress:
         step, num_steps: denoising steps done and to do; 0 of 0 in other stages.
         eta_seconds: time left for all that was asked, as the steps so far tell; None while
             unknown.
+        preview: the middle latent frame as it is now, decoded alone; only where it was asked for
+            and the pipeline shows its latents, and not at every step where steps are short.
+        density: mean density of each step so far, a dense one counts 1; asked for with `preview`.
     """
 
     run: str
@@ -79,6 +88,8 @@ class Progress:
     step: int = 0
     num_steps: int = 0
     eta_seconds: float | None = None
+    preview: UInt8[ndarray, "Y X 3"] | None = field(default=None, compare=False, repr=False)
+    density: tuple[float, ...] = field(default=(), compare=False)
 
 
 OnProgress = Callable[[Progress], None]
@@ -169,6 +180,7 @@ def compare(
     should_cancel: ShouldCancel | None = None,
     dense: DenseRun | None = None,
     policy: RecordingPolicy | None = None,
+    preview: bool = False,
 ) -> Comparison:
     """Generate a request with dense and with sparse attention, and measure one by the other.
 
@@ -176,12 +188,13 @@ def compare(
         config: None takes the model's own settings.
         pipe: the loaded model of the request; None loads it.
         dense: a dense run of the same request from before; its times are then marked as reused.
+        preview: let progress carry pictures and densities; making them is left out of the times.
     Raises:
         RequestError, ConfigError: what was asked can't work.
         ModelUnavailable: the model can't be loaded here.
         Cancelled: `should_cancel` said so.
     """
-    job = Job(on_progress, should_cancel)
+    job = Job(on_progress, should_cancel, preview)
     spec = model_spec(request.model)
     request = request.resolve(spec)
     size = (request.num_frames, request.height, request.width)
@@ -250,7 +263,7 @@ def generate_dense(
         with measure_dense(pipe) as handle:
             _warm_up(pipe, request, spec, job)
             job.check()
-            frames, seconds = _generate(pipe, request, spec, job, "dense")
+            frames, seconds = _generate(pipe, request, spec, job, "dense", handle)
             attention_seconds = handle.stats.attention_seconds
     return DenseRun(
         request=request,
@@ -311,7 +324,7 @@ def generate_sparse(
                 _warm_up(pipe, request, spec, job)
             job.check()
         with enable(pipe, config, observer=recorder) as handle:
-            frames, seconds = _generate(pipe, request, spec, job, method)
+            frames, seconds = _generate(pipe, request, spec, job, method, handle)
             stats = handle.stats
     seconds["denoise"] -= recorder.seconds
     return SparseRun(
@@ -463,14 +476,22 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[s
 class Job:
     """Progress, time left and cancelling of one or more runs."""
 
-    def __init__(self, on_progress: OnProgress | None, should_cancel: ShouldCancel | None) -> None:
+    def __init__(
+        self,
+        on_progress: OnProgress | None,
+        should_cancel: ShouldCancel | None,
+        preview: bool = False,
+    ) -> None:
         self.on_progress = on_progress
         self.should_cancel = should_cancel
+        self.preview = preview and on_progress is not None
         self.steps_after = 0
         self._cancelled = False
         self._step_seconds: list[float] = []
 
-    def report(self, run: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
+    def report(
+        self, run: str, stage: str, step: int = 0, num_steps: int = 0, **glimpse: Any
+    ) -> None:
         if self.on_progress is None:
             return
         eta = None
@@ -478,7 +499,7 @@ class Job:
             recent = self._step_seconds[-3:]
             left = num_steps - step + self.steps_after
             eta = sum(recent) / len(recent) * left if num_steps else None
-        self.on_progress(Progress(run, stage, step, num_steps, eta))
+        self.on_progress(Progress(run, stage, step, num_steps, eta, **glimpse))
 
     def step_took(self, seconds: float) -> None:
         self._step_seconds.append(seconds)
@@ -498,11 +519,16 @@ class Job:
 
 
 def _generate(
-    pipe: Any, request: ResolvedRequest, spec: ModelSpec, job: Job, run: str
+    pipe: Any,
+    request: ResolvedRequest,
+    spec: ModelSpec,
+    job: Job,
+    run: str,
+    handle: Handle | None = None,
 ) -> tuple[Frames, dict[str, float]]:
     """Frames, and seconds of encode, denoise and decode."""
     stopwatch = _Stopwatch(_device(pipe))
-    loop = _Loop(pipe, job, run, stopwatch)
+    loop = _Loop(pipe, job, run, stopwatch, handle if job.preview else None)
     job.check()
     job.report(run, "encode")
     stopwatch.lap()
@@ -540,6 +566,8 @@ def _call(
         size = (request.num_frames, request.width, request.height)
         given = read_video(request.video, *size)
     arguments = call_arguments(kind, request, spec.max_sequence_length, given)
+    if loop.handle is not None and "callback_on_step_end" in inspect.signature(pipe).parameters:
+        arguments = {**arguments, "callback_on_step_end": loop.see}
     generator = torch.Generator("cpu").manual_seed(request.seed)
     with ExitStack() as undo:
         set_on_instance(pipe, "progress_bar", loop.progress_bar, undo)
@@ -559,10 +587,21 @@ class _Loop:
 
     Attributes:
         seconds: of `encode`, up to the loop, and of `denoise`, the loop without reporting.
+        handle: of the pipeline where reports are to show latents and densities.
     """
 
-    def __init__(self, pipe: Any, job: Job, run: str | None, stopwatch: _Stopwatch) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        job: Job,
+        run: str | None,
+        stopwatch: _Stopwatch,
+        handle: Handle | None = None,
+    ) -> None:
         self.seconds: dict[str, float] = {}
+        self.handle = handle
+        self._latents: Tensor | None = None
+        self._glimpsed = -math.inf
         self._pipe = pipe
         self._job = job
         self._run = run
@@ -589,21 +628,60 @@ class _Loop:
 
     def update(self, count: int = 1) -> None:
         """A step is done."""
+        if self.handle is not None:
+            _Stopwatch(_device(self._pipe))  # drains the queue, so that no preview waits for it
         now = time.perf_counter()
         self._step += count
         if self._run is not None:
             self._job.step_took(now - self._last)
-            self._report("denoise")
+            self._report("denoise", **self._glimpse())
         if agree(self._job.is_cancelled, _device(self._pipe)):
             self._job.cancel()
             self._pipe._interrupt = True  # an exception would leave what waits for a step's end
         self._last = time.perf_counter()
         self._outside += self._last - now
 
-    def _report(self, stage: str) -> None:
+    def see(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The pipeline's own callback at the end of a step, right before `update`."""
+        self._latents = tensors.get("latents")
+        return tensors
+
+    def _glimpse(self) -> dict[str, Any]:
+        """What a report shows of the latents and densities so far."""
+        if self.handle is None or time.monotonic() - self._glimpsed < GLIMPSE_SECONDS:
+            return {}
+        self._glimpsed = time.monotonic()
+        table = self.handle.stats.density_table()
+        known = table[:, ~np.isnan(table).any(axis=0)]
+        density = tuple(known.mean(axis=0).tolist())
+        return {"preview": _preview(self._pipe, self._latents), "density": density}
+
+    def _report(self, stage: str, **glimpse: Any) -> None:
         if self._run is not None:
             place = (self._step, self._num_steps) if stage == "denoise" else ()
-            self._job.report(self._run, stage, *place)
+            self._job.report(self._run, stage, *place, **glimpse)
+
+
+def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | None:
+    """The middle latent frame decoded alone; None where that is not simple or not cheap."""
+    import torch
+
+    vae = pipe.vae
+    is_offloaded = getattr(vae, "_hf_hook", None) is not None  # decoding would move the model out
+    if latents is None or latents.ndim != 5 or is_offloaded:
+        return None
+    middle = latents.shape[2] // 2
+    frame = latents[:1, :, middle : middle + 1].to(vae.device, vae.dtype)
+    mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
+    with torch.no_grad():
+        if mean is not None and std is not None:
+            mean, std = (frame.new_tensor(v).view(1, -1, 1, 1, 1) for v in (mean, std))
+            frame = frame * std + mean
+        else:
+            frame = frame / getattr(vae.config, "scaling_factor", 1.0)
+        video = vae.decode(frame, return_dict=False)[0]
+    picture = pipe.video_processor.postprocess_video(video, output_type="np")[0][0]
+    return (np.asarray(picture) * 255).round().astype(np.uint8)
 
 
 class _Stopwatch:

@@ -108,6 +108,7 @@ class Studio:
             should_cancel=should_cancel,
             dense=dense,
             policy=policy,
+            preview=True,
         )
 
 

@@ -87,8 +87,9 @@ def explorer_html(trace: Trace | dict[str, Any], mode: str = "trace") -> str:
 def explorer_component(value: dict[str, Any] | None = None) -> dict[str, Any]:
     """Keyword arguments for `gr.HTML`. See `explorer_value` for what its value is.
 
-    The component raises `release` when the budget slider is let go, with `top_p` and `method` in
-    the event's data.
+    The component raises `release` when the budget slider is let go, with `top_p`, `method` and
+    `run` (its index in the trace) in the event's data; `stop` when a run in progress is to stop;
+    `select` with `trace` when a link opened another one.
     """
     return {
         "value": value,
@@ -104,11 +105,12 @@ def explorer_value(src: str, **extra: Any) -> dict[str, Any]:
 
     Args:
         src: address of a file with `payload_bytes`, on the page's own host. A changed address
-            loads a new payload and keeps the selection; the same one leaves all as it is.
+            loads a new payload and keeps the selection; the same one leaves all as it is. Links
+            name a trace by its place in `…/NAME/payload`.
         extra: any of `can_run` (bool: a release can start a real run), `notice` (a line of text),
-            `live` (progress, a line of text), `points` (further measured runs for the chart:
-            dicts with method, top_p, density, compute_density, psnr_db, speedup,
-            attention_speedup).
+            `live`: a run in progress, as a dict with `text`, `done` (0 to 1) and any of `release`
+            (bool: of the budget slider, and shown beside it), `preview` (a picture as data URL),
+            `density` (of each step so far), `stage`, `step`, `num_steps` and `stopping`.
     """
     return {"src": src, **extra}
 
@@ -130,6 +132,8 @@ const host = element.querySelector('.svg2-explorer');
 const explorer = svg2Explorer.mount(host, {
   css,
   onRelease: (detail) => trigger('release', detail),
+  onCancel: () => trigger('stop'),
+  onOpen: (detail) => trigger('select', detail),
 });
 watch('value', () => explorer.receive(props.value));
 explorer.receive(props.value);

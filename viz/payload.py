@@ -48,7 +48,7 @@ def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
 def payload_bytes(payload: dict[str, Any]) -> bytes:
     """A payload as gzipped JSON, which the explorer unpacks; equal payloads, equal bytes."""
     text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
-    return gzip.compress(text.encode(), compresslevel=6, mtime=0)
+    return gzip.compress(text.encode(), compresslevel=1, mtime=0)
 
 
 def latent_frames(num_frames: int, num_latent: int) -> list[list[int]]:

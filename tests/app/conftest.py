@@ -12,6 +12,7 @@ import app
 from svg2.jobs import Studio
 from tests.svg2.pipelines import make_model_folder
 from tests.traces import make_synthetic_trace
+from viz.shelf import READY_MADE, Shelf, Shown
 
 
 @pytest.fixture(scope="session")
@@ -21,16 +22,17 @@ def studio(tiny_pipeline_path: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def shelf() -> app.Shelf:
+def shelf() -> Shelf:
     """Two ready-made traces, the second of another prompt."""
     first = make_synthetic_trace(grid=(5, 6, 7), num_q=7, num_k=15, steps=5)
     second = make_synthetic_trace(grid=(3, 6, 6), num_q=5, num_k=9, steps=5, seed=1)
     second.request["prompt"] = "a blue cube bouncing"
-    return app.Shelf([app.Shown(t, "ready-made trace") for t in (first, second)])
+    named = zip((first, second), ("red-ball", "blue-cube"), strict=True)
+    return Shelf([Shown(trace, READY_MADE, name) for trace, name in named])
 
 
 @pytest.fixture(scope="module")
-def address(studio: Studio, shelf: app.Shelf) -> Iterator[str]:
+def address(studio: Studio, shelf: Shelf) -> Iterator[str]:
     """The page, served. One thread for torch: on tensors this small more only wait."""
     import torch
 
@@ -53,7 +55,7 @@ def visit(chromium, address: str) -> Iterator[Callable]:
     troubles: list[str] = []
     contexts = []
 
-    def opened(query: str = "", width: int = 1280, theme: str = "light"):
+    def opened(query: str = "", width: int = 1280, theme: str = "light", checked: bool = True):
         context = chromium.new_context(
             viewport={"width": width, "height": 900},
             color_scheme=theme,
@@ -65,7 +67,9 @@ def visit(chromium, address: str) -> Iterator[Callable]:
         page.set_default_timeout(90_000)
         page.on(
             "console",
-            lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None,
+            lambda m: (
+                troubles.append(m.text) if checked and m.type in ("error", "warning") else None
+            ),
         )
         page.on("pageerror", lambda error: troubles.append(str(error)))
         local = (address, "blob:", "data:")
@@ -74,7 +78,7 @@ def visit(chromium, address: str) -> Iterator[Callable]:
             lambda r: None if r.url.startswith(local) else troubles.append(f"asked {r.url}"),
         )
         page.goto(address + query)
-        page.wait_for_selector("#explorer .metrics")
+        page.wait_for_selector("#explorer .metrics", state="attached")
         return page
 
     yield opened

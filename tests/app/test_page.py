@@ -13,6 +13,7 @@ import pytest
 import app
 from svg2.trace import load_trace, trace_bytes
 from tests.traces import make_synthetic_trace
+from viz.shelf import Shelf
 
 pytestmark = pytest.mark.browser
 
@@ -68,8 +69,8 @@ def test_generate_then_release_a_budget(visit) -> None:
     runs = page.locator("#explorer .runs button")
     runs.nth(1).wait_for()
     assert [re.sub(r"\s+", " ", text) for text in runs.all_inner_texts()] == [
-        "svg2 · top-p 0.9",
-        "svg2 · top-p 0.5",
+        "svg2-comp · top-p 0.9",
+        "svg2-comp · top-p 0.5",
     ]
     assert page.locator("#cancel").is_hidden()
 
@@ -139,7 +140,7 @@ def test_prompts_are_never_markup(visit) -> None:
 def test_a_bad_trace_loses_nothing(visit) -> None:
     sound = trace_bytes(make_synthetic_trace(grid=(2, 4, 4), num_q=3, num_k=4, steps=3))
     page = visit()
-    unfold(page, "Traces")
+    unfold(page, "This trace")
     for name, data in {"cut": sound[:-200], "gif": b"GIF89a not a trace", "none": b""}.items():
         page.set_input_files(
             "#traces input[type=file]",
@@ -153,7 +154,7 @@ def test_a_bad_trace_loses_nothing(visit) -> None:
 
 def test_upload_choose_and_download_traces(visit) -> None:
     page = visit()
-    unfold(page, "Traces")
+    unfold(page, "This trace")
     trace = make_synthetic_trace(steps=3, layers=1)
     trace.request["prompt"] = "a trace from elsewhere"
     page.set_input_files(
@@ -185,7 +186,7 @@ def test_no_width_scrolls_sideways(visit, theme: str) -> None:
     assert dark == (theme == "dark")
 
 
-def test_nothing_is_served_but_open_traces(address: str, shelf: app.Shelf) -> None:
+def test_nothing_is_served_but_open_traces(address: str, shelf: Shelf) -> None:
     key = next(iter(shelf.ready_made))
     with urllib.request.urlopen(f"{address}lab/{key}/trace.npz") as answer:
         assert load_trace(io.BytesIO(answer.read()).getvalue()).runs

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import app
@@ -11,8 +9,6 @@ from svg2.config import SVG2Config
 from svg2.generate import Progress
 from svg2.jobs import Studio, Wish
 from svg2.request import RequestError
-from svg2.trace import save_trace
-from tests.traces import make_synthetic_trace
 
 
 def test_progress_says_stage_step_and_time_left() -> None:
@@ -38,7 +34,8 @@ def test_progress_says_stage_step_and_time_left() -> None:
 )
 def test_the_bar_covers_both_runs(progress: Progress, is_release: bool, percent: int) -> None:
     wish = Wish(None, "svg2", SVG2Config())  # type: ignore[arg-type]
-    assert f'aria-valuenow="{percent}"' in app.progress_bar(progress, wish, is_release)
+    done = app.share_done(progress, wish, with_dense=not is_release)
+    assert f'aria-valuenow="{percent}"' in app.progress_bar(progress, done)
 
 
 def test_what_people_type_is_escaped() -> None:
@@ -64,42 +61,6 @@ def test_errors_name_no_place_on_this_machine() -> None:
     assert app.plain(RequestError(f"Missing from {app.ROOT}/assets/models.")) == (
         "Missing from assets/models."
     )
-
-
-def test_the_shelf_drops_the_longest_unused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "MAX_SHELVED", 2)
-    trace = make_synthetic_trace(grid=(2, 4, 4), num_q=3, num_k=4, steps=3, layers=1, heads=1)
-    shelf = app.Shelf()
-    first, second = shelf.put(trace, "upload"), shelf.put(trace, "upload")
-    assert shelf.get(first.key) is first
-    third = shelf.put(trace, "upload")
-    assert shelf.get(second.key) is None
-    assert shelf.get(first.key) is first
-    assert shelf.get(third.key) is third
-
-
-def test_a_run_taken_out_leaves_the_others_whole() -> None:
-    trace = make_synthetic_trace(grid=(2, 4, 4), num_q=3, num_k=4, steps=3, layers=1, heads=1)
-    left = app.without_run(trace, 1)
-    assert [run.method for run in left.runs] == ["svg2", "svg2-comp"]
-    assert {record.run for record in left.records} == {0, 1}
-    kept = [r.P.tobytes() for r in trace.records if r.run != 1]
-    assert [r.P.tobytes() for r in left.records] == kept
-    point = app.point_of(trace, 1)
-    assert point["top_p"] == 0.7
-    assert point["psnr_db"] == trace.runs[1].result["psnr_db"]
-
-
-def test_a_broken_ready_made_trace_is_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trace = make_synthetic_trace(grid=(2, 4, 4), num_q=3, num_k=4, steps=3, layers=1, heads=1)
-    save_trace(trace, tmp_path / "b.npz")
-    (tmp_path / "a.npz").write_bytes(b"not a trace")
-    assert [shown.title for shown in app.read_traces(tmp_path)] == [
-        f"{trace.request['prompt']} (svg2, svg2-comp)"
-    ]
-    assert "can't be read" in caplog.text
 
 
 def test_the_address_gives_what_can_be_used(studio: Studio) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from svg2 import ConfigError
+from svg2 import ConfigError, generate
 from svg2.generate import (
     Cancelled,
     Progress,
@@ -193,6 +193,30 @@ def test_progress_counts_steps_and_tells_the_time_left(pipe, request_):
     known = [p.eta_seconds for p in seen if p.stage == "denoise" and p.step]
     assert all(eta is not None and eta >= 0 for eta in known)
     assert known[-1] == 0
+
+
+def test_previews_show_the_latent_and_change_nothing(pipe, request_, comparison, monkeypatch):
+    monkeypatch.setattr(generate, "GLIMPSE_SECONDS", 0.0)
+    seen: list[Progress] = []
+    watched = compare(request_, "svg2", pipe=pipe, on_progress=seen.append, preview=True)
+    np.testing.assert_array_equal(watched.sparse.frames, comparison.sparse.frames)
+    steps = [p for p in seen if p.run == "svg2" and p.stage == "denoise" and p.step]
+    num_steps = watched.dense.request.num_inference_steps
+    for progress in steps:
+        assert progress.preview is not None
+        assert progress.preview.shape == watched.dense.frames.shape[1:]
+        assert len(progress.density) == progress.step
+    assert len(steps) == num_steps
+    assert steps[0].density == (1.0,)  # warm-up is dense
+    assert steps[-1].density[-1] < 1
+    per_step = [p.preview for p in steps]
+    assert not np.array_equal(per_step[0], per_step[-1])
+
+
+def test_without_being_asked_progress_carries_no_pictures(pipe, request_):
+    seen: list[Progress] = []
+    compare(request_, "svg2", pipe=pipe, on_progress=seen.append)
+    assert all(p.preview is None and p.density == () for p in seen)
 
 
 @pytest.mark.parametrize("in_run", ["dense", "svg2"])

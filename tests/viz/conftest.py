@@ -29,13 +29,14 @@ def open_page(chromium, tmp_path: Path) -> Iterator[Callable]:
         if kind in ("error", "warning") and "willReadFrequently" not in text:
             troubles.append(text)
 
-    def visit(trace: Trace, width: int = 1280, theme: str = "light", **options):
+    def visit(trace: Trace, link: str = "", width: int = 1280, theme: str = "light", **options):
         path = tmp_path / "explorer.html"
         path.write_text(explorer_html(trace, "ready-made trace"), encoding="utf-8")
         context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme=theme, **options
         )
         contexts.append(context)
+        visit.context = context
         page = context.new_page()
         page.on("console", lambda m: complain(m.type, m.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
@@ -47,7 +48,7 @@ def open_page(chromium, tmp_path: Path) -> Iterator[Callable]:
                 else troubles.append(f"request to {r.url}")
             ),
         )
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + link)
         page.wait_for_selector(".metrics")
         return page
 

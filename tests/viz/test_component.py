@@ -37,7 +37,9 @@ def demo(trace, tmp_path):
         explorer.release(released, outputs=heard)
         newer.click(lambda: explorer_value(address("b.json.gz"), can_run=True), outputs=explorer)
         busy.click(
-            lambda: explorer_value(address("b.json.gz"), live="dense: denoise, step 3 of 20"),
+            lambda: explorer_value(
+                address("b.json.gz"), live={"text": "dense: denoise, step 3 of 20", "done": 0.2}
+            ),
             outputs=explorer,
         )
     page.launch(prevent_thread_lock=True, quiet=True, allowed_paths=[str(tmp_path)])
@@ -62,7 +64,7 @@ def test_the_component_lives_in_a_gradio_page(demo, chromium):
     slider = page.get_by_label("Budget top-p")
     for _ in range(10):
         slider.press("ArrowLeft")
-    expect(page.get_by_label("heard")).to_have_value("svg2 0.85")
+    expect(page.get_by_label("heard")).to_have_value("svg2 0.85")  # the run that it opens with
 
     page.get_by_role("button", name="newer").click()
     page.get_by_text("live CPU").wait_for()

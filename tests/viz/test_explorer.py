@@ -50,7 +50,10 @@ def show(page, record: Record, top_p: float) -> dict:
             const { kept, density, keptMass, measured } = explorer.inspect();
             return { kept: Array.from(kept), density, keptMass, measured };
         }""",
-        [{name: getattr(record, name) for name in ("step", "layer", "branch", "head")}, top_p],
+        [
+            {name: getattr(record, name) for name in ("run", "step", "layer", "branch", "head")},
+            top_p,
+        ],
     )
 
 
@@ -134,15 +137,17 @@ def test_the_masks_on_the_canvas_are_the_block_densities(top_p, trace, open_page
     for place, order in ((1, "original"), (2, "permuted")):
         share = block_density(record, kept, MAX_BINS, order)[..., None]
         expected = SKIPPED + (ACCENT - SKIPPED) * share
-        drawn = pixels(page, f".maskbox:nth-child({place}) canvas", MAX_BINS)
+        drawn = pixels(page, f".maskbox:nth-child({place}) canvas.mask", MAX_BINS)
         np.testing.assert_allclose(drawn, expected, atol=1)
         tiles = tile_waste(record, kept, 64, order)
-        text = page.locator(f".maskbox:nth-child({place}) p").inner_text()
-        assert f"({tiles.touched} of {tiles.total})" in text
+        row = page.locator(f".tiletable [data-row={'original' if place == 1 else 'fixed'}]")
+        assert f"{tiles.touched:,} of {tiles.total:,} tiles" in row.inner_text()
+        assert f"{tiles.waste:.0%}".replace("%", " %") in row.inner_text()
 
 
 def test_both_clips_show_the_same_frame_of_their_own(trace, open_page):
     page = open_page(trace, reduced_motion="reduce")
+    page.evaluate("() => explorer.select({ run: 0 })")
     page.wait_for_timeout(1500)
     box = page.locator(".stage .dense canvas").bounding_box()
     assert box["width"] / box["height"] == pytest.approx(56 / 48, rel=0.01)
@@ -176,7 +181,10 @@ def test_a_hostile_prompt_is_inert(trace, open_page):
     assert page.locator(".prompt q").inner_text() == hostile
     assert page.evaluate("() => window.hacked") is None
     root = "document.getElementById('explorer').shadowRoot"
-    assert page.evaluate(f"() => {root}.querySelectorAll('img, b, i:not(.swatch)').length") == 0
+    assert (
+        page.evaluate(f"() => {root}.querySelectorAll('.body :is(img, b, i:not(.swatch))').length")
+        == 0
+    )
 
 
 def test_pickers_grey_and_name_what_is_not_recorded(trace, open_page):
@@ -193,7 +201,7 @@ def test_pickers_grey_and_name_what_is_not_recorded(trace, open_page):
 
 
 def test_one_selection_by_mouse_and_by_keyboard(trace, open_page):
-    page = open_page(trace, reduced_motion="reduce")
+    page = open_page(trace, "#run=1", reduced_motion="reduce")
     selection = lambda: page.evaluate("() => explorer.selection()")  # noqa: E731
     assert (selection()["step"], selection()["layer"], selection()["head"]) == (5, 0, 0)
 
@@ -256,16 +264,31 @@ def test_the_slider_answers_from_the_keyboard_and_says_what_it_is(trace, open_pa
     page.wait_for_timeout(300)
     slider = page.get_by_label("Budget top-p")
     assert page.locator(".badge").inner_text() == "measured"
-    for _ in range(20):
+    for _ in range(40):
         slider.press("ArrowLeft")
-    assert page.locator(".budgetvalue").inner_text() == "0.8"
+    assert page.locator(".budgetvalue").inner_text() == "0.7"
     assert page.locator(".badge").inner_text() == "what-if"
     assert "PSNR not measured" in page.locator(".whatiftext").text_content()
     assert page.locator(".chart .whatif").count() == 1
-    page.get_by_text("No model is loaded here").wait_for()
     page.get_by_role("button", name="Back to the measured 0.9").click()
     assert page.locator(".badge").inner_text() == "measured"
     assert page.locator(".chart .whatif").count() == 0
+
+
+def test_without_a_model_a_release_moves_to_the_nearest_measured_run(trace, open_page):
+    page = open_page(trace, "#run=1")
+    slider = page.get_by_label("Budget top-p")
+    for _ in range(30):
+        slider.press("ArrowLeft")
+    answer = page.get_by_text("top-p 0.75 stays a what-if. Moved to the nearest measured run")
+    answer.wait_for()
+    assert "svg2 · top-p 0.7" in answer.inner_text()
+    assert page.locator(".runs [aria-pressed=true]").inner_text() == "svg2 · top-p 0.7"
+    assert page.locator(".badge").inner_text() == "measured"
+    for _ in range(40):
+        slider.press("ArrowRight")
+    page.get_by_text("Measured already: svg2 · top-p 0.9").wait_for()
+    assert page.evaluate("() => explorer.selection().run") == 0
 
 
 def test_a_trace_without_records_still_compares(trace, open_page):
@@ -302,6 +325,7 @@ def test_every_control_has_a_name(trace, open_page):
     nameless = page.evaluate(
         """() => [...document.getElementById('explorer').shadowRoot
             .querySelectorAll('button, select, input, canvas, [role=button]')]
+            .filter((e) => !e.closest('[aria-hidden=true]'))
             .filter((e) => !e.getAttribute('aria-label') && !e.textContent.trim())
             .filter((e) => !e.labels?.length)
             .map((e) => e.outerHTML.slice(0, 80))"""

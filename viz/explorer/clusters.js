@@ -3,9 +3,11 @@
 import { choice, clamp, el, fit, isNumber, onFrame, percent, plural, put } from "./dom.js";
 import { paint, pictureAt } from "./frames.js";
 import { rank } from "./select.js";
+import { term } from "./words.js";
 
 const NAMES = { q: "Query", k: "Key" };
 const SHOWN_READS = 5;
+const SHOWN_NEAR = 3;
 const VEIL = [8, 9, 12]; // over what is not lit
 
 /** Share of a query cluster's mass on each key cluster that it keeps, or who reads a key cluster: one number per other cluster. */
@@ -23,6 +25,41 @@ function reads(record, kept, side, cluster) {
     }
   }
   return weights;
+}
+
+/** Share of all queries' attention mass on a key cluster, kept or not (estimate). */
+function massOn(record, cluster) {
+  const { Q, q } = record;
+  const { occupied, order, mass } = rank(record);
+  let sum = 0;
+  for (let row = 0; row < Q; row += 1) {
+    for (let j = 0; j < occupied; j += 1) {
+      const at = row * occupied + j;
+      if (order[at] === cluster) sum += q.sizes[row] * mass[at];
+    }
+  }
+  return sum / q.labels.length;
+}
+
+/** Query clusters whose mass lies on the same keys: overlap with `cluster`, 1 is equal. */
+function readAlike(record, cluster) {
+  const { Q, K } = record;
+  const { occupied, order, mass } = rank(record);
+  const own = new Float64Array(K);
+  for (let j = 0; j < occupied; j += 1) {
+    own[order[cluster * occupied + j]] = mass[cluster * occupied + j];
+  }
+  const found = [];
+  for (let q = 0; q < Q; q += 1) {
+    if (q === cluster || !record.q.sizes[q]) continue;
+    let overlap = 0;
+    for (let j = 0; j < occupied; j += 1) {
+      const at = q * occupied + j;
+      overlap += Math.min(mass[at], own[order[at]]);
+    }
+    found.push({ cluster: q, overlap });
+  }
+  return found.sort((a, b) => b.overlap - a.overlap).slice(0, SHOWN_NEAR);
 }
 
 /** What is lit: the members of one cluster, or the other side's clusters by weight. */
@@ -101,16 +138,19 @@ function drawFrame(context, picture, t, cell, grid, record, light, opacity) {
     border((i, j) => labels[i] !== labels[j]);
   }
   if (light.focus) {
-    const own = record[light.focus.side].labels;
-    const member = (i) => own[i] === light.focus.cluster;
-    for (const [style, widthPx] of [
-      ["rgba(0, 0, 0, .75)", 4],
-      ["#fff", 2],
-    ]) {
-      context.lineWidth = widthPx * Math.max(1, devicePixelRatio * 0.75);
-      context.strokeStyle = style;
-      border((i, j) => member(i) !== member(j));
+    for (const [n, { side, cluster }] of light.marked.entries()) {
+      const own = record[side].labels;
+      context.setLineDash(n ? [5, 4] : []); // the other half of a pinned block is dashed
+      for (const [style, widthPx] of [
+        ["rgba(0, 0, 0, .75)", 4],
+        ["#fff", 2],
+      ]) {
+        context.lineWidth = widthPx * Math.max(1, devicePixelRatio * 0.75);
+        context.strokeStyle = style;
+        border((i, j) => (own[i] === cluster) !== (own[j] === cluster));
+      }
     }
+    context.setLineDash([]);
   }
 }
 
@@ -180,6 +220,7 @@ export function makeClusters(app) {
       const same = store.get().cluster === at.cluster;
       store.set({
         cluster: same ? null : at.cluster,
+        pair: null,
         hover: null,
         playing: false,
         frame: store.get().frame >= from && store.get().frame < to ? store.get().frame : from,
@@ -195,7 +236,7 @@ export function makeClusters(app) {
       tabindex: 0,
       role: "group",
       "aria-label":
-        "Latent frames with their clusters. Left and right step the frame, up and down the layer.",
+        "Latent frames with their clusters. Left and right step the frame, up and down the layer, n and p go from cluster to cluster.",
       "data-keys": "layers",
       style: `--columns: ${Math.min(T, 7, Math.max(4, Math.ceil(T / 2)))}`,
     },
@@ -205,7 +246,7 @@ export function makeClusters(app) {
   const tileNote = el("p", { class: "tilenote small" });
   const node = el(
     "section",
-    { class: "view", "aria-labelledby": "clusters-title" },
+    { class: "view", "data-view": "clusters", "aria-labelledby": "clusters-title" },
     el(
       "div",
       { class: "side" },
@@ -213,8 +254,15 @@ export function makeClusters(app) {
       el(
         "p",
         {},
-        "k-means groups tokens whose queries (or keys) are alike, wherever they lie in space and time. ",
-        "Near centroids have near colours. Hover lights one cluster, a click pins it.",
+        "In each head, ",
+        term("k-means"),
+        " groups ",
+        term("token", "tokens"),
+        " whose queries (or keys) are alike, wherever they lie in space and time, into a ",
+        term("cluster"),
+        ". Near ",
+        term("centroid", "centroids"),
+        " have near colours. Hover lights one cluster, a click pins it.",
       ),
       sides.node,
       el("label", { class: "slider" }, "Overlay", opacity),
@@ -229,6 +277,7 @@ export function makeClusters(app) {
     const record = app.record();
     const light = lighting(state, record, app.kept());
     const clip = clips.sparse(state.run);
+    light.marked = app.marked(state);
     light.paint = paintOf(light, record, state.opacity, app.colours().accentRgb);
     for (let t = 0; t < T; t += 1) {
       const { canvas, from, to } = tiles[t];
@@ -268,7 +317,7 @@ export function makeClusters(app) {
     if (state.hover || state.lit === "members")
       return "Lit: the tokens of this cluster, in every frame. The rest is dimmed.";
     return focus.side === "q"
-      ? "Outlined: the pinned query cluster. Lit: the key clusters it keeps, stronger where a token gets more of its mass. Dark: skipped."
+      ? "Outlined: the pinned query cluster (dashed: the key cluster of a pinned block). Lit: the key clusters it keeps, stronger where a token gets more of its mass. Dark: skipped."
       : "Outlined: the pinned key cluster. Lit: the query clusters that keep it, by weight. Dark: those that skip it.";
   }
 
@@ -311,7 +360,7 @@ export function makeClusters(app) {
     const facts =
       side === "q"
         ? `Keeps ${partners.length} of ${record.K} key clusters, which hold ${percent(weights.reduce((a, b) => a + b, 0))} of its attention mass (estimate).`
-        : `Kept by ${partners.length} of ${record.Q} query clusters.`;
+        : `Kept by ${partners.length} of ${record.Q} query clusters. ${percent(massOn(record, cluster))} of all attention mass falls on it (estimate).`;
     partners.sort((a, b) => weights[b] - weights[a]);
     const pinned = !state.hover;
     put(
@@ -337,6 +386,16 @@ export function makeClusters(app) {
             partners
               .slice(0, SHOWN_READS)
               .map((c) => chip(record, other, c, `${c + 1} · ${percent(weights[c])}`)),
+          )
+        : null,
+      pinned && side === "q"
+        ? el(
+            "p",
+            { class: "chips" },
+            el("span", { class: "label" }, "Attend most alike, overlap of mass"),
+            readAlike(record, cluster).map((near) =>
+              chip(record, "q", near.cluster, `${near.cluster + 1} · ${percent(near.overlap, 0)}`),
+            ),
           )
         : null,
       pinned && side === "k"
@@ -392,6 +451,7 @@ export function makeClusters(app) {
         [
           "hover",
           "cluster",
+          "pair",
           "side",
           "lit",
           "run",

@@ -3,6 +3,7 @@
 import { choice, clamp, decibel, el, fit, onFrame, put, seconds, svg } from "./dom.js";
 import { paint, pictureAt } from "./frames.js";
 import { runName } from "./header.js";
+import { term } from "./words.js";
 
 const GAIN = 8;
 const LEAST_SPAN_DB = 3; // a flat line stays flat
@@ -194,7 +195,7 @@ export function makeCompare(app) {
   const trouble = el("p", { class: "notice", hidden: true });
   const node = el(
     "section",
-    { class: "view", "aria-labelledby": "compare-title" },
+    { class: "view", "data-view": "compare", "aria-labelledby": "compare-title" },
     el(
       "div",
       { class: "side" },
@@ -202,8 +203,15 @@ export function makeCompare(app) {
       el(
         "p",
         {},
-        "Both clips start from the same noise. The dense one computes every query–key pair, the sparse one only ",
-        "those that top-p keeps. PSNR and SSIM say how close it stays to dense, not how good either clip is.",
+        "Both clips start from the same noise. The dense one computes every query–key pair; the sparse one, after a dense ",
+        term("warm-up"),
+        ", only those that ",
+        term("top-p"),
+        " keeps. ",
+        term("psnr", "PSNR"),
+        " and ",
+        term("ssim", "SSIM"),
+        " say how close it stays to dense, not how good either clip is.",
       ),
       modes.node,
       spark.node,
@@ -288,7 +296,7 @@ export function makeCompare(app) {
       controls.update(state);
       if (changed.has("run") || changed.has("compare")) captions(state);
       if (changed.has("wipe")) wipe.value = Math.round(state.wipe * 100);
-      draw();
+      if (["run", "frame", "compare", "wipe"].some((n) => changed.has(n))) draw();
     },
   };
 }

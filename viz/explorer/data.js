@@ -87,6 +87,7 @@ export function readPayload(payload) {
   if (!payload || payload.format !== "svg2-explorer") {
     throw new Error("This is not an explorer payload.");
   }
+  if (!payload.runs.length) throw new Error("The trace holds no sparse run.");
   const decoded = new Map();
   const runs = payload.runs.map((run, index) => ({
     index,

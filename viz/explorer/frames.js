@@ -18,6 +18,7 @@ export function makeClip(bytes, count, onFrame, onFail) {
     URL.revokeObjectURL(url);
     video.removeAttribute("src");
     for (const picture of pictures) picture?.close();
+    pictures.fill(null); // a drawing that was already asked for finds nothing
   }
 
   const once = (name) =>

@@ -12,22 +12,29 @@ import {
   seconds,
   times,
 } from "./dom.js";
+import { term } from "./words.js";
 
-function headline(result) {
-  const attention = result.attention_speedup;
-  const psnr = result.psnr_db === null ? "identical frames" : decibel(result.psnr_db);
-  if (!isNumber(attention)) return ["Same prompt, same seed: dense against sparse at ", psnr, "."];
-  const speed =
-    attention >= 1.005
-      ? `${times(attention)} faster attention`
-      : `${times(attention)} the attention speed`;
+const KERNELS = { reference: "PyTorch", fused: "Triton" };
+
+/** Where and when a run was measured. */
+function measuredOn(run, provenance) {
+  const from = run.result.hardware ? run.result : provenance;
   return [
-    "Same prompt, same seed: dense against sparse, ",
-    el("em", {}, speed),
-    " at ",
-    el("em", {}, psnr),
-    ".",
-  ];
+    from.hardware ?? from.device ?? "unknown hardware",
+    typeof from.date === "string" && from.date.slice(0, 10),
+    from.commit && `commit ${String(from.commit).slice(0, 8)}`,
+  ].filter(Boolean);
+}
+
+/** What was skipped, what that gained, what it cost; only what was measured. */
+function headline({ density, density_run: overRun = density, speedup, psnr_db }) {
+  const parts = [];
+  const part = (text, rest) => parts.push(parts.length ? ", " : "", el("em", {}, text), rest);
+  if (isNumber(overRun)) part(percent(1 - overRun, 0), " of token pairs skipped");
+  if (isNumber(speedup)) part(times(speedup), speedup >= 1.005 ? " as fast" : " the speed");
+  const identical = psnr_db === null;
+  part(decibel(psnr_db), identical ? " to the dense clip" : " against the dense clip");
+  return ["Same prompt, same seed: ", ...parts, "."];
 }
 
 function metric(name, value, note) {
@@ -49,22 +56,29 @@ function metrics(run, data) {
     isNumber(r.dense_seconds) && isNumber(r.svg2_seconds)
       ? `denoising loop, ${seconds(r.dense_seconds)} → ${seconds(r.svg2_seconds)}${r.dense_reused ? "; dense timed earlier" : ""}`
       : "denoising loop";
+  const kept = isNumber(r.density_run)
+    ? `token pairs kept in sparse calls; ${percent(r.density_run)} over the whole run`
+    : "token pairs kept in sparse calls";
   return [
-    metric("End-to-end speedup", times(r.speedup), loop),
-    metric("Attention speedup", times(r.attention_speedup), "time in self-attention"),
+    metric(term("end-to-end", "End-to-end speedup"), times(r.speedup), loop),
     metric(
-      "FLOP ratio",
+      term("attention speedup", "Attention speedup"),
+      times(r.attention_speedup),
+      "time in self-attention",
+    ),
+    metric(
+      term("compute density", "FLOP ratio"),
       isNumber(r.compute_density) ? times(1 / r.compute_density) : "not measured",
       isNumber(r.compute_density)
         ? `work, not time: 1 / ${percent(r.compute_density)}`
         : "1 / compute density",
     ),
-    metric("PSNR", decibel(r.psnr_db), "against dense, raw frames"),
-    metric("SSIM", plain(r.ssim), "against dense, 1 is equal"),
-    metric("Density", percent(r.density), "token pairs kept, sparse calls"),
+    metric(term("psnr", "PSNR"), decibel(r.psnr_db), "against dense, raw frames"),
+    metric(term("ssim", "SSIM"), plain(r.ssim), "against dense, 1 is equal"),
+    metric(term("density", "Density"), percent(r.density), kept),
     metric(
       "Kernel",
-      impl ? String(impl) : "not recorded",
+      impl ? (KERNELS[impl] ?? String(impl)) : "not recorded",
       device ? `ran on ${device}` : "device not recorded",
     ),
   ];
@@ -88,11 +102,16 @@ export function makeHeader(app) {
     isNumber(request.num_inference_steps) && `${request.num_inference_steps} steps`,
     `${data.tokens.toLocaleString("en")} tokens`,
   ].filter(Boolean);
-  const measured = [
-    provenance.hardware ?? provenance.device ?? "unknown hardware",
-    typeof provenance.date === "string" && provenance.date.slice(0, 10),
-    provenance.commit && `commit ${String(provenance.commit).slice(0, 8)}`,
-  ].filter(Boolean);
+  const measured = el("span", {});
+  const shownLink = el("input", { class: "linktext", readonly: true, "aria-label": "Link to this view", hidden: true });
+  const copied = el("span", { class: "small", role: "status" });
+  async function copy() {
+    const { copied: done, text } = await app.copyLink();
+    put(copied, done ? "Link copied" : "Copy it from here:");
+    shownLink.hidden = done;
+    shownLink.value = text;
+    if (!done) shownLink.select();
+  }
   const runs = choice(
     "Run",
     data.runs.map((run) => [run.index, runName(run)]),
@@ -100,13 +119,13 @@ export function makeHeader(app) {
   );
   const node = el(
     "header",
-    { class: "head" },
+    { class: "head", "data-view": "head" },
     app.standalone ? el("h1", { class: "brand" }, "SVG2 Lab") : null,
     el(
       "p",
       { class: "eyebrow" },
       el("span", { class: "mode" }, data.mode),
-      `measured on ${measured.join(" · ")}`,
+      measured,
     ),
     title,
     el(
@@ -119,12 +138,25 @@ export function makeHeader(app) {
       ? el("div", { class: "runs" }, el("span", { class: "label" }, "Measured run"), runs.node)
       : null,
     numbers,
+    el(
+      "div",
+      { class: "headbuttons" },
+      el(
+        "button",
+        { type: "button", class: "mainbutton", onclick: () => app.startTour() },
+        "Take the tour",
+      ),
+      el("button", { type: "button", class: "plainbutton", onclick: copy }, "Copy link to this view"),
+      copied,
+      shownLink,
+    ),
   );
   return {
     node,
     update(state, changed) {
       if (!changed.has("run")) return;
       const run = data.runs[state.run];
+      put(measured, `measured on ${measuredOn(run, provenance).join(" · ")}`);
       put(title, ...headline(run.result));
       put(numbers, ...metrics(run, data));
       runs.show(state.run);

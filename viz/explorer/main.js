@@ -1,24 +1,31 @@
 // The explorer: one selection, and the views that read and write it.
 
-import { budget, decibel, el, plural, put } from "./dom.js";
+import { budget, decibel, el, isNumber, plural, put } from "./dom.js";
 import { bytesOf, parsePayload, readPayload } from "./data.js";
 import { blockDensity, makeBins, tilesTouched } from "./blocks.js";
-import { TICKS, curve, measure, selectionAt } from "./select.js";
-import { makeStore, nearestPlace, recordAt, recordedRun } from "./state.js";
+import { missing, readLink, writeLink } from "./link.js";
+import { makeLive } from "./live.js";
+import { TICKS, curve, heaviestBlock, measure, selectionAt } from "./select.js";
+import { makeStore, nearestPlace, openingRun, recordAt, recordedRun } from "./state.js";
 import { makeClip } from "./frames.js";
 import { makeHeader, runName } from "./header.js";
 import { makeCompare } from "./compare.js";
 import { makeDensityMap, makePlaceBar } from "./place.js";
 import { makeClusters } from "./clusters.js";
 import { makeMasks } from "./masks.js";
+import { makeTour } from "./tour.js";
 import { makeTradeoff } from "./tradeoff.js";
+import { makeGlossary } from "./words.js";
 
 const RELEASE_DELAY_MS = 400; // arrow keys on the slider make one release, not twenty
+const LINK_DELAY_MS = 400; // browsers refuse an address that changes too often
+const NARROW_PX = 860;
 const PLACE = ["step", "layer", "branch", "head"];
-const SELECTION = ["run", ...PLACE, "frame", "cluster", "side", "top_p"];
+const SELECTION = ["run", ...PLACE, "frame", "cluster", "pair", "side", "top_p"];
+const LOOKS = ["lit", "opacity", "compare", "wipe", "axis", "sort", "zoom"];
 
 const KEYS =
-  "Keys: ← → frame, space play, [ ] step, ↑ ↓ layer (on the frames), h head, q k queries or keys, Esc unpin.";
+  "Keys: ← → frame, space play, [ ] step, ↑ ↓ layer (on the frames), h head, q k queries or keys, n p next or previous cluster, Esc unpin. On the sorted mask: arrows go from block to block, Enter zooms.";
 
 function hexToRgb(text) {
   const n = parseInt(text.trim().slice(1), 16);
@@ -41,29 +48,37 @@ function origin({ provenance, tokens, index }) {
 /** Everything that lives as long as one payload does. */
 function openWorkspace(data, { root, options, extras, kept: wanted }) {
   const source = (run) => recordedRun(data, run);
-  const run = Math.min(wanted.run ?? 0, data.runs.length - 1);
+  const run = Math.min(wanted.run ?? openingRun(data), data.runs.length - 1);
   const place = source(run) < 0 ? {} : nearestPlace(data, wanted, source(run));
   const hasRecords = source(run) >= 0;
   const measuredOf = (r) => data.runs[Math.max(0, source(r))].config.top_p;
-  const samePlace = hasRecords && PLACE.every((n) => place[n] === wanted[n]);
-  const store = makeStore({
+  const side = wanted.side ?? "q";
+  const pins = pinsOf(data, place, source(run), side, wanted);
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const initial = {
     run,
     step: place.step,
     layer: place.layer,
     branch: place.branch,
     head: place.head,
     frame: Math.min(wanted.frame ?? 0, data.frameCount - 1),
-    cluster: samePlace ? (wanted.cluster ?? null) : null,
-    side: wanted.side ?? "q",
-    top_p: wanted.top_p ?? measuredOf(run),
+    ...pins,
+    side,
+    top_p: wanted.top_p ?? (hasRecords ? measuredOf(run) : (data.runs[run].config.top_p ?? 1)),
     hover: null,
     lit: "attended",
     opacity: 0.6,
     compare: "side",
     wipe: 0.5,
+    axis: "density",
+    sort: 1,
+    zoom: false,
     speed: 0.5,
     playing: false,
-  });
+    tour: null,
+  };
+  for (const name of LOOKS) initial[name] = wanted[name] ?? initial[name];
+  const store = makeStore(initial, follow);
 
   let views = [];
   const sparseClips = new Map();
@@ -90,9 +105,30 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
 
   const app = {
     standalone: Boolean(options.standalone),
+    hasRecords,
+    still,
     data,
     store,
     clips,
+    copyLink: options.copyLink,
+    /** Start the tour at its first step. */
+    startTour: () => views.tour.show(0),
+    /** What is pointed at, or else pinned: every view marks the same clusters. */
+    marked(state) {
+      if (state.hover) return [state.hover];
+      if (state.cluster === null) return [];
+      const other = state.side === "q" ? "k" : "q";
+      const pinned = { side: state.side, cluster: state.cluster };
+      return state.pair === null ? [pinned] : [pinned, { side: other, cluster: state.pair }];
+    },
+    /** The pinned block of the mask; where only a cluster is pinned, its heaviest one. */
+    block() {
+      const { side: pinnedSide, cluster, pair } = store.get();
+      return heaviestBlock(
+        app.record(),
+        pinnedSide === "q" ? { q: cluster, k: pair } : { q: pair, k: cluster },
+      );
+    },
     source: () => source(store.get().run),
     record: () => data.record(recordIndex()),
     measuredBudget: () => measuredOf(store.get().run),
@@ -120,7 +156,6 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
       const of = (i) => (app.isMeasured() ? summaries.get(i).kept : summaries.get(i).density[at]);
       return { value: all.reduce((sum, i) => sum + of(i), 0) / all.length, count: all.length };
     },
-    extraPoints: () => extras.points ?? [],
     colours,
     selectRun(index) {
       const state = store.get();
@@ -188,23 +223,35 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     setTimeout(summarise, 0);
   }
 
+  // Letting go of the slider asks for a run at that budget, or moves to the nearest one there is.
   let releaseTimer = 0;
   function release() {
     clearTimeout(releaseTimer);
     releaseTimer = setTimeout(() => {
+      if (closed) return;
       const { top_p, run: index } = store.get();
-      if (app.isMeasured()) return views.masks.say(null);
-      const { method } = data.runs[index];
-      if (extras.can_run && options.onRelease) {
-        views.masks.say(`Asked for a real run of ${method} at top-p ${budget(top_p)}.`);
-        return options.onRelease({ top_p, method });
+      if (app.isMeasured()) {
+        views.masks.say(null);
+        return;
       }
-      const near = [...data.runs].sort(
-        (a, b) => Math.abs(a.config.top_p - top_p) - Math.abs(b.config.top_p - top_p),
-      )[0];
-      return views.masks.say(
-        `No model is loaded here, so this budget stays a what-if. Nearest measured run: ${runName(near)}, ${decibel(near.result.psnr_db)}.`,
-      );
+      const { method } = data.runs[index];
+      const near = data.runs
+        .filter((r) => r.method === method && isNumber(r.config.top_p))
+        .sort((a, b) => Math.abs(a.config.top_p - top_p) - Math.abs(b.config.top_p - top_p))[0];
+      const told = (r) => `${runName(r)}, ${decibel(r.result.psnr_db)}`;
+      if (near && Math.abs(near.config.top_p - top_p) < 0.5 / TICKS) {
+        app.selectRun(near.index);
+        views.masks.say(`Measured already: ${told(near)}.`);
+      } else if (extras.can_run && options.onRelease) {
+        views.masks.say(`Asked for a real run of ${method} at top-p ${budget(top_p)}.`);
+        options.onRelease({ top_p, method, run: index });
+      } else if (near) {
+        app.selectRun(near.index);
+        app.selectBudget(near.config.top_p);
+        views.masks.say(
+          `No model is loaded for this trace, so top-p ${budget(top_p)} stays a what-if. Moved to the nearest measured run: ${told(near)}.`,
+        );
+      }
     }, RELEASE_DELAY_MS);
   }
 
@@ -216,7 +263,9 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     views.masks = makeMasks(app);
   }
   views.tradeoff = makeTradeoff(app);
+  views.tour = makeTour(app, goTo);
   const all = Object.values(views);
+  root.querySelector(".notices").replaceChildren();
   put(
     root.querySelector(".body"),
     ...all.map((view) => view.node),
@@ -230,6 +279,22 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     el("footer", { class: "foot small" }, el("p", {}, origin(data)), el("p", {}, KEYS)),
   );
 
+  /** Bring a view into sight and mark it; null marks none. */
+  function goTo(name) {
+    for (const view of root.querySelectorAll(".pointed")) view.classList.remove("pointed");
+    const view = name && root.querySelector(`[data-view=${name}]`);
+    if (!view) return;
+    view.classList.add("pointed");
+    const isNarrow = root.clientWidth < NARROW_PX; // there words stand above the picture
+    (isNarrow ? (view.querySelector(".main") ?? view) : view).scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
+  }
+
+  let linkTimer = 0;
+  function remember() {
+    clearTimeout(linkTimer);
+    linkTimer = setTimeout(() => !closed && options.onState?.(), LINK_DELAY_MS);
+  }
+
   const redraw = () => all.forEach((view) => view.draw?.());
   store.listen((state, changed) => {
     all.forEach((view) => view.update?.(state, changed));
@@ -238,9 +303,8 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
       setTimeout(summarise, 0);
     }
     if (changed.has("playing") || changed.has("compare")) wake();
-    if (SELECTION.some((n) => changed.has(n))) {
-      options.onSelect?.(Object.fromEntries(SELECTION.map((n) => [n, state[n]])));
-    }
+    const isPlaying = state.playing && [...changed].every((n) => n === "frame");
+    if (!isPlaying && !(changed.size === 1 && changed.has("hover"))) remember();
   });
   const everything = new Set(Object.keys(store.get()));
   all.forEach((view) => view.update?.(store.get(), everything));
@@ -273,8 +337,10 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     last = null;
     requestAnimationFrame(tick);
   }
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (wanted.playing ?? !still) store.set({ playing: true });
+  if (wanted.playing ?? (!still && wanted.frame === undefined)) store.set({ playing: true });
+  if (isNumber(wanted.tour) && wanted.tour < views.tour.length) {
+    views.tour.show(wanted.tour, wanted.run !== undefined); // a whole link is shown as it was
+  }
 
   function onKey(event) {
     const target = event.composedPath()[0];
@@ -288,6 +354,16 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
         ...new Set(data.index.filter((r) => r.run === app.source()).map((r) => r.head)),
       ].sort((a, b) => a - b);
       app.selectPlace({ head: heads[(heads.indexOf(store.get().head) + 1) % heads.length] });
+    };
+    const walk = (by) => {
+      const { side: which, cluster } = store.get();
+      const { sizes } = app.record()[which];
+      const bySize = [...sizes.keys()].filter((c) => sizes[c]).sort((a, b) => sizes[b] - sizes[a]);
+      const at = cluster === null ? (by > 0 ? -1 : 0) : bySize.indexOf(cluster);
+      store.set({
+        cluster: bySize[(at + by + bySize.length) % bySize.length],
+        hover: null,
+      });
     };
     const actions = {
       ArrowLeft: () => views.compare.step(-1),
@@ -303,7 +379,9 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
       h: hasRecords && head,
       q: hasRecords && (() => store.set({ side: "q", cluster: null, hover: null })),
       k: hasRecords && (() => store.set({ side: "k", cluster: null, hover: null })),
-      Escape: () => store.set({ cluster: null, hover: null }),
+      n: hasRecords && (() => walk(1)),
+      p: hasRecords && (() => walk(-1)),
+      Escape: () => store.set({ cluster: null, hover: null, zoom: false }),
     };
     const act = actions[event.key];
     if (!act) return;
@@ -319,10 +397,13 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
       palette = null;
       redraw();
     },
-    points: () => views.tradeoff.draw(),
+    liveSlot: views.masks?.liveSlot,
+    released: () => views.masks?.say(null),
+    goTo,
     close() {
       closed = true;
       clearTimeout(releaseTimer);
+      clearTimeout(linkTimer);
       resize.disconnect();
       keyTarget.removeEventListener("keydown", onKey);
       clips.dense.close();
@@ -331,16 +412,35 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
   };
 }
 
+/** A change of the cluster drops the block and the zoom that belonged to the old one. */
+function follow(state, patch) {
+  const moved = ["cluster", "side"].some((n) => n in patch && patch[n] !== state[n]);
+  return moved && !("pair" in patch) ? { pair: null, zoom: false, ...patch } : patch;
+}
+
+/** The pinned cluster and block, where the place that was wanted is there and has them. */
+function pinsOf(data, place, run, side, wanted) {
+  const none = { cluster: null, pair: null };
+  const same = PLACE.every((n) => wanted[n] === undefined || place[n] === wanted[n]);
+  if (!isNumber(wanted.cluster) || !same || run < 0) return none;
+  const { Q, K } = data.record(recordAt(data, place, run));
+  const [own, other] = side === "q" ? [Q, K] : [K, Q];
+  if (wanted.cluster >= own) return none;
+  const hasPair = isNumber(wanted.pair) && wanted.pair < other;
+  return { cluster: wanted.cluster, pair: hasPair ? wanted.pair : null };
+}
+
 /**
  * What of the selection outlives its payload. A run that came in for the same request is shown at
  * its own budget; another request starts at its first run; the place in the model stays.
  */
 function carriedOver(app, data) {
   const state = app.store.get();
-  const kept = Object.fromEntries([...SELECTION, "playing"].map((n) => [n, state[n]]));
+  const names = [...SELECTION, ...LOOKS, "playing"];
+  const kept = Object.fromEntries(names.map((n) => [n, state[n]]));
   const same = JSON.stringify(app.data.request) === JSON.stringify(data.request);
   const grown = data.runs.length > app.data.runs.length;
-  if (!same) kept.run = 0;
+  if (!same) kept.run = openingRun(data);
   else if (grown) kept.run = data.runs.length - 1;
   const name = (run) => run && runName(run);
   if (!same || name(app.data.runs[state.run]) !== name(data.runs[kept.run]))
@@ -353,24 +453,32 @@ function carriedOver(app, data) {
  * `load(payload)`, `loadBase64(text)`, `receive(value)` (see `explorer_value` in page.py), `selection()`, `select(patch)`.
  *
  * Options: `css` (the style sheet), `standalone` (the page is nothing but the explorer: keys and the
- * system's colour scheme are its own), `onRelease({top_p, method})`, `onSelect(selection)`.
+ * system's colour scheme are its own), `onRelease({top_p, method, run})`, `onCancel()`, `onOpen({trace})`.
  */
 export function mount(host, options) {
   const shadow = host.shadowRoot ?? host.attachShadow({ mode: "open" });
-  const live = el("p", { class: "live", role: "status", hidden: true });
+  const panel = makeLive(options.onCancel);
+  const topSlot = el("div", { class: "liveslot top" }, panel.node);
   const notice = el("p", { class: "notice", role: "alert", hidden: true });
+  const notices = el("div", { class: "notices" });
   const root = el(
     "div",
     { class: "lab" },
-    live,
+    topSlot,
     notice,
+    notices,
     el("div", { class: "body" }, el("p", { class: "wait" }, "Opening the trace…")),
   );
   put(shadow, el("style", {}, options.css), root);
+  makeGlossary(root);
+  const query = new URLSearchParams(location.search);
+  const isEmbedded = query.get("embed") === "1";
+  if (isEmbedded) root.dataset.embed = query.get("view") ?? "all";
   const extras = {};
   let workspace = null;
   let shownSrc = null;
   let ticket = 0;
+  let link = readLink(location.hash);
 
   const system = matchMedia("(prefers-color-scheme: dark)");
   function theme() {
@@ -394,26 +502,64 @@ export function mount(host, options) {
     put(node, text ?? "");
   };
 
-  function load(payload) {
-    const data = readPayload(payload);
-    const kept = workspace ? carriedOver(workspace.app, data) : {};
+  function address() {
+    const state = workspace.app.store.get();
+    const text = writeLink({ ...state, frame: state.playing ? null : state.frame }, traceOf(shownSrc));
+    return `${location.href.split("#")[0]}#${text}`;
+  }
+  const mine = {
+    ...options,
+    onState: () => workspace && history.replaceState(history.state, "", address()),
+    async copyLink() {
+      const text = address();
+      try {
+        await navigator.clipboard.writeText(text);
+        return { copied: true, text };
+      } catch {
+        return { copied: false, text }; // not allowed here: the page shows it instead
+      }
+    },
+  };
+
+  function show(data, kept) {
     workspace?.close();
     workspace = null;
-    workspace = openWorkspace(data, { root, options, extras, kept });
+    workspace = openWorkspace(data, { root, options: mine, extras, kept });
+  }
+
+  /** Open what the link asks for, and say what of it this trace does not hold. */
+  function followLink(data) {
+    const { wanted, problems } = link;
+    const found = [...problems];
+    show(data, wanted);
+    const state = workspace.app.store.get();
+    const lacks = missing(data, wanted, workspace.app.hasRecords ? state : null);
+    if (isNumber(wanted.cluster) && state.cluster === null && !lacks.length)
+      lacks.push(`cluster ${wanted.cluster + 1}`);
+    if (lacks.length) found.push(`this trace does not hold ${lacks.join(", ")}`);
+    if (found.length) say(notice, `In this page's link, ${found.join("; ")}. The nearest is shown.`);
+    link = null;
+  }
+
+  function load(payload) {
+    const data = readPayload(payload);
     say(notice, null);
+    if (link) return followLink(data);
+    return show(data, workspace ? carriedOver(workspace.app, data) : {});
   }
 
   async function open(bytesOrPromise) {
     ticket += 1;
-    const mine = ticket;
+    const mineNow = ticket;
     try {
       const bytes = await bytesOrPromise;
       const payload = await parsePayload(bytes);
-      if (mine === ticket) load(payload);
+      if (mineNow === ticket) load(payload);
+      return true;
     } catch (error) {
-      console.warn(error);
-      if (mine === ticket)
+      if (mineNow === ticket)
         say(notice, "The trace could not be opened. What was shown before stays.");
+      return false;
     }
   }
 
@@ -423,26 +569,58 @@ export function mount(host, options) {
     return new Uint8Array(await answer.arrayBuffer());
   }
 
+  /** The trace that a link names lies beside the others, or it is gone. */
+  async function openLinked(value) {
+    const name = link.trace;
+    const src = value.src.replace(/[^/]+\/payload$/, `${name}/payload`);
+    shownSrc = src;
+    const answer = await fetch(src).catch(() => null);
+    if (answer?.ok) {
+      options.onOpen?.({ trace: name });
+      await open(answer.arrayBuffer().then((buffer) => new Uint8Array(buffer)));
+      return;
+    }
+    shownSrc = value.src;
+    link = { trace: null, wanted: {}, problems: [] };
+    await open(fetched(value.src));
+    say(notice, "The trace of this link is no longer open here, so another one is shown.");
+  }
+
+  window.addEventListener("hashchange", () => {
+    if (!workspace) return;
+    link = readLink(location.hash);
+    say(notice, null);
+    if (isTraceName(link.trace) && shownSrc && link.trace !== traceOf(shownSrc))
+      openLinked({ src: shownSrc });
+    else followLink(workspace.app.data);
+  });
+
   return {
     load,
     loadBase64: (text) => open(bytesOf(text.trim())),
     receive(value) {
       if (!value) return;
-      Object.assign(extras, { can_run: value.can_run, points: value.points });
-      say(live, value.live);
+      extras.can_run = value.can_run;
+      const slot = (value.live?.release && workspace?.liveSlot) || topSlot;
+      if (panel.node.parentNode !== slot) slot.append(panel.node);
+      panel.update(value.live ?? null);
+      if (value.live?.release) workspace?.released();
       if (value.src && value.src !== shownSrc) {
+        if (link && isTraceName(link.trace) && link.trace !== traceOf(value.src)) {
+          if (traceOf(shownSrc) !== link.trace) openLinked(value);
+          return;
+        }
+        if (!link && !value.live && panel.node.parentNode !== topSlot) topSlot.append(panel.node);
         shownSrc = value.src;
         open(fetched(value.src)).then(() => value.notice && say(notice, value.notice));
-      } else {
-        say(notice, value.notice);
-        workspace?.points();
-      }
+      } else if (value.notice) say(notice, value.notice);
     },
     selection() {
       const state = workspace.app.store.get();
-      return Object.fromEntries(SELECTION.map((n) => [n, state[n]]));
+      return Object.fromEntries([...SELECTION, ...LOOKS, "tour"].map((n) => [n, state[n]]));
     },
     select: (patch) => workspace.app.store.set(patch),
+    link: address,
     /** What is drawn, as numbers: for tests and for reading out. */
     inspect() {
       const { app } = workspace;
@@ -455,4 +633,11 @@ export function mount(host, options) {
     },
     math: { selectionAt, measure, curve, blockDensity, makeBins, tilesTouched },
   };
+}
+
+const isTraceName = (name) => /^[\w-]{1,64}$/.test(name ?? "");
+
+/** The name of a trace in its address, `lab/NAME/payload`; null where it has none. */
+function traceOf(src) {
+  return src?.match(/([\w-]{1,64})\/payload$/)?.[1] ?? null;
 }

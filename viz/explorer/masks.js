@@ -1,182 +1,16 @@
-// The N×N attention mask of one head, before and after permutation, and the budget that decides it.
+// Masks and budget: which pairs one head computes, in token order and sorted by cluster.
 
-import { blockDensity, makeBins, offsetsOf, tilesTouched } from "./blocks.js";
-import { budget, el, fit, onFrame, percent, plural, put, svg } from "./dom.js";
+import { tilesTouched } from "./blocks.js";
+import { budget, el, percent, plural, put, svg, write } from "./dom.js";
+import { makeMaskPlot } from "./maskplot.js";
 import { TICKS } from "./select.js";
+import { term } from "./words.js";
 
-const MAX_BINS = 256; // at 300×1000 clusters one redraw then stays within a tick
 const TILE = 64;
 const TILE_DELAY_MS = 200;
+const SORTING_MS = 1600;
 const CURVE = { width: 300, height: 90 };
 const LEAST_TICK = 10;
-
-/** The cluster that each place of the sorted order belongs to. */
-function clusterAt(offsets, place) {
-  let low = 0;
-  let high = offsets.length - 2;
-  while (low < high) {
-    const mid = (low + high + 1) >> 1;
-    if (offsets[mid] <= place) low = mid;
-    else high = mid - 1;
-  }
-  return low;
-}
-
-function maskPlot(app, permuted) {
-  const { data, store } = app;
-  const canvas = el("canvas", { class: "mask", role: "img" });
-  const tiles = el("p", { class: "small" });
-  const cache = new WeakMap();
-
-  function geometry(record) {
-    if (!cache.has(record)) {
-      const tokens = record.q.labels.length;
-      const shape = makeBins(record, Math.min(MAX_BINS, tokens), permuted);
-      shape.qOffsets = offsetsOf(record.q.sizes);
-      shape.kOffsets = offsetsOf(record.k.sizes);
-      cache.set(record, shape);
-    }
-    return cache.get(record);
-  }
-
-  const draw = onFrame(() => {
-    const state = store.get();
-    const record = app.record();
-    const shape = geometry(record);
-    const { bins } = shape;
-    const density = blockDensity(shape, app.kept(), record.Q, record.K);
-    const image = new ImageData(bins, bins);
-    const { accentRgb: on, maskRgb: off } = app.colours();
-    for (let i = 0; i < density.length; i += 1) {
-      const d = density[i];
-      image.data[4 * i] = off[0] + (on[0] - off[0]) * d;
-      image.data[4 * i + 1] = off[1] + (on[1] - off[1]) * d;
-      image.data[4 * i + 2] = off[2] + (on[2] - off[2]) * d;
-      image.data[4 * i + 3] = 255;
-    }
-    const small = new OffscreenCanvas(bins, bins);
-    small.getContext("2d").putImageData(image, 0, 0);
-    const factor = Math.max(1, Math.ceil(((canvas.clientWidth || 380) * devicePixelRatio) / bins));
-    const side = bins * factor;
-    const context = fit(canvas, side, side);
-    context.imageSmoothingEnabled = false;
-    context.drawImage(small, 0, 0, side, side);
-    const focus =
-      state.hover ??
-      (state.cluster === null ? null : { side: state.side, cluster: state.cluster });
-    if (focus) mark(context, record, shape, focus, side);
-  });
-
-  function mark(context, record, shape, focus, side) {
-    const tokens = record.q.labels.length;
-    const { ink } = app.colours();
-    const bands = [];
-    if (permuted) {
-      const offsets = focus.side === "q" ? shape.qOffsets : shape.kOffsets;
-      bands.push([offsets[focus.cluster], offsets[focus.cluster + 1]]);
-    } else {
-      const { labels } = record[focus.side];
-      for (let i = 0; i < tokens; i += 1) {
-        if (labels[i] !== focus.cluster) continue;
-        if (bands.length && bands[bands.length - 1][1] === i) bands[bands.length - 1][1] = i + 1;
-        else bands.push([i, i + 1]);
-      }
-    }
-    context.strokeStyle = ink;
-    context.lineWidth = Math.max(1, devicePixelRatio);
-    context.fillStyle = ink;
-    for (const [from, to] of bands) {
-      const a = (from / tokens) * side;
-      const b = Math.max(((to - from) / tokens) * side, 1);
-      if (permuted) {
-        if (focus.side === "q") context.strokeRect(0.5, a, side - 1, b);
-        else context.strokeRect(a, 0.5, b, side - 1);
-      } else {
-        context.globalAlpha = 0.9;
-        if (focus.side === "q") context.fillRect(0, a, side / 40, b);
-        else context.fillRect(a, 0, b, side / 40);
-        context.globalAlpha = 1;
-      }
-    }
-  }
-
-  function under(event) {
-    const record = app.record();
-    const tokens = record.q.labels.length;
-    const box = canvas.getBoundingClientRect();
-    const at = (share) => Math.min(tokens - 1, Math.max(0, Math.floor(share * tokens)));
-    const row = at((event.clientY - box.top) / box.height);
-    const column = at((event.clientX - box.left) / box.width);
-    const { qOffsets, kOffsets } = geometry(record);
-    return {
-      q: permuted ? clusterAt(qOffsets, row) : record.q.labels[row],
-      k: permuted ? clusterAt(kOffsets, column) : record.k.labels[column],
-      row,
-      column,
-    };
-  }
-
-  canvas.addEventListener("pointermove", (event) => {
-    const at = under(event);
-    app.readBlock(at, permuted);
-    const { hover } = store.get();
-    if (hover?.side !== "q" || hover.cluster !== at.q)
-      store.set({ hover: { side: "q", cluster: at.q } });
-  });
-  canvas.addEventListener("pointerleave", () => {
-    app.readBlock(null);
-    store.set({ hover: null });
-  });
-  canvas.addEventListener("click", (event) => {
-    store.set({ side: "q", cluster: under(event).q, hover: null });
-  });
-
-  const [T] = data.grid;
-  const title = permuted ? "Permuted: sorted by cluster" : "Original token order";
-  const ticks = permuted
-    ? null
-    : el(
-        "div",
-        { class: "ticks", "aria-hidden": "true" },
-        Array.from({ length: T }, (_, t) =>
-          el("span", {}, T <= 12 || t % 5 === 0 ? String(t + 1) : ""),
-        ),
-      );
-  const node = el(
-    "figure",
-    { class: "maskbox" },
-    el("figcaption", {}, title),
-    canvas,
-    ticks ??
-      el(
-        "div",
-        { class: "ticks", "aria-hidden": "true" },
-        el("span", {}, "key clusters, true sizes →"),
-      ),
-    tiles,
-  );
-  return {
-    node,
-    canvas,
-    draw,
-    countTiles() {
-      const record = app.record();
-      const { touched, total, share } = tilesTouched(record, app.kept(), TILE, permuted);
-      put(
-        tiles,
-        el("strong", {}, percent(share, 0)),
-        ` of ${TILE}×${TILE} tiles hold a kept pair (${touched.toLocaleString("en")} of ${total.toLocaleString("en")})`,
-        permuted
-          ? `; blocks of the clusters' own sizes compute ${percent(app.stats().density)}`
-          : null,
-      );
-      canvas.setAttribute(
-        "aria-label",
-        `${title}: ${percent(app.stats().density)} of token pairs kept, in ${percent(share, 0)} of the tiles.`,
-      );
-    },
-  };
-}
 
 /** Density and kept mass at every budget, above the slider and in step with it. */
 function budgetCurve(app) {
@@ -227,11 +61,198 @@ function budgetCurve(app) {
   };
 }
 
+/** How much a kernel has to compute in each order, and how much of that nobody asked for. */
+function tileTable(app) {
+  const rows = {
+    original: ["Token order", `tiles of ${TILE}×${TILE}`],
+    fixed: ["Sorted by cluster", `the same tiles of ${TILE}×${TILE}`],
+    blocks: ["Sorted by cluster", "blocks of the clusters' own sizes"],
+  };
+  const cells = Object.fromEntries(
+    Object.keys(rows).map((name) => [name, { share: el("td", {}), waste: el("td", {}) }]),
+  );
+  const note = el("p", { class: "small" });
+  const node = el(
+    "div",
+    { class: "tilebox" },
+    el(
+      "table",
+      { class: "tiletable" },
+      el("caption", {}, "What has to be computed for this mask"),
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          el("th", { scope: "col" }, "Order and blocks"),
+          el("th", { scope: "col" }, "Computed"),
+          el("th", { scope: "col" }, term("tile", "Wasted")),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        Object.entries(rows).map(([name, [title, detail]]) =>
+          el(
+            "tr",
+            { "data-row": name },
+            el("th", { scope: "row" }, title, el("span", { class: "note" }, detail)),
+            cells[name].share,
+            cells[name].waste,
+          ),
+        ),
+      ),
+    ),
+    note,
+  );
+  return {
+    node,
+    count() {
+      const record = app.record();
+      for (const [name, permuted] of [
+        ["original", false],
+        ["fixed", true],
+      ]) {
+        const { touched, total, share, waste } = tilesTouched(record, app.kept(), TILE, permuted);
+        put(
+          cells[name].share,
+          percent(share, 0),
+          el(
+            "span",
+            { class: "note" },
+            `${touched.toLocaleString("en")} of ${total.toLocaleString("en")} tiles`,
+          ),
+        );
+        put(cells[name].waste, percent(waste, 0), el("span", { class: "note" }, "of that work"));
+      }
+      put(cells.blocks.share, percent(app.stats().density));
+      put(cells.blocks.waste, "none");
+      const used = record.k.sizes.reduce((n, size) => n + (size > 0), 0);
+      const mean = Math.round(record.k.labels.length / Math.max(used, 1));
+      put(
+        note,
+        mean < TILE
+          ? `A key cluster holds ${plural(mean, "token")} on average here, fewer than a tile is wide: fixed tiles gain little or nothing from the sorting, blocks of the clusters' own sizes gain all of it.`
+          : `A key cluster holds ${plural(mean, "token")} on average here.`,
+      );
+    },
+  };
+}
+
 export function makeMasks(app) {
   const { store } = app;
-  const original = maskPlot(app, false);
-  const permuted = maskPlot(app, true);
-  const reading = el("p", { class: "reading small", "aria-live": "off" });
+  const reading = el("p", { class: "reading small", "aria-live": "polite" });
+  const hovered = (block) => {
+    read(block ?? pinnedBlock());
+    const { hover } = store.get();
+    if (!block) store.set({ hover: null });
+    else if (hover?.side !== "q" || hover.cluster !== block.q)
+      store.set({ hover: { side: "q", cluster: block.q } });
+  };
+  const picked = ({ q, k }, twice) =>
+    store.set({ side: "q", cluster: q, pair: k, hover: null, zoom: twice || store.get().zoom });
+  const original = makeMaskPlot(app, {
+    orderOf: () => ({ sort: 0, block: null }),
+    onHover: hovered,
+    onPick: (block) => picked(block, false),
+  });
+  const sorted = makeMaskPlot(app, {
+    orderOf: ({ sort, zoom }) => ({ sort, block: zoom && sort === 1 ? app.block() : null }),
+    onHover: hovered,
+    onPick: picked,
+  });
+
+  function pinnedBlock() {
+    return store.get().pair === null ? null : app.block();
+  }
+
+  // Arrow keys go from block to block of the sorted mask.
+  function move(rows, columns) {
+    const record = app.record();
+    const { q, k } = app.block();
+    const next = (sizes, c, by) => {
+      let to = c + by;
+      while (by && to >= 0 && to < sizes.length && !sizes[to]) to += by;
+      return to < 0 || to >= sizes.length ? c : to;
+    };
+    store.set({
+      side: "q",
+      cluster: next(record.q.sizes, q, rows),
+      pair: next(record.k.sizes, k, columns),
+      hover: null,
+    });
+  }
+  const keys = {
+    ArrowUp: () => move(-1, 0),
+    ArrowDown: () => move(1, 0),
+    ArrowLeft: () => move(0, -1),
+    ArrowRight: () => move(0, 1),
+    Enter: () => toggleZoom(),
+  };
+  const board = el(
+    "div",
+    {
+      class: "board",
+      tabindex: 0,
+      role: "group",
+      "aria-label":
+        "Sorted mask. Arrow keys go from block to block, Enter zooms in and out, Escape unpins.",
+      onkeydown: (event) => {
+        const act = keys[event.key];
+        if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
+        event.preventDefault();
+        event.stopPropagation();
+        act();
+      },
+    },
+    sorted.node,
+  );
+
+  function toggleZoom() {
+    const { zoom } = store.get();
+    const { q, k } = app.block();
+    store.set(
+      zoom
+        ? { zoom: false }
+        : { zoom: true, sort: 1, side: "q", cluster: q, pair: k, hover: null },
+    );
+  }
+  const zoomButton = el("button", { type: "button", class: "plainbutton", onclick: toggleZoom });
+
+  // The way from one order to the other. Under reduced motion it is one step.
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
+  let morph = 0;
+  function playSorting() {
+    morph += 1;
+    if (still.matches) return store.set({ zoom: false, sort: store.get().sort < 1 ? 1 : 0 });
+    const mine = morph;
+    let began = null;
+    store.set({ zoom: false, sort: 0, hover: null });
+    const frame = (now) => {
+      if (mine !== morph || !sorted.canvas.isConnected) return;
+      began ??= now + 250; // a moment to see where it starts
+      const t = Math.min(Math.max((now - began) / SORTING_MS, 0), 1);
+      store.set({ sort: t < 1 ? Math.round(1000 * t * t * (3 - 2 * t)) / 1000 : 1 });
+      if (t < 1) requestAnimationFrame(frame);
+    };
+    return requestAnimationFrame(frame);
+  }
+  const sortSlider = el("input", {
+    type: "range",
+    min: 0,
+    max: 1,
+    step: 0.01,
+    "aria-label": "From token order to sorted by cluster",
+    oninput: () => {
+      morph += 1;
+      store.set({ sort: Number(sortSlider.value), zoom: false });
+    },
+  });
+  const sortButton = el("button", { type: "button", class: "plainbutton", onclick: playSorting });
+  const sortedTitle = el("figcaption", {});
+  const sortedFoot = el("span", {});
+
   const slider = el("input", {
     type: "range",
     id: "budget",
@@ -243,18 +264,38 @@ export function makeMasks(app) {
     onchange: () => app.release(),
   });
   const value = el("output", { class: "budgetvalue", for: "budget" });
-  const kind = el("p", { class: "kind" });
+  const badge = el("span", {});
+  const kindText = el("span", {});
+  const kind = el("p", { class: "kind" }, badge, kindText);
   const back = el("button", {
     type: "button",
     class: "quiet",
     onclick: () => app.selectBudget(app.measuredBudget()),
   });
-  const numbers = el("dl", { class: "readout" });
+  const names = ["density", "mass", "recall", "recallNote", "all", "allNote"];
+  const facts = Object.fromEntries(names.map((name) => [name, el("span", {})]));
+  for (const name of ["recallNote", "allNote"]) facts[name].className = "note";
+  const massNote = el("span", { class: "note" }, "estimate from centroids");
+  const numbers = el(
+    "dl",
+    { class: "readout" },
+    el("dt", {}, term("density", "Density, this call")),
+    el("dd", {}, facts.density),
+    el("dt", {}, term("kept mass", "Kept mass")),
+    el("dd", {}, facts.mass, massNote),
+    el("dt", {}, term("recall", "Recall")),
+    el("dd", {}, facts.recall, facts.recallNote),
+    el("dt", {}, "Density, recorded calls"),
+    el("dd", {}, facts.all, facts.allNote),
+  );
   const curve = budgetCurve(app);
-  const status = el("p", { class: "notice", role: "status", hidden: true });
+  const status = el("p", { class: "answer", role: "status", hidden: true });
+  const liveSlot = el("div", { class: "liveslot" });
+  const tiles = tileTable(app);
+  const [T] = app.data.grid;
   const node = el(
     "section",
-    { class: "view masks", "aria-labelledby": "masks-title" },
+    { class: "view masks", "data-view": "masks", "aria-labelledby": "masks-title" },
     el(
       "div",
       { class: "side" },
@@ -262,8 +303,13 @@ export function makeMasks(app) {
       el(
         "p",
         {},
-        "Each query cluster keeps the fewest key clusters whose estimated attention mass reaches top-p. ",
-        "In token order the kept pairs are scattered over every tile; sorted by cluster they form solid blocks, and the rest is never computed.",
+        "A ",
+        term("mask"),
+        " says which query–key pairs one head computes. Each query cluster keeps the fewest key clusters whose estimated attention mass reaches ",
+        term("top-p"),
+        ". In token order the kept pairs lie scattered; ",
+        term("permutation", "sorted by cluster"),
+        " they form whole blocks, and a kernel skips the rest.",
       ),
       el("div", { class: "budgetrow" }, el("label", { for: "budget" }, "Budget top-p"), value),
       el("div", { class: "curvebox" }, curve.node, slider),
@@ -276,89 +322,122 @@ export function makeMasks(app) {
       kind,
       back,
       status,
+      liveSlot,
       numbers,
     ),
     el(
       "div",
       { class: "main" },
-      el("div", { class: "pair" }, original.node, permuted.node),
+      el(
+        "div",
+        { class: "pair" },
+        el(
+          "figure",
+          { class: "maskbox" },
+          el("figcaption", {}, "Original token order"),
+          original.node,
+          el(
+            "div",
+            { class: "ticks", "aria-hidden": "true" },
+            Array.from({ length: T }, (_, t) =>
+              el("span", {}, T <= 12 || t % 5 === 0 ? String(t + 1) : ""),
+            ),
+          ),
+        ),
+        el(
+          "figure",
+          { class: "maskbox" },
+          sortedTitle,
+          board,
+          el("div", { class: "ticks", "aria-hidden": "true" }, sortedFoot),
+        ),
+      ),
+      el(
+        "div",
+        { class: "sortrow" },
+        sortButton,
+        el("label", { class: "sortslider" }, el("span", {}, "tokens"), sortSlider, el("span", {}, "clusters")),
+        zoomButton,
+      ),
       reading,
+      tiles.node,
     ),
   );
 
   let waiting = 0;
   const slow = () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => {
-      original.countTiles();
-      permuted.countTiles();
-    }, TILE_DELAY_MS);
+    waiting = setTimeout(tiles.count, TILE_DELAY_MS);
   };
 
   const idle =
-    "Rows are queries, columns are keys; full colour is kept, empty is skipped. Point at a block to read it.";
-  app.readBlock = (at, sorted) => {
-    if (!at) {
+    "Rows are queries, columns are keys; full colour is kept, empty is skipped. Point at a block to read it, click to pin it, double-click to zoom.";
+  function read(block) {
+    if (!block) {
       put(reading, idle);
       return;
     }
     const record = app.record();
-    const keep = app.kept()[at.q * record.K + at.k];
+    const { q, k } = block;
+    const keep = app.kept()[q * record.K + k];
     put(
       reading,
-      sorted ? "" : `Query token ${at.row + 1} and key token ${at.column + 1}: `,
-      `query cluster ${at.q + 1} (${plural(record.q.sizes[at.q], "token")}) × key cluster ${at.k + 1} (${plural(record.k.sizes[at.k], "token")}): `,
+      block.row === undefined
+        ? ""
+        : `Query token ${block.row + 1} and key token ${block.column + 1}: `,
+      `query cluster ${q + 1} (${plural(record.q.sizes[q], "token")}) × key cluster ${k + 1} (${plural(record.k.sizes[k], "token")}): `,
       el("strong", {}, keep ? "kept" : "skipped"),
-      `, ${percent(record.P[at.q * record.K + at.k], 2)} of the query cluster's mass.`,
+      `, ${percent(record.P[q * record.K + k], 2)} of the query cluster's mass.`,
     );
-  };
-  app.readBlock(null);
+  }
 
   function readout(state) {
     const { density, keptMass } = app.stats();
     const measured = app.isMeasured();
-    const record = app.record();
     const all = app.meanDensity(state.top_p);
-    const row = (name, text, note) => [
-      el("dt", {}, name),
-      el("dd", {}, text, note ? el("span", { class: "note" }, note) : null),
-    ];
-    put(
-      numbers,
-      ...row("Density, this call", percent(density)),
-      ...row("Kept mass", percent(keptMass), "estimate from centroids"),
-      ...row(
-        "Recall",
-        measured ? percent(record.recall) : "not measured",
-        measured ? "true attention mass, 64 random queries" : "only at the measured budget",
-      ),
-      ...row(
-        "Density, recorded calls",
-        all.value === null ? "computing…" : percent(all.value),
-        `mean of ${all.count}`,
-      ),
+    write(facts.density, percent(density));
+    write(facts.mass, percent(keptMass));
+    write(facts.recall, measured ? percent(app.record().recall) : "not measured");
+    write(
+      facts.recallNote,
+      measured ? "true attention mass, 64 random queries" : "only at the measured budget",
     );
-    put(value, budget(state.top_p));
-    put(
-      kind,
-      el(
-        "span",
-        { class: measured ? "badge solid" : "badge hollow" },
-        measured ? "measured" : "what-if",
-      ),
+    write(facts.all, all.value === null ? "computing…" : percent(all.value));
+    write(facts.allNote, `mean of ${all.count}`);
+    write(value, budget(state.top_p));
+    write(badge, measured ? "measured" : "what-if");
+    badge.className = measured ? "badge solid" : "badge hollow";
+    write(
+      kindText,
       measured
         ? " The selection the method made in this run."
         : " Selected from the recorded queries and keys; in a real run later steps would change.",
     );
     back.hidden = measured;
-    put(back, `Back to the measured ${budget(app.measuredBudget())}`);
+    write(back, `Back to the measured ${budget(app.measuredBudget())}`);
+  }
+
+  function titles({ sort, zoom }) {
+    const { density } = app.stats();
+    const name =
+      sort === 1 ? "Permuted: sorted by cluster" : sort === 0 ? "Original token order" : "On the way to sorted";
+    write(sortedTitle, zoom && sort === 1 ? `${name}, zoomed` : name);
+    write(sortedFoot, sort === 1 ? "key clusters, true sizes →" : "key tokens →");
+    write(zoomButton, zoom ? "Show the whole mask" : "Zoom to a block");
+    write(sortButton, still.matches ? (sort < 1 ? "Sort by cluster" : "Back to token order") : "Play the sorting");
+    sortSlider.value = String(sort);
+    sortSlider.setAttribute("aria-valuetext", `${percent(sort, 0)} of the way to sorted by cluster`);
+    const kept = `${percent(density)} of token pairs kept.`;
+    original.canvas.setAttribute("aria-label", `Mask in original token order: ${kept}`);
+    sorted.canvas.setAttribute("aria-label", `Mask, ${name.toLowerCase()}: ${kept}`);
   }
 
   return {
     node,
+    liveSlot,
     draw() {
       original.draw();
-      permuted.draw();
+      sorted.draw();
     },
     readout,
     say(text) {
@@ -366,7 +445,8 @@ export function makeMasks(app) {
       put(status, text ?? "");
     },
     update(state, changed) {
-      const mask = ["run", "step", "layer", "branch", "head", "top_p"].some((n) => changed.has(n));
+      const has = (names) => names.some((n) => changed.has(n));
+      const mask = has(["run", "step", "layer", "branch", "head", "top_p"]);
       if (mask) {
         slider.value = String(state.top_p);
         slider.setAttribute(
@@ -377,10 +457,11 @@ export function makeMasks(app) {
         curve.update(state);
         slow();
       }
-      if (mask || ["hover", "cluster", "side"].some((n) => changed.has(n))) {
-        original.draw();
-        permuted.draw();
-      }
+      const pinned = has(["cluster", "side", "pair"]);
+      if (mask || has(["sort", "zoom"])) titles(state);
+      if (mask || pinned) read(pinnedBlock());
+      if (mask || pinned || changed.has("hover")) original.draw();
+      if (mask || pinned || has(["hover", "sort", "zoom"])) sorted.draw();
     },
   };
 }

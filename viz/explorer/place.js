@@ -1,8 +1,8 @@
 // Where in the run we look: step, layer, head, branch. What the trace does not hold is greyed and named.
 
-import { el, fit, onFrame, percent, put } from "./dom.js";
+import { el, fit, onFrame, percent, put, write } from "./dom.js";
 import { runName } from "./header.js";
-import { nearestPlace } from "./state.js";
+import { term } from "./words.js";
 
 const BRANCHES = ["conditional", "unconditional", "both, batched"];
 
@@ -83,7 +83,13 @@ export function makePlaceBar(app) {
     head: picker(app, "head", "Head", (v) => String(v + 1)),
     branch: picker(app, "branch", "Guidance", (v) => BRANCHES[v] ?? String(v)),
   };
-  const summary = el("p", { class: "summary", "aria-live": "polite" });
+  const kept = el("strong", {});
+  const summary = el(
+    "p",
+    { class: "summary", "aria-live": "polite" },
+    kept,
+    " of this call's token pairs kept",
+  );
   const other = el("p", { class: "notice" });
   const node = el(
     "div",
@@ -111,144 +117,192 @@ export function makePlaceBar(app) {
       if (!["run", "step", "layer", "head", "branch", "top_p"].some((n) => changed.has(n))) return;
       Object.values(pickers).forEach((p) => p.show());
       const { density } = app.stats();
-      put(summary, el("strong", {}, percent(density)), " of this call's token pairs kept");
+      write(kept, percent(density));
     },
   };
 }
 
-/** Density of every sparse call, layer by step, mean over heads and branches. Recorded calls have a ring and can be clicked. */
+/**
+ * Density of every sparse call: one small map a head, layers down and steps across, mean over
+ * guidance branches. Recorded calls have a dot; click one, or go there by the arrow keys.
+ */
 export function makeDensityMap(app) {
   const { data, store } = app;
-  const canvas = el("canvas", { class: "densitymap", role: "img" });
-  const caption = el("p", { class: "small" });
-  let cells = null;
+  const maps = el("div", { class: "headmaps" });
+  const caption = el("p", { class: "small", "aria-live": "polite" });
+  const board = el(
+    "div",
+    { class: "headboard", tabindex: 0, role: "group", onkeydown: onKey },
+    maps,
+  );
+  let table = null;
+  let canvases = [];
 
   function build(run) {
     const steps = placesOf(data, run, "step").all;
     const layers = placesOf(data, run, "layer").all;
-    const sum = new Float64Array(steps.length * layers.length);
-    const count = new Int32Array(sum.length);
     const { call, density, heads } = data.runs[run];
+    const cells = layers.length * steps.length;
+    const mean = new Float64Array(heads * cells);
+    const count = new Int32Array(cells);
     for (let i = 0; i < call.length / 3; i += 1) {
       const at = layers.indexOf(call[3 * i + 1]) * steps.length + steps.indexOf(call[3 * i]);
-      for (let h = 0; h < heads; h += 1) sum[at] += density[i * heads + h];
-      count[at] += heads;
+      count[at] += 1;
+      for (let h = 0; h < heads; h += 1) mean[h * cells + at] += density[i * heads + h];
     }
-    const mean = Array.from(sum, (s, i) => (count[i] ? s / count[i] : null));
-    const known = mean.filter((m) => m !== null);
-    return { steps, layers, mean, low: Math.min(...known), high: Math.max(...known) };
+    let [low, high] = [1, 0];
+    mean.forEach((sum, i) => {
+      mean[i] = count[i % cells] ? sum / count[i % cells] : NaN;
+      if (mean[i] < low) low = mean[i];
+      if (mean[i] > high) high = mean[i];
+    });
+    const own = data.index.filter((r) => r.run === run);
+    const recorded = new Set(own.map((r) => `${r.head} ${r.step} ${r.layer}`));
+    return { steps, layers, heads, mean, low, high, recorded };
   }
 
-  const recorded = (run, step, layer) =>
-    data.index.some((r) => r.run === run && r.step === step && r.layer === layer);
+  const valueAt = (head, y, x) =>
+    table.mean[(head * table.layers.length + y) * table.steps.length + x];
+  const recorded = (head, step, layer) => table.recorded.has(`${head} ${step} ${layer}`);
 
-  const draw = onFrame(() => {
+  function paintHead(canvas, head) {
     const state = store.get();
-    const run = app.source();
-    if (!cells) return;
-    const { steps, layers, mean, low, high } = cells;
     const scale = devicePixelRatio;
-    const width = Math.round(canvas.getBoundingClientRect().width * scale) || 240;
-    const cell = Math.max(2, Math.min(Math.floor(width / steps.length), 22 * scale));
-    canvas.style.height = `${(cell * layers.length) / scale}px`;
-    const context = fit(canvas, width, cell * layers.length);
+    const { steps, layers, low, high } = table;
+    const room = (canvas.parentElement.clientWidth || 200) * scale;
+    const cell = Math.max(2, Math.min(Math.floor(room / steps.length), Math.round(18 * scale)));
+    const context = fit(canvas, cell * steps.length, cell * layers.length);
+    canvas.style.width = `${canvas.width / scale}px`;
+    canvas.style.height = `${canvas.height / scale}px`;
     context.clearRect(0, 0, canvas.width, canvas.height);
     const { accent, ink, paper, line } = app.colours();
+    const gap = cell > 4 ? 1 : 0;
     layers.forEach((layer, y) => {
       steps.forEach((step, x) => {
-        const value = mean[y * steps.length + x];
+        const value = valueAt(head, y, x);
+        const [left, top] = [x * cell, y * cell];
         context.fillStyle = line;
-        context.globalAlpha = 1;
-        context.fillRect(x * cell, y * cell, cell - 1, cell - 1);
-        if (value !== null) {
+        context.fillRect(left, top, cell - gap, cell - gap);
+        if (Number.isFinite(value)) {
           context.fillStyle = accent;
-          context.globalAlpha = 0.12 + 0.88 * ((value - low) / Math.max(high - low, 1e-9));
-          context.fillRect(x * cell, y * cell, cell - 1, cell - 1);
+          context.globalAlpha = 0.1 + 0.9 * ((value - low) / Math.max(high - low, 1e-9));
+          context.fillRect(left, top, cell - gap, cell - gap);
+          context.globalAlpha = 1;
         }
-        context.globalAlpha = 1;
-        if (recorded(run, step, layer)) {
+        if (recorded(head, step, layer)) {
           context.fillStyle = paper;
           context.strokeStyle = ink;
           context.lineWidth = scale;
           context.beginPath();
-          context.arc((x + 0.5) * cell - 0.5, (y + 0.5) * cell - 0.5, Math.max(1, cell / 6), 0, 7);
+          context.arc(left + (cell - gap) / 2, top + (cell - gap) / 2, Math.max(1, cell / 6), 0, 7);
           context.fill();
           context.stroke();
         }
-        if (step === state.step && layer === state.layer) {
+        if (step === state.step && layer === state.layer && head === state.head) {
           context.strokeStyle = ink;
           context.lineWidth = 2 * scale;
-          context.strokeRect(
-            x * cell + scale / 2,
-            y * cell + scale / 2,
-            cell - 1 - scale,
-            cell - 1 - scale,
-          );
+          context.strokeRect(left + scale, top + scale, cell - gap - 2 * scale, cell - gap - 2 * scale);
         }
       });
     });
-    cells.cell = cell / scale;
-  });
-
-  function under(event) {
-    const box = canvas.getBoundingClientRect();
-    const x = Math.floor((event.clientX - box.left) / cells.cell);
-    const y = Math.floor((event.clientY - box.top) / cells.cell);
-    if (x < 0 || x >= cells.steps.length || y < 0 || y >= cells.layers.length) return null;
-    return {
-      step: cells.steps[x],
-      layer: cells.layers[y],
-      value: cells.mean[y * cells.steps.length + x],
-    };
   }
+
+  let ringed = null; // the head that shows where we are
+  const draw = onFrame(() => table && canvases.forEach(paintHead));
+  const drawMoved = onFrame(() => {
+    const { head } = store.get();
+    for (const h of new Set([ringed, head])) if (canvases[h]) paintHead(canvases[h], h);
+    ringed = head;
+  });
 
   const idle = () =>
     put(
       caption,
-      "Columns are steps, rows are layers; stronger colour keeps more. Calls with a dot are recorded: click one.",
+      `Columns are steps, rows are layers; stronger colour keeps more, from ${percent(table.low)} to ${percent(table.high)}. Calls with a dot are recorded: click one, or use the arrow keys.`,
     );
-  canvas.addEventListener("pointermove", (event) => {
-    const at = under(event);
-    if (!at) return idle();
-    const there = recorded(app.source(), at.step, at.layer)
-      ? "click to open"
-      : "not recorded in this trace";
-    return put(
-      caption,
-      `Step ${at.step + 1}, layer ${at.layer + 1}: ${percent(at.value)} kept, ${there}.`,
+
+  function headMap(head) {
+    const canvas = el("canvas", { class: "densitymap", role: "img" });
+    const known = [...table.mean.subarray(head * table.layers.length * table.steps.length, (head + 1) * table.layers.length * table.steps.length)].filter(Number.isFinite);
+    const mean = known.reduce((a, b) => a + b, 0) / Math.max(known.length, 1);
+    canvas.setAttribute(
+      "aria-label",
+      `Density of head ${head + 1} by layer and step, ${percent(mean)} on average.`,
     );
-  });
-  canvas.addEventListener("pointerleave", idle);
-  canvas.addEventListener("click", (event) => {
-    const at = under(event);
-    if (!at) return;
-    const { head, branch } = store.get();
-    const wanted = nearestPlace(
-      data,
-      { head, branch, step: at.step, layer: at.layer },
-      app.source(),
+    const under = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const x = Math.floor(((event.clientX - box.left) / box.width) * table.steps.length);
+      const y = Math.floor(((event.clientY - box.top) / box.height) * table.layers.length);
+      const inside = x >= 0 && y >= 0 && x < table.steps.length && y < table.layers.length;
+      return inside ? { x, y, step: table.steps[x], layer: table.layers[y] } : null;
+    };
+    canvas.addEventListener("pointermove", (event) => {
+      const at = under(event);
+      if (!at) return idle();
+      const there = recorded(head, at.step, at.layer)
+        ? "click to open"
+        : "not recorded in this trace";
+      return put(
+        caption,
+        `Step ${at.step + 1}, layer ${at.layer + 1}, head ${head + 1}: ${percent(valueAt(head, at.y, at.x))} kept, ${there}.`,
+      );
+    });
+    canvas.addEventListener("pointerleave", idle);
+    canvas.addEventListener("click", (event) => {
+      const at = under(event);
+      if (at && recorded(head, at.step, at.layer))
+        app.selectPlace({ head, step: at.step, layer: at.layer });
+    });
+    const node = el(
+      "figure",
+      { class: "headmap" },
+      canvas,
+      el("figcaption", { class: "small" }, `head ${head + 1} · ${percent(mean, 0)}`),
     );
-    if (wanted.step === at.step && wanted.layer === at.layer) app.selectPlace(wanted);
-  });
-  idle();
+    return { node, canvas };
+  }
+
+  /** Arrow keys: the next recorded step or layer; up from the first layer is the head before. */
+  function onKey(event) {
+    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[
+      event.key
+    ];
+    if (!move || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const state = store.get();
+    const [name, by] = move[0] ? ["step", move[0]] : ["layer", move[1]];
+    const line = placesOf(data, app.source(), name).recorded;
+    const next = line[line.indexOf(state[name]) + by];
+    if (next !== undefined) return void app.selectPlace({ [name]: next });
+    const heads = placesOf(data, app.source(), "head").recorded;
+    const head = heads[heads.indexOf(state.head) + by];
+    if (head !== undefined) app.selectPlace({ head, [name]: line.at(by < 0 ? -1 : 0) });
+  }
+
   return {
     node: el(
       "div",
       { class: "mapbox" },
-      el("p", { class: "label" }, "Density of every sparse call"),
-      canvas,
+      el("p", { class: "label" }, term("density", "Density"), " of every sparse call, by head, layer and step"),
+      board,
       caption,
     ),
     draw,
     update(state, changed) {
       if (changed.has("run")) {
-        cells = build(app.source());
-        canvas.setAttribute(
+        table = build(app.source());
+        const made = Array.from({ length: table.heads }, (_, head) => headMap(head));
+        canvases = made.map((m) => m.canvas);
+        put(maps, ...made.map((m) => m.node));
+        board.setAttribute(
           "aria-label",
-          `Density of ${cells.layers.length} layers at ${cells.steps.length} steps, from ${percent(cells.low)} to ${percent(cells.high)}. Use the pickers above to choose a recorded call.`,
+          `Density by head, layer and step, from ${percent(table.low)} to ${percent(table.high)}. Arrow keys go to the next recorded call.`,
         );
+        idle();
       }
-      if (["run", "step", "layer"].some((n) => changed.has(n))) draw();
+      if (changed.has("run")) draw();
+      if (["step", "layer", "head"].some((n) => changed.has(n))) drawMoved();
     },
   };
 }

@@ -56,10 +56,11 @@ export function selectionAt(record, topP, minKeepRatio) {
   const { occupied, order, before } = rank(record);
   const least = leastKept(record, minKeepRatio);
   const kept = new Uint8Array(Q * K);
+  const limit = topP === 1 ? Infinity : topP;
   for (let q = 0; q < Q; q += 1) {
-    for (let j = 0; j < occupied; j += 1) {
-      const at = q * occupied + j;
-      if (topP === 1 || before[at] < topP || j < least) kept[q * K + order[at]] = 1;
+    const from = q * occupied;
+    for (let at = from; at < from + occupied; at += 1) {
+      if (before[at] < limit || at - from < least) kept[q * K + order[at]] = 1;
     }
   }
   return kept;
@@ -118,4 +119,22 @@ export function curve(record, minKeepRatio) {
     keptMass[i] /= tokens;
   }
   return { density, keptMass };
+}
+
+/** The block {q, k} that is given, with what is null filled in: there the block of most mass. */
+export function heaviestBlock(record, { q, k }) {
+  const { occupied, order, mass } = rank(record);
+  let best = null;
+  let heaviest = -1;
+  for (let row = q ?? 0; row < (q === null ? record.Q : q + 1); row += 1) {
+    for (let j = 0; j < occupied; j += 1) {
+      const column = order[row * occupied + j];
+      const weight = record.q.sizes[row] * mass[row * occupied + j];
+      if ((k === null || column === k) && weight > heaviest) {
+        heaviest = weight;
+        best = { q: row, k: column };
+      }
+    }
+  }
+  return best ?? { q: q ?? 0, k: k ?? 0 };
 }

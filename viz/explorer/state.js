@@ -1,12 +1,16 @@
 // The one selection that every view reads and writes.
 
-/** A store of one flat object. `set` tells every listener the state and which names changed. */
-export function makeStore(initial) {
+/**
+ * A store of one flat object. `set` tells every listener the state and which names changed;
+ * `follow(state, patch)` may add to a patch what has to change with it.
+ */
+export function makeStore(initial, follow = (_, patch) => patch) {
   let state = { ...initial };
   const listeners = new Set();
   return {
     get: () => state,
-    set(patch) {
+    set(asked) {
+      const patch = follow(state, asked);
       const changed = Object.keys(patch).filter((name) => patch[name] !== state[name]);
       if (!changed.length) return;
       state = { ...state, ...patch };
@@ -36,6 +40,14 @@ export function recordedRun(data, run) {
   return data.runs.findIndex((r) => r.recorded);
 }
 
+/** The run that a trace opens with: the usual budget, with compensation where it was run. */
+export function openingRun(data) {
+  const usual = data.runs.filter((r) => r.config.top_p === 0.9);
+  return (usual.find((r) => r.config.compensate) ?? usual[0] ?? data.runs[0]).index;
+}
+
+const LAST_STEP = 1e6; // where no step is wished for, the last recorded one is nearest
+
 /** The recorded place nearest to a wanted one: same step and layer before same head and branch. */
 export function nearestPlace(data, wanted, run) {
   let best = null;
@@ -43,13 +55,12 @@ export function nearestPlace(data, wanted, run) {
   for (const place of data.index) {
     if (place.run !== run) continue;
     const cost =
-      1000 * Math.abs(place.step - (wanted.step ?? Infinity)) +
+      1000 * Math.abs(place.step - (wanted.step ?? LAST_STEP)) +
       100 * Math.abs(place.layer - (wanted.layer ?? 0)) +
       10 * (place.branch === (wanted.branch ?? place.branch) ? 0 : 1) +
       Math.abs(place.head - (wanted.head ?? 0));
-    const known = Number.isFinite(cost) ? cost : -place.step; // no wish: the last recorded step
-    if (known < bestCost) {
-      bestCost = known;
+    if (cost < bestCost) {
+      bestCost = cost;
       best = place;
     }
   }

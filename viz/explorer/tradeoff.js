@@ -1,6 +1,7 @@
 // Measured runs on a chart: solid marks, a shape per method. The what-if has a density but no PSNR, so it is only a line.
 
 import { budget, choice, decibel, el, isNumber, percent, put, svg, times } from "./dom.js";
+import { term } from "./words.js";
 
 const AXES = {
   density: {
@@ -63,27 +64,23 @@ export function niceTicks(low, high, count) {
 
 export function makeTradeoff(app) {
   const { data, store } = app;
-  let axis = "density";
   const axes = choice(
     "Horizontal axis",
     Object.entries(AXES).map(([name, a]) => [name, a.name, a.title]),
-    (name) => {
-      axis = name;
-      axes.show(name);
-      draw();
-    },
+    (name) => store.set({ axis: name }),
   );
-  axes.show(axis);
   const chart = svg("svg", {
     class: "chart",
     role: "group",
     "aria-label": "PSNR of measured runs",
   });
+  const whatIf = svg("g", {});
+  let place = null; // of the axes, so that a tick moves one line and leaves the rest alone
   const legend = el("p", { class: "legend small" });
   const reading = el("p", { class: "reading small", "aria-live": "polite" });
   const node = el(
     "section",
-    { class: "view", "aria-labelledby": "tradeoff-title" },
+    { class: "view", "data-view": "tradeoff", "aria-labelledby": "tradeoff-title" },
     el(
       "div",
       { class: "side" },
@@ -91,7 +88,11 @@ export function makeTradeoff(app) {
       el(
         "p",
         {},
-        "Every solid mark is a run that was made and timed. The dashed line is the what-if budget: its density is known from the recorded calls, its PSNR is not, until it is run.",
+        "Every solid mark is a run that was made and timed: ",
+        term("psnr", "PSNR"),
+        " against ",
+        term("density"),
+        ", or against the time gained. Click one to load its clip. The dashed line is the what-if budget: its density is known from the recorded calls, its PSNR is not, until it is run.",
       ),
       axes.node,
       legend,
@@ -101,7 +102,7 @@ export function makeTradeoff(app) {
   );
 
   function points() {
-    const own = data.runs.map((run) => ({
+    return data.runs.map((run) => ({
       run: run.index,
       method: run.method,
       top_p: run.config.top_p,
@@ -111,13 +112,41 @@ export function makeTradeoff(app) {
       speedup: run.result.speedup,
       attention_speedup: run.result.attention_speedup,
     }));
-    return [...own, ...app.extraPoints()];
   }
 
   const describe = (p) =>
     `${p.method}${isNumber(p.top_p) ? `, top-p ${budget(p.top_p)}` : ""}: ${decibel(p.psnr_db)}, density ${percent(p.density)}, attention ${times(p.attention_speedup)}, end-to-end ${times(p.speedup)}.`;
 
+  /** The budget on the slider, where it was not run: a dashed line at its density. */
+  function drawWhatIf() {
+    put(whatIf);
+    const { top_p } = store.get();
+    const mean = app.meanDensity(top_p).value;
+    if (!place || place.axis !== "density" || app.isMeasured() || mean === null) return;
+    const { x, pad, width, bottom } = place;
+    const at = x(mean);
+    const left = at > width * 0.6;
+    put(
+      whatIf,
+      svg("line", { class: "whatif", x1: at, x2: at, y1: pad.top, y2: bottom }),
+      svg("path", { class: "hollow", d: mark("circle", at, bottom, 5.5) }),
+      svg(
+        "text",
+        {
+          class: "whatiftext",
+          x: at + (left ? -10 : 10),
+          y: pad.top + 10,
+          "text-anchor": left ? "end" : "start",
+        },
+        width < 480
+          ? `what-if ${percent(mean)}`
+          : `what-if top-p ${budget(top_p)}: ${percent(mean)}, PSNR not measured`,
+      ),
+    );
+  }
+
   function draw() {
+    const { axis } = store.get();
     const box = chart.getBoundingClientRect();
     const width = Math.max(280, box.width || 600);
     const height = Math.max(220, Math.min(340, width * 0.5));
@@ -181,27 +210,9 @@ export function makeTradeoff(app) {
     );
 
     const state = store.get();
-    const whatIf = app.meanDensity(state.top_p);
-    if (axis === "density" && !app.isMeasured() && whatIf.value !== null) {
-      const at = x(whatIf.value);
-      const left = at > width * 0.6;
-      parts.push(
-        svg("line", { class: "whatif", x1: at, x2: at, y1: pad.top, y2: bottom }),
-        svg("path", { class: "hollow", d: mark("circle", at, bottom, 5.5) }),
-        svg(
-          "text",
-          {
-            class: "whatiftext",
-            x: at + (left ? -10 : 10),
-            y: pad.top + 10,
-            "text-anchor": left ? "end" : "start",
-          },
-          width < 480
-            ? `what-if ${percent(whatIf.value)}`
-            : `what-if top-p ${budget(state.top_p)}: ${percent(whatIf.value)}, PSNR not measured`,
-        ),
-      );
-    }
+    parts.push(whatIf);
+    place = { x, pad, width, bottom, axis };
+    drawWhatIf();
     for (const method of methods) {
       const line = finite
         .filter((p) => p.method === method)
@@ -277,8 +288,9 @@ export function makeTradeoff(app) {
     node,
     draw,
     update(state, changed) {
-      if (!["run", "top_p", "step", "layer", "branch", "head"].some((n) => changed.has(n))) return;
-      draw();
+      if (changed.has("axis")) axes.show(state.axis);
+      if (changed.has("run") || changed.has("axis")) draw();
+      else if (changed.has("top_p")) drawWhatIf();
       if (changed.has("run")) {
         const current = points().find((p) => p.run === state.run);
         put(reading, describe(current));

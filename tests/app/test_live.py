@@ -1,0 +1,172 @@
+"""What a visitor sees while a run is made, what stays when it is stopped, links, and axe."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+import pytest
+
+from tests.app.test_page import PROMPT, generate, says, unfold
+from tests.viz.pace import slowdown
+
+pytestmark = pytest.mark.browser
+
+INTERACTIVE_SECONDS = 3.0
+
+
+def let_go_at(page, top_p: float) -> None:
+    page.locator("#explorer input.budget").evaluate(
+        """(s, p) => {
+            s.value = p;
+            s.dispatchEvent(new Event('input', { bubbles: true }));
+            s.dispatchEvent(new Event('change', { bubbles: true }));
+        }""",
+        top_p,
+    )
+
+
+def test_a_run_streams_in_and_a_release_shows_its_progress_in_place(visit) -> None:
+    page = visit("?num_inference_steps=30&width=128&height=128")
+    unfold(page, "Video and sampling")
+    page.wait_for_function("document.querySelector('#width input')?.value === '128'")
+    page.click("#generate")
+    live = page.locator("#explorer .liveslot.top .live")
+    live.locator(".livetext", has_text=re.compile(r"Dense run, step \d+ of 30")).wait_for()
+    picture = live.locator(".livepreview")
+    picture.wait_for()
+    assert picture.get_attribute("src").startswith("data:image/png")
+    assert picture.evaluate("(i) => i.decode().then(() => i.naturalWidth)") == 128
+    assert "decoded alone" in live.inner_text()
+    live.get_by_text("Density by step, now").wait_for()
+    says(page, "Done:")
+    live.wait_for(state="hidden")
+
+    let_go_at(page, 0.4)
+    here = page.locator("#explorer .side .live")
+    here.locator(".livetext", has_text=re.compile(r"Measuring top-p 0.4: .*step")).wait_for()
+    here.get_by_role("button", name="Cancel").click()
+    says(page, "Cancelled.")
+    here.wait_for(state="hidden")
+    assert page.locator("#explorer .runs button").count() < 2
+    let_go_at(page, 0.6)
+    page.locator("#explorer .runs button", has_text="top-p 0.6").wait_for()
+    assert "dense timed earlier" in page.locator("#explorer .metrics").inner_text()
+
+
+def test_a_cancelled_run_keeps_its_dense_side(visit) -> None:
+    page = visit("?num_inference_steps=60&width=128&height=128")
+    unfold(page, "Video and sampling")
+    page.wait_for_function("document.querySelector('#width input')?.value === '128'")
+    page.click("#generate")
+    sparse = re.compile(r"SVG2 \+ compensation.*step [1-9]")
+    page.locator("#status .progress", has_text=sparse).wait_for()
+    page.click("#cancel")
+    says(page, "The dense run is done and kept")
+    page.locator("#cancel").wait_for(state="hidden")
+    seen = []
+    page.expose_function("seen", lambda text: seen.append(text))
+    page.evaluate(
+        """() => new MutationObserver(() => seen(document.querySelector('#status').innerText))
+            .observe(document.querySelector('#status'), { childList: true, subtree: true })"""
+    )
+    page.click("#generate")
+    says(page, "Done:")
+    assert any("SVG2 + compensation" in text for text in seen)
+    assert not any("Dense run" in text for text in seen)
+    assert "dense timed earlier" in page.locator("#explorer .metrics").inner_text()
+
+
+def test_a_second_run_of_the_same_video_joins_the_first(visit) -> None:
+    page = visit()
+    page.fill(PROMPT, "a red ball rolling")
+    generate(page)
+    page.locator("#method input[value='svg2']").check()
+    page.click("#generate")
+    page.locator("#explorer .runs button", has_text="svg2 · top-p 0.9").wait_for()
+    assert page.locator("#explorer .runs button").count() == 2
+    assert page.locator("#explorer .chart .point").count() == 2
+    page.locator("#explorer .chart .point").first.click()
+    page.locator("#explorer .stage", has_text="svg2-comp").wait_for()
+
+
+def test_a_link_opens_its_trace_and_state(visit) -> None:
+    page = visit("?seed=5#trace=blue-cube&run=2&layer=2&frame=3&cluster=2&side=k&compare=blink")
+    page.locator("#explorer .prompt", has_text="a blue cube bouncing").wait_for()
+    assert page.locator("#explorer .runs [aria-pressed=true]").inner_text() == "svg2 · top-p 0.7"
+    assert page.get_by_label("Layer", exact=True).input_value() == "1"
+    assert page.locator("#explorer .count").inner_text().startswith("3 /")
+    assert page.get_by_label("Pinned cluster", exact=True).input_value() == "2"
+    assert page.get_by_role("button", name="Blink").get_attribute("aria-pressed") == "true"
+    page.wait_for_function("document.querySelector('#ready input').value.startsWith('a blue')")
+    unfold(page, "This trace")
+    href = page.locator("#links a", has_text="this trace").get_attribute("href")
+    assert href == "lab/blue-cube/trace.npz"
+    page.click("#generate")  # the settings go into the address and leave the rest of it
+    page.wait_for_function("location.search.includes('seed=5') && location.hash.length > 9")
+    page.click("#cancel")
+    page.locator("#cancel").wait_for(state="hidden")
+
+
+def test_a_link_to_a_trace_that_is_gone_shows_another_and_says_so(visit) -> None:
+    page = visit("#trace=gone-for-good&run=2", checked=False)  # the browser logs the 404
+    page.get_by_text("no longer open here, so another one is shown").wait_for()
+    assert "a red ball" in page.locator("#explorer .prompt").inner_text()
+
+
+def test_a_slide_shows_the_workspace_alone(visit) -> None:
+    page = visit("?embed=1")
+    assert page.locator("#controls").is_hidden()
+    assert page.locator("#explorer .stage").is_visible()
+    assert page.get_by_role("button", name="Take the tour").is_hidden()
+    page = visit("?embed=1&view=masks")
+    assert page.locator("#explorer canvas.mask").first.is_visible()
+    assert page.locator("#explorer .stage").is_hidden()
+    assert page.locator("#explorer .placebar").is_visible()
+
+
+def test_without_a_model_for_the_trace_a_release_is_never_queued(visit) -> None:
+    page = visit()
+    let_go_at(page, 0.75)
+    page.get_by_text("No model is loaded for this trace").wait_for()
+    assert page.locator("#cancel").is_hidden()
+    assert page.locator("#status p").count() == 0
+
+
+def test_a_warm_server_is_interactive_in_three_seconds(visit, address) -> None:
+    first = visit()
+    pace = slowdown(first)
+    page = first.context.new_page()
+    page.goto(address)
+    page.wait_for_selector("#explorer .metrics")
+    slider = page.get_by_label("Budget top-p")
+    slider.press("ArrowLeft")
+    page.locator("#explorer .badge", has_text="what-if").wait_for()
+    took = page.evaluate("() => performance.now()")  # since this page was asked for
+    print(f"interactive after {took / 1000:.2f} s (pace {pace:.2f})")
+    assert took <= 1000 * INTERACTIVE_SECONDS * pace
+
+
+def axe_source() -> str:
+    pytest.importorskip("axe_playwright_python", reason="axe is not here: install the dev tools")
+    return (resources.files("axe_playwright_python") / "axe.min.js").read_text()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_serious(visit, theme: str, width: int) -> None:
+    source = axe_source()
+    page = visit("#cluster=2&pair=3&tour=4", width=width, theme=theme)
+    unfold(page, "Video and sampling")
+    page.locator("#explorer .tour").wait_for()
+    page.wait_for_timeout(600)
+    page.evaluate("(source) => { (0, eval)(source); }", source)
+    found = page.evaluate("() => axe.run()")
+    inside = [node for rule in found["passes"] for node in rule["nodes"] if "lab" in str(node)]
+    assert len(inside) > 50  # it looked into the explorer's shadow root
+    serious = [
+        (rule["id"], [node["html"][:120] for node in rule["nodes"][:5]])
+        for rule in found["violations"]
+        if rule["impact"] in ("serious", "critical")
+    ]
+    assert not serious

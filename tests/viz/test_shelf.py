@@ -1,0 +1,61 @@
+"""What lies open: named, bounded, and whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from svg2.trace import save_trace
+from tests.traces import make_synthetic_trace
+from viz import shelf as shelves
+from viz.shelf import Shelf, read_traces, without_records, without_run
+
+
+@pytest.fixture(scope="module")
+def small():
+    return make_synthetic_trace(grid=(2, 4, 4), num_q=3, num_k=4, steps=3, layers=1, heads=1)
+
+
+def test_the_shelf_drops_the_longest_unused(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelves, "MAX_SHELVED", 2)
+    shelf = Shelf()
+    first, second = shelf.put(small, "upload"), shelf.put(small, "upload")
+    assert shelf.get(first.key) is first
+    third = shelf.put(small, "upload")
+    assert shelf.get(second.key) is None
+    assert shelf.get(first.key) is first
+    assert shelf.get(third.key) is third
+
+
+def test_a_run_taken_out_leaves_the_others_whole(small) -> None:
+    left = without_run(small, 1)
+    assert [run.method for run in left.runs] == ["svg2", "svg2-comp"]
+    assert {record.run for record in left.records} == {0, 1}
+    kept = [r.P.tobytes() for r in small.records if r.run != 1]
+    assert [r.P.tobytes() for r in left.records] == kept
+
+
+def test_a_run_without_its_records_keeps_clip_and_numbers(small) -> None:
+    light = without_records(small, 1)
+    assert light.runs == small.runs
+    assert {record.run for record in light.records} == {0, 2}
+
+
+def test_ready_made_traces_have_names_titles_and_sources(
+    small, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_trace(small, tmp_path / "red ball.npz")
+    save_trace(replace(small, runs=small.runs[:1], records=()), tmp_path / "too-small.npz")
+    (tmp_path / "a.npz").write_bytes(b"not a trace")
+    found = read_traces(tmp_path)
+    prompt = small.request["prompt"]
+    assert [(shown.key, shown.title) for shown in found] == [
+        ("red-ball", f"{prompt} (top-p 0.7 to 0.9)"),
+        ("too-small", f"{prompt} (top-p 0.9)"),
+    ]
+    assert found[0].source == (
+        "model synthetic, seed 0 · methods svg2, svg2-comp · synthetic · 2025-01-01"
+    )
+    assert "can't be read" in caplog.text

@@ -1,0 +1,209 @@
+// The tour: seven questions. Each moves the selection and points at the view that answers.
+
+import { budget, decibel, el, isNumber, percent, plural, put, times } from "./dom.js";
+
+const LEAST_TOKENS = 3; // of a cluster in a frame, to say that it is there
+
+/**
+ * Of each query cluster: in how many latent frames it lies, and how straight and far it moves over
+ * its own spread. A cluster that follows an object goes one way and stays small.
+ */
+function journeys(record, [T, Y, X]) {
+  const { labels, sizes } = record.q;
+  const sums = new Float64Array(sizes.length * T * 4); // tokens, Σx, Σy, Σ(x²+y²)
+  labels.forEach((c, i) => {
+    const at = 4 * (c * T + Math.floor(i / (Y * X)));
+    const [x, y] = [(i % X) / X, (Math.floor(i / X) % Y) / X];
+    sums[at] += 1;
+    sums[at + 1] += x;
+    sums[at + 2] += y;
+    sums[at + 3] += x * x + y * y;
+  });
+  return Array.from(sizes, (_, c) => {
+    let [frames, way, spread, first, last] = [0, 0, 0, null, null];
+    for (let t = 0; t < T; t += 1) {
+      const [n, x, y, square] = sums.subarray(4 * (c * T + t), 4 * (c * T + t) + 4);
+      if (n < LEAST_TOKENS) continue;
+      frames += 1;
+      spread += Math.sqrt(Math.max(square / n - (x / n) ** 2 - (y / n) ** 2, 0));
+      if (last) way += Math.hypot(x / n - last[0], y / n - last[1]);
+      last = [x / n, y / n];
+      first ??= last;
+    }
+    const net = frames > 1 ? Math.hypot(last[0] - first[0], last[1] - first[1]) : 0;
+    return { frames, drift: net ? net ** 2 / way / (spread / frames + 0.05) : 0 };
+  });
+}
+
+/** The query cluster, of any recorded layer at this step and head, that best follows something. */
+function tellingCluster(app) {
+  const { data, store } = app;
+  const { step, head, branch } = store.get();
+  let best = { layer: store.get().layer, cluster: 0, score: -1 };
+  data.index.forEach((place, i) => {
+    const here = place.step === step && place.head === head && place.branch === branch;
+    if (place.run !== app.source() || !here) return;
+    const record = data.record(i);
+    journeys(record, data.grid).forEach(({ frames, drift }, q) => {
+      const share = record.q.sizes[q] / data.tokens; // neither the background nor a speck
+      const score = share > 0.005 && share < 0.15 ? (frames / data.grid[0]) ** 2 * (0.1 + drift) : 0;
+      if (score > best.score) best = { layer: place.layer, cluster: q, score };
+    });
+  });
+  return best;
+}
+
+function steps(app) {
+  const { data, store } = app;
+  const run = () => data.runs[store.get().run];
+  const result = () => run().result;
+  const hasRecords = app.hasRecords;
+  const calm = { hover: null, playing: false };
+  const whole = { sort: 1, zoom: false, lit: "attended" };
+  const measured = () => (hasRecords ? { top_p: app.measuredBudget() } : {});
+  let chosen = null;
+  const cluster = () => {
+    chosen ??= tellingCluster(app);
+    return { side: "q", layer: chosen.layer, cluster: chosen.cluster, pair: null };
+  };
+  const list = [
+    {
+      view: "compare",
+      title: "What was made twice?",
+      patch: () => ({ ...calm, ...measured(), compare: "side", playing: !app.still }),
+      text: () =>
+        `One prompt, one seed, one starting noise. On the left every query–key pair was computed, on the right, in most steps, only a part. PSNR says how close the right one stays: ${decibel(result().psnr_db)}.`,
+    },
+    {
+      view: "clusters",
+      title: "What is a token?",
+      patch: () => ({ ...calm, ...measured(), cluster: null, pair: null, side: "q", opacity: 0.6 }),
+      text: () =>
+        `Each small square is a token: a patch of a latent frame. This clip has ${plural(data.tokens, "token")}, so a dense head computes ${(data.tokens ** 2).toLocaleString("en")} pairs.`,
+    },
+    {
+      view: "clusters",
+      title: "What is a cluster here?",
+      patch: () => ({ ...calm, ...measured(), ...cluster(), lit: "members" }),
+      text: () => {
+        const { cluster: c } = store.get();
+        const frames = c === null ? 0 : journeys(app.record(), data.grid)[c].frames;
+        return `k-means groups tokens whose queries are alike, wherever they lie. Lit is query cluster ${c + 1} of layer ${store.get().layer + 1}: ${plural(app.record().q.sizes[c] ?? 0, "token")} in ${frames} of ${plural(data.grid[0], "latent frame")}.`;
+      },
+    },
+    {
+      view: "clusters",
+      title: "Who does this cluster attend to?",
+      patch: () => ({ ...calm, ...measured(), ...cluster(), lit: "attended" }),
+      text: () =>
+        `Lit now: the key clusters that it keeps, by weight. They hold top-p, ${budget(app.measuredBudget())}, of its attention mass. What is dark was skipped.`,
+    },
+    {
+      view: "masks",
+      title: "What was skipped?",
+      patch: () => ({ ...calm, ...measured(), ...whole, ...cluster() }),
+      text: () =>
+        `Rows are queries, columns keys; empty is skipped. This call computes ${percent(app.stats().density)} of the pairs. Press “Play the sorting” to see scattered pairs become blocks.`,
+    },
+    {
+      view: "masks",
+      title: "What does a smaller budget skip?",
+      patch: () => ({
+        ...calm,
+        ...whole,
+        top_p: Math.max(0.05, Math.round((app.measuredBudget() - 0.2) * 200) / 200),
+      }),
+      text: () =>
+        `At top-p ${budget(store.get().top_p)} this call would compute ${percent(app.stats().density)}. That is a what-if on recorded queries and keys. Its PSNR is known only when it is run: move the slider and let go.`,
+    },
+    {
+      view: "tradeoff",
+      title: "What did it cost, what did it gain?",
+      patch: () => ({ ...calm, ...measured(), axis: "speedup" }),
+      text: () => {
+        const { psnr_db, speedup, attention_speedup } = result();
+        const gain = isNumber(speedup)
+          ? `${times(speedup)} the speed end to end, ${times(attention_speedup)} in attention`
+          : "a time that was not measured";
+        return `The cost: ${decibel(psnr_db)} against dense. The gain: ${gain}. Each solid mark is a run that was made and timed; click one to see its clip.`;
+      },
+    },
+  ];
+  return hasRecords ? list : [list[0], list[6]];
+}
+
+/** A panel that walks through the steps. `goTo(view)` brings a view into sight and marks it. */
+export function makeTour(app, goTo) {
+  const { store } = app;
+  const list = steps(app);
+  const count = el("span", { class: "small" });
+  const title = el("h3", { id: "tour-title" });
+  const text = el("p", {});
+  const move = (by) => {
+    const at = store.get().tour + by;
+    if (at >= list.length) return show(null);
+    return show(Math.max(0, at));
+  };
+  const back = el("button", { type: "button", class: "plainbutton", onclick: () => move(-1) }, "Back");
+  const next = el("button", { type: "button", class: "mainbutton", onclick: () => move(1) }, "Next");
+  const node = el(
+    "section",
+    {
+      class: "tour",
+      tabindex: -1,
+      role: "region",
+      "aria-labelledby": "tour-title",
+      hidden: true,
+      onkeydown: (event) => {
+        const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+        if (!by && event.key !== "Escape") return;
+        event.preventDefault();
+        event.stopPropagation();
+        if (by) move(by);
+        else show(null);
+      },
+    },
+    count,
+    title,
+    el("div", { "aria-live": "polite" }, text),
+    el(
+      "div",
+      { class: "tourbuttons" },
+      back,
+      next,
+      el("button", { type: "button", class: "quiet", onclick: () => show(null) }, "Close"),
+    ),
+  );
+
+  let opener = null;
+  /** Step `at` of the tour, or its end. The selection that the tour leaves stays. */
+  function show(at, keepSelection = false) {
+    if (at === null) {
+      store.set({ tour: null });
+      goTo(null);
+      opener?.focus?.();
+      return;
+    }
+    if (store.get().tour === null) opener = node.getRootNode().activeElement;
+    store.set(keepSelection ? { tour: at } : { ...list[at].patch(), tour: at });
+    goTo(list[at].view);
+    node.focus({ preventScroll: true });
+  }
+
+  return {
+    node,
+    show,
+    length: list.length,
+    update(state, changed) {
+      if (!["tour", "run", "top_p", "cluster"].some((n) => changed.has(n))) return;
+      node.hidden = state.tour === null;
+      if (state.tour === null) return;
+      const step = list[state.tour];
+      put(count, `Tour, ${state.tour + 1} of ${list.length}`);
+      put(title, step.title);
+      put(text, step.text());
+      back.disabled = state.tour === 0;
+      put(next, state.tour === list.length - 1 ? "Done" : "Next");
+    },
+  };
+}

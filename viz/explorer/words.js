@@ -1,0 +1,99 @@
+// The glossary: what each term of the method means, on hover, focus and click.
+
+import { el, put } from "./dom.js";
+
+const TIP = "glossary";
+
+const WORDS = {
+  token:
+    "The smallest piece that attention works on: one patch of a latent frame. Every token has a query, a key and a value in every head.",
+  cluster:
+    "Tokens whose queries (or keys) are alike, as k-means groups them in one head of one layer. A cluster need not be one region: it may lie anywhere in space and time.",
+  centroid:
+    "The mean of the queries (or keys) of a cluster. SVG2 estimates attention between clusters from their centroids, which is far cheaper than from all tokens.",
+  "k-means":
+    "The clustering: assign each token to its nearest centroid, move each centroid to the mean of its tokens, repeat. The centroids of one step start the next.",
+  mask: "Which query–key pairs are computed. Rows are queries, columns are keys. What is skipped counts as no attention at all.",
+  "top-p":
+    "The budget. Each query cluster keeps its heaviest key clusters until they hold this share of its estimated attention mass. At 1 everything is kept.",
+  permutation:
+    "Tokens are sorted by cluster before attention and put back after it. The result is the same; the kept pairs come to lie together in blocks.",
+  density:
+    "The share of all query–key token pairs that is computed, over the calls that ran sparse. 100 % is dense attention.",
+  "compute density":
+    "Density plus what the stand-ins of skipped clusters cost. One divided by it is the FLOP ratio: work saved, not time.",
+  "kept mass":
+    "The share of the attention weights (after softmax) that falls on what is kept, estimated from centroids.",
+  recall:
+    "The true share of the attention weights that falls on what is kept, measured on 64 random queries.",
+  tile: "Kernels compute attention in square tiles of token pairs. A tile with one kept pair costs as much as a full one; the rest of it is waste.",
+  compensation:
+    "svg2-comp: a skipped key cluster still adds its centroid, weighted by its size, in place of its tokens.",
+  "warm-up":
+    "The first denoising steps run dense, since they decide the layout of the video.",
+  psnr: "Peak signal-to-noise ratio of the sparse clip against the dense one, in decibels, on raw frames. Higher is closer; each 6 dB halves the error. It is no measure of beauty.",
+  ssim: "Structural similarity of the sparse clip to the dense one: 1 is equal.",
+  head: "Each layer runs several attentions side by side, its heads. Each has clusters and a mask of its own.",
+  guidance:
+    "Guided sampling runs the model twice a step: with the prompt (conditional) and without it (unconditional).",
+  "end-to-end":
+    "Time of the dense denoising loop over that of the sparse one, both measured on the same machine. Clustering and sorting are counted.",
+  "attention speedup":
+    "The same ratio over self-attention alone, with clustering, sorting and selection on the sparse side.",
+  "latent frame":
+    "The video model works on compressed frames. One latent frame stands for one or more video frames.",
+};
+
+/** A word with its meaning; `text` is how it reads in the sentence. */
+export function term(name, text = name) {
+  if (!WORDS[name]) throw new Error(`The glossary has no ${name}.`);
+  return el(
+    "button",
+    { type: "button", class: "term", "data-term": name, "aria-describedby": TIP },
+    text,
+  );
+}
+
+/** One note for all terms under `root`: it opens beside the word under the pointer or the focus. */
+export function makeGlossary(root) {
+  const tip = el("div", { class: "tip", id: TIP, role: "tooltip", hidden: true });
+  let shown = null;
+  const hide = () => {
+    shown = null;
+    tip.hidden = true;
+  };
+  const show = (word) => {
+    if (shown === word) return;
+    shown = word;
+    put(tip, el("strong", {}, word.dataset.term), " ", WORDS[word.dataset.term]);
+    tip.hidden = false;
+    const at = word.getBoundingClientRect();
+    const frame = root.getBoundingClientRect();
+    const own = tip.getBoundingClientRect();
+    const left = Math.min(Math.max(at.left, frame.left + 8), frame.right - own.width - 8);
+    const above = at.bottom + own.height + 10 > innerHeight && at.top > own.height + 10;
+    tip.style.left = `${left - frame.left}px`;
+    tip.style.top = `${(above ? at.top - own.height - 6 : at.bottom + 6) - frame.top}px`;
+  };
+  const wordOf = (event) => event.target.closest?.(".term");
+  root.addEventListener("pointerover", (event) => {
+    const word = wordOf(event);
+    if (word) show(word);
+    else if (shown && !tip.contains(event.target) && shown !== root.getRootNode().activeElement)
+      hide();
+  });
+  root.addEventListener("pointerleave", hide);
+  root.addEventListener("focusin", (event) => (wordOf(event) ? show(wordOf(event)) : hide()));
+  root.addEventListener("focusout", hide);
+  root.addEventListener("click", (event) => wordOf(event) && show(wordOf(event)));
+  root.addEventListener(
+    "keydown",
+    (event) => {
+      if (event.key !== "Escape" || !shown) return;
+      event.stopPropagation();
+      hide();
+    },
+    true,
+  );
+  root.append(tip);
+}

@@ -1,0 +1,138 @@
+"""Traces that lie open, by name, for a browser to fetch."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from svg2.trace import Trace, TraceError, load_trace, trace_bytes
+from viz.export import export_bytes
+from viz.payload import explorer_payload, payload_bytes
+
+MAX_SHELVED = 24
+READY_MADE = "ready-made trace"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A trace as it lies open, by default under a key that nobody can guess."""
+
+    trace: Trace
+    mode: str
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+    @property
+    def title(self) -> str:
+        """The prompt and the budgets that were run, so that two of one prompt are told apart."""
+        prompt = str(self.trace.request.get("prompt", "untitled"))
+        budgets = [run.config.get("top_p") for run in self.trace.runs]
+        known = sorted({p for p in budgets if isinstance(p, int | float)})
+        if not known:
+            return prompt
+        span = f"{known[0]:g}" if len(known) == 1 else f"{known[0]:g} to {known[-1]:g}"
+        return f"{prompt} (top-p {span})"
+
+    @property
+    def source(self) -> str:
+        """Which model made it, on what, when."""
+        request, provenance = self.trace.request, self.trace.provenance
+        commit = provenance.get("commit")
+        parts = (
+            f"model {request.get('model', 'unknown')}, seed {request.get('seed', 'unknown')}",
+            f"methods {', '.join(dict.fromkeys(run.method for run in self.trace.runs))}",
+            provenance.get("hardware") or provenance.get("device"),
+            str(provenance.get("date", ""))[:10],
+            f"commit {str(commit)[:8]}" if commit else None,
+        )
+        return " · ".join(str(part) for part in parts if part)
+
+    @cached_property
+    def payload(self) -> bytes:
+        return payload_bytes(explorer_payload(self.trace, self.mode))
+
+
+class Shelf:
+    """Open traces by key. The longest unused falls off; those that are ready-made stay."""
+
+    def __init__(self, ready_made: Iterable[Shown] = ()) -> None:
+        self.ready_made = {shown.key: shown for shown in ready_made}
+        self._items: OrderedDict[str, Shown] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, trace: Trace, mode: str) -> Shown:
+        shown = Shown(trace, mode)
+        with self._lock:
+            self._items[shown.key] = shown
+            while len(self._items) > MAX_SHELVED:
+                self._items.popitem(last=False)
+        return shown
+
+    def get(self, key: str) -> Shown | None:
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+            return self._items.get(key) or self.ready_made.get(key)
+
+    def route(self) -> Route:
+        """`lab/KEY/payload` for the explorer, `trace.npz` and `export.zip` to keep."""
+        makers: dict[str, Callable[[Shown], bytes]] = {
+            "payload": lambda shown: shown.payload,
+            "trace.npz": lambda shown: trace_bytes(shown.trace),
+            "export.zip": lambda shown: export_bytes(shown.trace, shown.mode),
+        }
+
+        def answer(request: Request) -> Response:
+            name = request.path_params["name"]
+            shown = self.get(request.path_params["key"])
+            if shown is None or name not in makers:
+                return Response("This trace is no longer open here.", 404)
+            headers = {"Cache-Control": "private, max-age=3600"}
+            if name != "payload":
+                headers["Content-Disposition"] = f'attachment; filename="svg2-{name}"'
+            return Response(makers[name](shown), 200, headers, "application/octet-stream")
+
+        return Route("/lab/{key}/{name}", answer)
+
+
+def read_traces(folder: Path) -> list[Shown]:
+    """The ready-made traces in order of their names, by which links name them too.
+
+    A broken one is left out and logged.
+    """
+    found = []
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            trace = load_trace(path)
+        except TraceError:
+            log.exception("A ready-made trace can't be read.")
+        else:
+            found.append(Shown(trace, READY_MADE, re.sub(r"[^\w-]", "-", path.stem)[:64]))
+    return found
+
+
+def without_run(trace: Trace, index: int) -> Trace:
+    """The trace without one of its runs."""
+    records = (r for r in trace.records if r.run != index)
+    return replace(
+        trace,
+        runs=trace.runs[:index] + trace.runs[index + 1 :],
+        records=tuple(replace(r, run=r.run - (r.run > index)) for r in records),
+    )
+
+
+def without_records(trace: Trace, index: int) -> Trace:
+    """The trace without the clusters of one run, whose clip and numbers stay."""
+    return replace(trace, records=tuple(r for r in trace.records if r.run != index))
