@@ -70,7 +70,7 @@ $(OLDEST)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(call install_torch,$(OLDEST)/bin/python)
 	sed -E '/^(torch|#)/d; s/^triton;.*/triton==3.6.0/; s/>=([0-9.]+)[^;]*/==\1/' requirements.txt > $(OLDEST)/requirements.txt
-	sed -nE '/^(pytest|hypothesis|beartype|playwright)/p' requirements-dev.txt >> $(OLDEST)/requirements.txt
+	sed -nE '/^(pytest|hypothesis|beartype|playwright|peft)/p' requirements-dev.txt >> $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/python $(PIP) -r $(OLDEST)/requirements.txt
 	@touch $@
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from torch._dynamo.testing import CompileCounter
 
 import svg2
@@ -75,25 +76,15 @@ def both(pipe, model, config, **changes):
     return run.stats
 
 
-class LowRank(torch.nn.Module):
-    """A layer with an adapter around it, as PEFT puts one there."""
-
-    def __init__(self, base) -> None:
-        super().__init__()
-        self.base_layer = base
-        self.down = torch.nn.Linear(base.in_features, 2, bias=False)
-        self.up = torch.nn.Linear(2, base.out_features, bias=False)
-
-    def forward(self, x):
-        return self.base_layer(x) + self.up(self.down(x))
-
-
-def test_an_adapter_on_the_attention_counts(pipe, model, config):
+def test_a_loaded_lora_counts(pipe, model, config, tmp_path):
     plain = generate(pipe, model)
+    trained = load_pipeline(model, "fp32", "cpu").transformer
     torch.manual_seed(0)
-    for attention in main_attentions(pipe):
-        attention.module.to_q = LowRank(attention.module.to_q)
-        attention.module.to_v = LowRank(attention.module.to_v)
+    trained.add_adapter(
+        LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    )
+    pipe.save_lora_weights(tmp_path, get_peft_model_state_dict(trained))
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     assert not np.array_equal(generate(pipe, model), plain)
     both(pipe, model, config)
 
