@@ -11,7 +11,6 @@ from torch._dynamo.testing import CompileCounter
 import svg2
 from svg2.metrics import psnr_db
 from svg2.models import load_pipeline, model_spec
-from svg2.processors import main_attentions
 from tests.svg2.tiny_families import PROMPT, TINY, save
 
 WHOLE = {"top_p": 1.0, "warmup_fraction": 0.0}
@@ -80,9 +79,7 @@ def test_a_loaded_lora_counts(pipe, model, config, tmp_path):
     plain = generate(pipe, model)
     trained = load_pipeline(model, "fp32", "cpu").transformer
     torch.manual_seed(0)
-    trained.add_adapter(
-        LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
-    )
+    trained.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     pipe.save_lora_weights(tmp_path, get_peft_model_state_dict(trained))
     pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     assert not np.array_equal(generate(pipe, model), plain)
