@@ -339,7 +339,8 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
     except RequestError:
         preset = {}  # the page opens without a model too, and Generate says what is missing
     ready_made = list(shelf.ready_made.values())
-    first = ready_made[0] if ready_made else None
+    # The page opens on the prompt that its form starts with, where there is a trace of that.
+    first = min(ready_made, key=lambda t: t.prompt != KNOWN.examples[0], default=None)
     start = Visit(first, studio.model if preset else "")
 
     def number(label: str, name: str) -> gr.Number:
@@ -602,9 +603,10 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
 
         def choose(visit: Visit, key: str) -> Update:
             shown = shelf.get(key) if isinstance(key, str) else None
-            if shown is not None:
-                visit.open(shown)
-            return workspace(visit)
+            if shown is None:
+                return workspace(visit)
+            visit.open(shown)
+            return {prompt: shown.prompt, **workspace(visit)}
 
         def linked(visit: Visit, event: gr.EventData) -> Update:
             """A link in the browser opened another trace."""
@@ -622,7 +624,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             return {status: say("The trace is open.", "done"), **workspace(visit)}
 
         run_outputs = [status, explorer, nothing, links, generate, cancel]
-        opened = [explorer, nothing, links]
+        opened = [explorer, nothing, links, prompt]
         quick: dict[str, Any] = {
             "show_progress": "hidden",
             "concurrency_limit": None,

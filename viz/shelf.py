@@ -35,15 +35,18 @@ class Shown:
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
     @property
+    def prompt(self) -> str:
+        return str(self.trace.request.get("prompt", "untitled"))
+
+    @property
     def title(self) -> str:
         """The prompt and the budgets that were run, so that two of one prompt are told apart."""
-        prompt = str(self.trace.request.get("prompt", "untitled"))
         budgets = [run.config.get("top_p") for run in self.trace.runs]
         known = sorted({p for p in budgets if isinstance(p, int | float)})
         if not known:
-            return prompt
+            return self.prompt
         span = f"{known[0]:g}" if len(known) == 1 else f"{known[0]:g} to {known[-1]:g}"
-        return f"{prompt} (top-p {span})"
+        return f"{self.prompt} (top-p {span})"
 
     @property
     def source(self) -> str:

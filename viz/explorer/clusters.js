@@ -357,10 +357,11 @@ export function makeClusters(app) {
     const weights = reads(record, app.kept(), side, cluster);
     const partners = Array.from(weights.keys()).filter((c) => weights[c] > 0);
     const other = side === "q" ? "k" : "q";
+    const used = (sizes) => sizes.reduce((n, size) => n + (size > 0), 0);
     const facts =
       side === "q"
-        ? `Keeps ${partners.length} of ${record.K} key clusters, which hold ${percent(weights.reduce((a, b) => a + b, 0))} of its attention mass (estimate).`
-        : `Kept by ${partners.length} of ${record.Q} query clusters. ${percent(massOn(record, cluster))} of all attention mass falls on it (estimate).`;
+        ? `Keeps ${partners.length} of ${used(record.k.sizes)} key clusters, which hold ${percent(weights.reduce((a, b) => a + b, 0))} of its attention mass (estimate).`
+        : `Kept by ${partners.length} of ${used(record.q.sizes)} query clusters. ${percent(massOn(record, cluster))} of all attention mass falls on it (estimate).`;
     partners.sort((a, b) => weights[b] - weights[a]);
     const pinned = !state.hover;
     put(

@@ -8,6 +8,7 @@ import {
   isNumber,
   percent,
   plain,
+  plural,
   put,
   seconds,
   times,
@@ -67,11 +68,11 @@ function metrics(run, data) {
       "time in self-attention",
     ),
     metric(
-      term("compute density", "FLOP ratio"),
+      term("FLOP ratio"),
       isNumber(r.compute_density) ? times(1 / r.compute_density) : "not measured",
       isNumber(r.compute_density)
-        ? `work, not time: 1 / ${percent(r.compute_density)}`
-        : "1 / compute density",
+        ? `work in sparse calls: 1 / ${percent(r.compute_density)}`
+        : "work in sparse calls",
     ),
     metric(term("psnr", "PSNR"), decibel(r.psnr_db), "against dense, raw frames"),
     metric(term("ssim", "SSIM"), plain(r.ssim), "against dense, 1 is equal"),
@@ -80,6 +81,74 @@ function metrics(run, data) {
       "Kernel",
       impl ? (KERNELS[impl] ?? String(impl)) : "not recorded",
       device ? `ran on ${device}` : "device not recorded",
+    ),
+  ];
+}
+
+/** The seconds of one denoising loop by what they went to, largest concern first. */
+function shares(run) {
+  const r = run.result;
+  const stage = r.stage_seconds ?? {};
+  const needed = [r.dense_seconds, r.svg2_seconds, r.attention_share, stage.attention];
+  if (!needed.every(isNumber)) return null;
+  const warm = stage.dense_attention ?? 0;
+  const clustering = (stage.kmeans ?? 0) + (stage.permute ?? 0) + (stage.select ?? 0);
+  const dense = r.attention_share * r.dense_seconds;
+  return {
+    dense: { attention: dense, rest: Math.max(r.dense_seconds - dense, 0) },
+    sparse: {
+      attention: stage.attention,
+      warm,
+      clustering,
+      rest: Math.max(r.svg2_seconds - stage.attention - warm - clustering, 0),
+    },
+  };
+}
+
+const CONCERNS = {
+  attention: "attention",
+  warm: "attention of dense steps",
+  clustering: "clustering, sorting, selecting",
+  rest: "the rest of the model",
+};
+
+/** Where the time went, as two bars and a sentence: why the loop gains less than the work does. */
+function timeBars(run) {
+  const found = shares(run);
+  if (!found) return [];
+  const { dense, sparse } = found;
+  const longest = Math.max(run.result.dense_seconds, run.result.svg2_seconds);
+  const bar = (name, parts, total) =>
+    el(
+      "div",
+      { class: "timebar", role: "img", "aria-label": `${name}, ${seconds(total)}: ${Object.entries(parts).map(([key, s]) => `${CONCERNS[key]} ${seconds(s)}`).join(", ")}` },
+      el("span", { class: "label" }, `${name} ${seconds(total)}`),
+      el(
+        "span",
+        { class: "track" },
+        Object.entries(parts).map(([key, s]) =>
+          el(
+            "span",
+            { class: `part ${key}`, style: `width:${((100 * s) / longest).toFixed(2)}%` },
+            s / longest > 0.1 ? `${key === "warm" ? "dense steps" : key} ${seconds(s)}` : "",
+          ),
+        ),
+      ),
+    );
+  const warmSteps = Math.ceil(
+    (run.config.warmup_fraction ?? 0) * (run.result.num_inference_steps ?? 0) - 1e-9,
+  );
+  return [
+    bar("Dense", dense, run.result.dense_seconds),
+    bar(run.method, sparse, run.result.svg2_seconds),
+    el(
+      "p",
+      { class: "small" },
+      `Attention is ${percent(run.result.attention_share, 0)} of the dense loop, and only that shrinks. `,
+      warmSteps > 0
+        ? `The first ${plural(warmSteps, "step")} stay dense (${seconds(sparse.warm)} of attention); clustering`
+        : "Clustering",
+      `, sorting and selecting take ${seconds(sparse.clustering)}. So time gains less than work.`,
     ),
   ];
 }
@@ -95,6 +164,7 @@ export function makeHeader(app) {
   const { request, provenance } = data;
   const title = el("h2", { class: "headline" });
   const numbers = el("dl", { class: "metrics" });
+  const timesNode = el("div", { class: "timebars" });
   const facts = [
     request.model && `model ${request.model}`,
     isNumber(request.seed) && `seed ${request.seed}`,
@@ -138,6 +208,7 @@ export function makeHeader(app) {
       ? el("div", { class: "runs" }, el("span", { class: "label" }, "Measured run"), runs.node)
       : null,
     numbers,
+    timesNode,
     el(
       "div",
       { class: "headbuttons" },
@@ -159,6 +230,7 @@ export function makeHeader(app) {
       put(measured, `measured on ${measuredOn(run, provenance).join(" · ")}`);
       put(title, ...headline(run.result));
       put(numbers, ...metrics(run, data));
+      put(timesNode, ...timeBars(run));
       runs.show(state.run);
     },
   };

@@ -132,6 +132,7 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     source: () => source(store.get().run),
     record: () => data.record(recordIndex()),
     measuredBudget: () => measuredOf(store.get().run),
+    runsOnRelease: () => Boolean(extras.can_run && options.onRelease),
     isMeasured: () => store.get().top_p === app.measuredBudget(),
     /** The selection on show: the method's own at the measured budget, else by the same rule from P. */
     kept() {
@@ -242,7 +243,7 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
       if (near && Math.abs(near.config.top_p - top_p) < 0.5 / TICKS) {
         app.selectRun(near.index);
         views.masks.say(`Measured already: ${told(near)}.`);
-      } else if (extras.can_run && options.onRelease) {
+      } else if (app.runsOnRelease()) {
         views.masks.say(`Asked for a real run of ${method} at top-p ${budget(top_p)}.`);
         options.onRelease({ top_p, method, run: index });
       } else if (near) {

@@ -110,11 +110,13 @@ function tileTable(app) {
     node,
     count() {
       const record = app.record();
+      const shares = {};
       for (const [name, permuted] of [
         ["original", false],
         ["fixed", true],
       ]) {
         const { touched, total, share, waste } = tilesTouched(record, app.kept(), TILE, permuted);
+        shares[name] = share;
         put(
           cells[name].share,
           percent(share, 0),
@@ -130,11 +132,16 @@ function tileTable(app) {
       put(cells.blocks.waste, "none");
       const used = record.k.sizes.reduce((n, size) => n + (size > 0), 0);
       const mean = Math.round(record.k.labels.length / Math.max(used, 1));
+      const points = Math.round(100 * (shares.fixed - shares.original));
+      const change =
+        points < 0
+          ? `sorting spares ${-points} % of all fixed tiles`
+          : points > 0
+            ? `sorting touches ${points} % more of all fixed tiles`
+            : "sorting spares no fixed tile";
       put(
         note,
-        mean < TILE
-          ? `A key cluster holds ${plural(mean, "token")} on average here, fewer than a tile is wide: fixed tiles gain little or nothing from the sorting, blocks of the clusters' own sizes gain all of it.`
-          : `A key cluster holds ${plural(mean, "token")} on average here.`,
+        `A key cluster holds ${plural(mean, "token")} on average here, and a tile is ${TILE} wide: ${change}. Blocks of the clusters' own sizes hold kept pairs alone.`,
       );
     },
   };
@@ -309,7 +316,7 @@ export function makeMasks(app) {
         term("top-p"),
         ". In token order the kept pairs lie scattered; ",
         term("permutation", "sorted by cluster"),
-        " they form whole blocks, and a kernel skips the rest.",
+        " they fill whole blocks, often thin ones, and a kernel for blocks of any size skips the rest.",
       ),
       el("div", { class: "budgetrow" }, el("label", { for: "budget" }, "Budget top-p"), value),
       el("div", { class: "curvebox" }, curve.node, slider),
@@ -318,6 +325,13 @@ export function makeMasks(app) {
         { class: "legend small" },
         el("span", { class: "key first" }, "density"),
         el("span", { class: "key second" }, "kept mass"),
+      ),
+      el(
+        "p",
+        { class: "small" },
+        app.runsOnRelease()
+          ? "Let go of the slider to measure a budget: that starts a real run, which can be cancelled."
+          : "Let go of the slider to move to the nearest measured run.",
       ),
       kind,
       back,

@@ -96,7 +96,7 @@ function steps(app) {
       title: "Who does this cluster attend to?",
       patch: () => ({ ...calm, ...measured(), ...cluster(), lit: "attended" }),
       text: () =>
-        `Lit now: the key clusters that it keeps, by weight. They hold top-p, ${budget(app.measuredBudget())}, of its attention mass. What is dark was skipped.`,
+        `Lit now: the key clusters that it keeps, by weight. Together they hold at least top-p, ${budget(app.measuredBudget())}, of its estimated attention mass. What is dark was skipped.`,
     },
     {
       view: "masks",
