@@ -74,7 +74,7 @@ def test_a_cancelled_run_keeps_its_dense_side(visit) -> None:
     says(page, "Done:")
     assert any("SVG2 + compensation" in text for text in seen)
     assert not any("Dense run" in text for text in seen)
-    assert "dense timed earlier" in page.locator("#explorer .metrics").inner_text()
+    page.locator("#explorer .metrics", has_text="dense timed earlier").wait_for()
 
 
 def test_a_second_run_of_the_same_video_joins_the_first(visit) -> None:
