@@ -21,8 +21,12 @@ help:
 demo: $(VENV)/.app-installed
 	$(PY) app.py
 
+# The browser waits more than it computes, so the other tests run beside it; what is timed comes last, alone.
 test: $(VENV)/.dev-installed browser lint types
-	$(PY) -m pytest
+	@log=$$(mktemp); $(PY) -m pytest -m "not browser" > $$log 2>&1 & rest=$$!; failed=0; \
+	$(PY) -m pytest -m browser --deselect tests/viz/test_speed.py || failed=1; \
+	wait $$rest || failed=1; cat $$log; rm $$log; \
+	$(PY) -m pytest tests/viz/test_speed.py || failed=1; exit $$failed
 
 test-versions: $(OLDEST)/.installed $(VENV)/.app-installed
 	$(OLDEST)/bin/python -m svg2.bench.versions oldest
