@@ -20,6 +20,7 @@ from svg2.training.data import Store, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, train_dit
 from svg2.training.evaluate import evaluate_model, make_contact_sheet
 from svg2.training.pipeline import DEFAULTS, assemble, ship
+from svg2.training.ranks import rank_and_world
 from svg2.training.vae import checkpoint_record, train_vae
 
 BENCH = Path(__file__).parents[2] / "assets" / "bench"
@@ -51,7 +52,7 @@ class Training:
         render_clips(self.clips, self.args.vae_clips, frames, size, minutes=minutes, **self.common)
 
     def vae(self, minutes: float) -> None:
-        train_vae(self.clips, self.vae_path, minutes, **self.common)
+        train_vae(self.clips, self.vae_path, minutes, start=self.args.start, **self.common)
 
     def encode(self, minutes: float = float("inf")) -> None:
         count = self.args.clips
@@ -149,17 +150,20 @@ def main(argv: list[str] | None = None) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     training = Training(args)
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
+    rank, world = rank_and_world()
+    if world > 1 and args.stage == "all":
+        sys.exit("`all` is one process: start vae, dit and decoder with torchrun, one by one")
     if args.stage in ("vae", "decoder", "all"):
         getattr(training, args.stage)(args.minutes)
     elif args.stage == "dit":
-        if "RANK" in os.environ:
-            dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if rank == 0:
             training.encode()
         if dist.is_initialized():
             dist.barrier()
         training.dit(args.minutes)
-    else:
+    elif rank == 0:
         getattr(training, args.stage)()
 
 

@@ -11,13 +11,12 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from svg2.training.pipeline import (
     with_words,
     words_of,
 )
+from svg2.training.ranks import average_gradients, rank_and_world, shared_clock
 from svg2.training.vae import autocast, open_vae, to_model
 
 _SHIFT = 2.0
@@ -283,8 +283,7 @@ def train_dit(
 
     The schedule is a fraction of the time, so a slow machine gets fewer steps, not a cut schedule.
     """
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    rank, world = rank_and_world()
     curriculum = curriculum or CURRICULA[torch.device(device).type]
     data = load_latents(latents, device)
     torch.manual_seed(seed)
@@ -312,7 +311,7 @@ def train_dit(
     started, saved = time.monotonic() - record["seconds"], time.monotonic()
     recent: list[Tensor] = []
     while True:
-        seconds = _agree(time.monotonic() - started, device)
+        seconds = shared_clock(time.monotonic() - started, device)
         progress = seconds / (60 * minutes)
         if progress >= 1:
             break
@@ -327,7 +326,7 @@ def train_dit(
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        _average_gradients(model, world)
+        average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -377,30 +376,6 @@ def _loss(model, data, num_frames, stride, batch, rng, generator, device) -> Ten
     with autocast(device):
         predicted = model((1 - s) * clean + s * noise, sigma, prompts, places, length)
     return (predicted.float() - (noise - clean)).pow(2).mean()
-
-
-def _agree(seconds: float, device: str) -> float:
-    """All ranks take the clock of the first, so that they stop at the same step."""
-    if not dist.is_initialized():
-        return seconds
-    clock = torch.tensor([seconds], dtype=torch.float64, device=device)
-    dist.broadcast(clock, 0)
-    return float(clock)
-
-
-def _average_gradients(model: nn.Module, world: int) -> None:
-    if world == 1:
-        return
-    grads = [p.grad for p in _with_grads(model)]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    flat /= world
-    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        g.copy_(part.view_as(g))
-
-
-def _with_grads(model: nn.Module) -> Iterator[nn.Parameter]:
-    return (p for p in model.parameters() if p.grad is not None)
 
 
 def _save(checkpoint: Path, model: Denoiser, ema: dict[str, Tensor], record: dict) -> None:

@@ -1,5 +1,6 @@
 """Stage `vae`: train the video autoencoder on crops of rendered clips."""
 
+import functools
 import json
 import time
 from contextlib import AbstractContextManager
@@ -9,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from svg2.training.data import Store
 from svg2.training.muon import build_optimizers, set_rate
+from svg2.training.ranks import average_gradients, rank_and_world, shared_clock
 
 LATENT_CHANNELS = 16
 _ON_DEVICE_BYTES = 48 << 30  # clips up to this size move to a GPU as a whole
@@ -80,6 +84,46 @@ class CropSource:
         return to_model(torch.stack(out).to(self.device))
 
 
+class WholeClips:
+    """A VAE's encoder and decoder on all frames of a clip at once.
+
+    diffusers goes through a clip in chunks, with caches between them, to save memory. All at once
+    are the same values out of fewer and larger convolutions, which is what training wants.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae = vae
+        for module in vae.modules():
+            if isinstance(module, WanResample):
+                module.forward = functools.partial(_resample, module)
+
+    def encode(self, clips: Float[Tensor, "B 3 F H W"]) -> DiagonalGaussianDistribution:
+        patches = patchify(clips, self.vae.config.patch_size)
+        return DiagonalGaussianDistribution(self.vae.quant_conv(self.vae.encoder(patches)))
+
+    def decode(self, latents: Float[Tensor, "B C T Y X"]) -> Float[Tensor, "B 3 F H W"]:
+        """Not clamped: what lies outside -1 to 1 is to be drawn back."""
+        patches = self.vae.decoder(self.vae.post_quant_conv(latents))
+        return unpatchify(patches, self.vae.config.patch_size)
+
+
+def _resample(
+    module: WanResample, x: Tensor, feat_cache: list | None = None, feat_idx: list | None = None
+) -> Tensor:
+    """`WanResample` without caches as it is over all chunks with them: frame 0 stays single."""
+    if feat_cache is not None:
+        return WanResample.forward(module, x, feat_cache, feat_idx)
+    if module.mode == "upsample3d" and x.shape[2] > 1:
+        # 2 C channels of T - 1 frames are C channels of 2 (T - 1) frames
+        pairs = module.time_conv(x[:, :, 1:]).unflatten(1, (2, -1))
+        x = torch.cat([x[:, :, :1], pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)], dim=2)
+    frames = module.resample(x.transpose(1, 2).flatten(0, 1))
+    x = frames.unflatten(0, (len(x), -1)).transpose(1, 2)
+    if module.mode == "downsample3d" and x.shape[2] > 1:
+        x = torch.cat([x[:, :, :1], module.time_conv(x)], dim=2)
+    return x
+
+
 def psnr_of(vae: AutoencoderKLWan, clips: Float[Tensor, "B 3 F H W"]) -> float:
     """Reconstruction PSNR in dB over `clips`, from the posterior's mean."""
     with torch.no_grad():
@@ -98,6 +142,7 @@ def train_vae(
     checkpoint: Path,
     minutes: float,
     *,
+    start: Path | None = None,
     frozen_encoder: Path | None = None,
     base_dim: int = 48,
     crops: Crops | None = None,
@@ -107,17 +152,19 @@ def train_vae(
 ) -> dict:
     """Train for `minutes` of wall time in all; writes `checkpoint` and returns its record.
 
-    With `frozen_encoder`, start from that checkpoint and train its decoder alone: latents stay as
-    a denoiser was trained on. The schedule is a fraction of the time, so a slow machine gets fewer
-    steps, not a cut schedule.
+    Where there is no checkpoint yet, `start` may name another or a shipped pipeline to go on from.
+    With `frozen_encoder`, go on from that one and train its decoder alone: latents stay as a
+    denoiser was trained on. torchrun shares the work out. The schedule is a fraction of the time,
+    so a slow machine gets fewer steps, not a cut schedule.
     """
     torch.manual_seed(seed)
+    rank, world = rank_and_world()
     kind = torch.device(device).type
     record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "base_dim": base_dim}
     if checkpoint.exists():
         vae, record = open_vae(checkpoint, device), _load(checkpoint)[1]
-    elif frozen_encoder is not None:
-        vae = open_vae(frozen_encoder, device)
+    elif (source := frozen_encoder or start) is not None:
+        vae = open_vae(source, device)
         record["base_dim"] = vae.config["base_dim"]
     else:
         vae = build_vae(base_dim).to(device)
@@ -125,24 +172,27 @@ def train_vae(
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     optimizers = build_optimizers(vae, lr, is_matrix=lambda _, p: p.ndim >= 4)
-    rng = np.random.default_rng((seed, record["steps"]))
-    source = CropSource(store, crops or CROPS[kind], rng, device)
+    whole = WholeClips(vae)
+    rng = np.random.default_rng((seed, rank, record["steps"]))
+    crops = crops or CROPS[kind]
+    drawn = CropSource(store, crops, rng, device)
     started, saved = time.monotonic() - record["seconds"], time.monotonic()
     first_step = record["steps"]
     errors: list[Tensor] = []
     while True:
-        progress = (time.monotonic() - started) / (60 * minutes)
+        seconds = shared_clock(time.monotonic() - started, device)
+        progress = seconds / (60 * minutes)
         if progress >= 1:
             break
         warm = min(1.0, (record["steps"] - first_step + 1) / 100)
         set_rate(optimizers, warm * float(0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress))))
-        clips = source.draw()
+        clips = drawn.draw()
         with autocast(device):
             with torch.set_grad_enabled(frozen_encoder is None):
-                posterior = vae.encode(clips).latent_dist
+                posterior = whole.encode(clips)
                 # Sampled latents in half the batches: a denoiser's are not exact either.
                 latents = posterior.sample() if record["steps"] % 2 else posterior.mode()
-            output = vae.decode(latents).sample
+            output = whole.decode(latents)
         error = output.float() - clips
         mse = error.pow(2).mean()
         divergence = posterior.kl().mean() / latents[0].numel()
@@ -150,13 +200,15 @@ def train_vae(
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(vae)
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 0.5)
         for optimizer in optimizers:
             optimizer.step()
         record["steps"] += 1
-        record["seconds"] = time.monotonic() - started
+        record["clips"] = record.get("clips", 0) + crops.batch * world
+        record["seconds"] = seconds
         errors.append(mse.detach())
-        if record["steps"] % 100 == 0:
+        if rank == 0 and record["steps"] % 100 == 0:
             psnr_db = float(-10 * np.log10(torch.stack(errors).mean().item() / 4))
             record["log"].append([record["steps"], round(record["seconds"]), round(psnr_db, 2)])
             print(
@@ -164,11 +216,12 @@ def train_vae(
                 flush=True,
             )
             errors = []
-        if time.monotonic() - saved > 60:
+        if rank == 0 and time.monotonic() - saved > 60:
             _save(checkpoint, vae, record)
             saved = time.monotonic()
     record["finished"] = True
-    _save(checkpoint, vae, record)
+    if rank == 0:
+        _save(checkpoint, vae, record)
     return record
 
 

@@ -23,7 +23,7 @@ from svg2.training.dit import (
 from svg2.training.grammar import Body, Scene, knowledge_of, vocabulary
 from svg2.training.muon import orthogonalise
 from svg2.training.pipeline import words_of
-from svg2.training.vae import checkpoint_record
+from svg2.training.vae import WholeClips, build_vae, checkpoint_record
 
 PROMPT = "a red ball rolling to the right and a blue cube spinning over a checkered floor"
 
@@ -169,3 +169,16 @@ def test_orthogonalised_updates_have_singular_values_near_one(shape):
     assert update.shape == shape
     assert (values > 0.3).all()
     assert (values < 1.4).all()
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 17])
+def test_a_clip_at_once_is_what_diffusers_makes_of_it_in_chunks(num_frames):
+    torch.manual_seed(0)
+    vae = build_vae(base_dim=8).eval()
+    clips = torch.rand(2, 3, num_frames, 32, 48) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(clips).latent_dist.mode()
+        decoded = vae.decode(latents).sample
+        whole = WholeClips(vae)
+        assert torch.allclose(whole.encode(clips).mode(), latents, atol=1e-5)
+        assert torch.allclose(whole.decode(latents).clamp(-1, 1), decoded, atol=1e-5)
