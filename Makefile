@@ -69,7 +69,7 @@ $(VENV)/.dev-installed: requirements-dev.txt $(VENV)/.app-installed
 	$(PY) $(PIP) -r requirements-dev.txt
 	@touch $@
 
-# Every lower bound of requirements.txt as it stands there, torch as above, and Triton 3.6, which torch 2.11 brings.
+# Every lower bound of requirements.txt as it stands there but torch's, and Triton 3.6, which torch 2.11 brings.
 $(OLDEST)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(call install_torch,$(OLDEST)/bin/python)

@@ -37,8 +37,9 @@ SHARED_LIMITS = {
     "sm_120": 99 << 10,
     "gfx942": 64 << 10,
 }
-# Of the variants of attention, the table has the one with the least and the one with the most.
-IN_TABLE = r"^(?!attend)|bf16$|bf16\+comp\+perm$"
+# Of the variants of attention, the table has the one with the least and the one with the most; of
+# its lists the latter alone.
+IN_TABLE = r"^(?!attend|list keys)|bf16$|bf16\+comp\+perm$|K1024\+comp$"
 DTYPES = ("fp16", "bf16")
 
 # What pointers point to, other than q, k, v and what has their dtype.
@@ -114,7 +115,10 @@ class Report:
 
 
 def shipped_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Build]:
-    """Every kernel that can run on a chip, in every variant that differs in its machine code."""
+    """Every kernel that can run on a chip, in every variant at the clusters of published settings.
+
+    What only moves or lists is of one dtype: of 2 bytes.
+    """
     for dtype in dtypes:
         for head_dim in HEAD_DIMS:
             yield from attention_builds(attention.config_for(chip, head_dim), head_dim, dtype)
@@ -183,31 +187,28 @@ def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
 
 
 def list_builds(chip: str) -> Iterator[Build]:
-    """The work lists of attention, at 300 and 1000 clusters."""
-    config = attention.config_for(chip, 128)
-    sizes = {
-        "BLOCK_M": config.main.block_m,
-        "TAIL_M": config.tail.block_m if config.tail else 0,
-    }
-    yield Build(
-        "list keys K1000",
-        attention.list_keys_kernel,
-        "bf16",
-        {
-            "COMPENSATE": True,
-            "BLOCK_K": 1024,
-            "BLOCK_N": config.main.block_n,
-            "CHUNK": config.main.chunk,
-            **sizes,
-        },
-    )
-    yield Build(
-        "list items",
-        attention.list_items_kernel,
-        "bf16",
-        {**sizes, "BLOCK_T": 16},
-        num_warps=1,
-    )
+    """The work lists of attention, for each of its tile sizes and up to 512 and 1024 clusters."""
+    for config in dict.fromkeys(attention.config_for(chip, head_dim) for head_dim in HEAD_DIMS):
+        main, tail = config.main, config.tail
+        tile = f"{main.block_m}×{main.block_n}"
+        sizes = {"BLOCK_M": main.block_m, "TAIL_M": tail.block_m if tail else 0}
+        for block_k in (512, 1024):
+            for compensate in (False, True):
+                constants = {"COMPENSATE": compensate, "BLOCK_K": block_k, **sizes}
+                yield Build(
+                    f"list keys {tile} K{block_k}{'+comp' * compensate}",
+                    attention.list_keys_kernel,
+                    "bf16",
+                    constants | {"BLOCK_N": main.block_n, "CHUNK": main.chunk},
+                    () if compensate else ("bias_ptr",),
+                )
+        yield Build(
+            f"list items {tile}",
+            attention.list_items_kernel,
+            "bf16",
+            sizes | {"BLOCK_T": 16},
+            num_warps=1,
+        )
 
 
 def permutation_builds() -> Iterator[Build]:
@@ -222,14 +223,19 @@ def permutation_builds() -> Iterator[Build]:
         {"BLOCK_B": permutation.BLOCK_B, "BLOCK_C": permutation.BLOCK_C},
     )
     yield Build("place", permutation.place_kernel, "bf16", {"BLOCK_N": block_n})
-    for inverse in (False, True):
-        yield Build(
-            "scatter rows" if inverse else "gather rows",
-            permutation.move_kernel,
-            "bf16",
-            {"INVERSE": inverse, "BLOCK_N": permutation.MOVE_ELEMENTS // 128, "BLOCK_D": 128},
-            num_warps=8,
-        )
+    for head_dim in HEAD_DIMS:
+        for inverse in (False, True):
+            yield Build(
+                f"{'scatter' if inverse else 'gather'} rows D{head_dim}",
+                permutation.move_kernel,
+                "bf16",
+                {
+                    "INVERSE": inverse,
+                    "BLOCK_N": permutation.MOVE_ELEMENTS // head_dim,
+                    "BLOCK_D": head_dim,
+                },
+                num_warps=8,
+            )
 
 
 def compile_for(build: Build, chip: str) -> Report:

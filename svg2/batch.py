@@ -10,8 +10,8 @@ from typing import Any
 
 from svg2.config import SVG2Config
 from svg2.distributed import Processes
-from svg2.generate import OnProgress, ShouldCancel, compare, json_bytes, save_comparison
-from svg2.media import write_atomic
+from svg2.generate import OnProgress, ShouldCancel, compare, save_comparison
+from svg2.media import json_bytes, write_atomic
 from svg2.models import load_pipeline
 from svg2.request import Request, RequestError, ResolvedRequest
 
@@ -53,17 +53,25 @@ def compare_all(
     """Compare every prompt that falls to this process and is not done yet.
 
     Prompt i goes into `folder/i`; results.json holds all results as soon as the last is there,
-    whichever process made it. What an earlier run left counts as done where prompt, request,
-    method and settings are the same.
+    whichever process made it. What an earlier run left counts as done where prompt, request
+    (the device aside), method and settings are the same, which request.json beside it says.
 
     Raises: as `svg2.generate.compare`.
     """
+    places = [folder / f"{i:04d}" for i in range(len(prompts))]
+    requests = [dataclasses.replace(request, prompt=prompt) for prompt in prompts]
+    asked = [_asked(one, method, config) for one in requests]
+
+    def results() -> list[dict[str, Any] | None]:
+        return [_result(place, wish) for place, wish in zip(places, asked, strict=True)]
+
+    if None in results():
+        (folder / "results.json").unlink(missing_ok=True)
     pipe = None
     made = []
     for i in range(share.rank, len(prompts), share.world):
-        wanted = dataclasses.replace(request, prompt=prompts[i])
-        place = folder / f"{i:04d}"
-        if _is_done(place, wanted, method, config):
+        wanted, place = requests[i], places[i]
+        if _result(place, asked[i]) is not None:
             continue
         pipe = pipe or load_pipeline(request.model, request.dtype, request.device)
         comparison = compare(
@@ -74,32 +82,29 @@ def compare_all(
         )
         place.mkdir(exist_ok=True)
         (place / "result.json").unlink(missing_ok=True)  # it is written last, and says all is here
+        write_atomic(place / "request.json", asked[i])
         save_comparison(comparison, place)
         made.append(i)
-    results = [
-        _result(folder / f"{i:04d}", dataclasses.replace(request, prompt=prompt), method, config)
-        for i, prompt in enumerate(prompts)
-    ]
-    if all(result is not None for result in results):
-        write_atomic(folder / "results.json", json_bytes({"results": results}))
-    left = sum(result is None for result in results)
+    found = results()
+    left = found.count(None)
+    if not left:
+        write_atomic(folder / "results.json", json_bytes({"results": found}))
     return {"prompts": len(prompts), "made": made, "left": left, "rank": share.rank}
 
 
-def _is_done(place: Path, request: ResolvedRequest, method: str, config: SVG2Config) -> bool:
-    return _result(place, request, method, config) is not None
+def _asked(request: ResolvedRequest, method: str, config: SVG2Config) -> bytes:
+    """All that a result depends on but the machine; files by their whole paths."""
+    fields = dataclasses.asdict(request)
+    del fields["device"]
+    return json_bytes({"request": fields, "method": method, "config": config.to_dict()})
 
 
-def _result(
-    place: Path, request: ResolvedRequest, method: str, config: SVG2Config
-) -> dict[str, Any] | None:
-    """The result kept at a place, if it is of this request."""
+def _result(place: Path, asked: bytes) -> dict[str, Any] | None:
+    """The result kept at a place, if it is of what is asked."""
     try:
+        if (place / "request.json").read_bytes() != asked:
+            return None
         result = json.loads((place / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    wanted = {
-        name: value for name, value in request.to_dict().items() if name not in ("dtype", "device")
-    } | {"method": method, "config": config.to_dict()}
-    is_same = isinstance(result, dict) and all(result.get(k) == v for k, v in wanted.items())
-    return result if is_same else None
+    return result if isinstance(result, dict) else None

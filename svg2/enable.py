@@ -58,7 +58,9 @@ def enable(
 
 
 def measure_dense(pipe: Any) -> Handle:
-    """Time the self-attention of a pipeline; its output stays the same to the bit.
+    """Time the self-attention of a pipeline.
+
+    Its output stays the same to the bit, but for joint models, whose text padding is dropped.
 
     Raises: as `enable`.
     """

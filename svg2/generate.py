@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt8
-from numpy import ndarray
 
 from svg2.config import SVG2Config, method_config
-from svg2.distributed import agree, processes
+from svg2.distributed import processes
 from svg2.environment import PeakMemory, peak_memory, provenance
 from svg2.inputs import read_image, read_video
-from svg2.media import encode_mp4, side_by_side, write_atomic
+from svg2.media import Frames, encode_mp4, json_bytes, side_by_side, write_atomic
 from svg2.metrics import psnr_db, psnr_per_frame, ssim
 from svg2.models import ModelSpec, as_kind, load_pipeline, model_spec
 from svg2.pipelines import call_arguments
+from svg2.progress import (
+    Cancelled,
+    Loop,
+    OnProgress,
+    Progress,
+    ShouldCancel,
+    Stopwatch,
+    Watch,
+    device_of,
+)
 from svg2.recording import Recorder, choose
 from svg2.request import Request, RequestError, ResolvedRequest
 from svg2.stats import DENSE_STAGE, STAGES, RunStats
@@ -41,9 +46,6 @@ from svg2.trace import (
 from svg2.tracking import set_on_instance
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from svg2.enable import Handle
 
 __all__ = [
@@ -62,46 +64,6 @@ __all__ = [
     "save_comparison",
     "start_trace",
 ]
-
-Frames = UInt8[ndarray, "F Y X 3"]
-
-GLIMPSE_SECONDS = 0.5  # a preview is for the eye, and no step is made slower for more of them
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a generation is.
-
-    Attributes:
-        run: `dense`, or the method; empty while the model loads.
-        stage: `load`, `warm up`, `encode`, `denoise`, `decode` or `measure`.
-        step, num_steps: denoising steps done and to do; 0 of 0 in other stages.
-        eta_seconds: time left for all that was asked, as the steps so far tell; None while
-            unknown.
-        preview: the middle latent frame as it is now, decoded alone; only where it was asked for
-            and the pipeline shows its latents, and not at every step where steps are short.
-        density: mean density of each step so far, a dense one counts 1; asked for with `preview`.
-    """
-
-    run: str
-    stage: str
-    step: int = 0
-    num_steps: int = 0
-    eta_seconds: float | None = None
-    preview: UInt8[ndarray, "Y X 3"] | None = field(default=None, compare=False, repr=False)
-    density: tuple[float, ...] = field(default=(), compare=False)
-
-
-OnProgress = Callable[[Progress], None]
-ShouldCancel = Callable[[], bool]
-
-
-class Cancelled(Exception):
-    """The generation was stopped on request; `dense` is the dense run where that was complete."""
-
-    def __init__(self, dense: DenseRun | None = None) -> None:
-        super().__init__("The generation was cancelled.")
-        self.dense = dense
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +156,7 @@ def compare(
         ModelUnavailable: the model can't be loaded here.
         Cancelled: `should_cancel` said so.
     """
-    job = Job(on_progress, should_cancel, preview)
+    watch = Watch(on_progress, should_cancel, preview)
     spec = model_spec(request.model)
     request = request.resolve(spec)
     size = (request.num_frames, request.height, request.width)
@@ -203,25 +165,25 @@ def compare(
     if dense is not None and dense.request != request:
         raise RequestError("The dense run given is of another request.")
     if pipe is None:
-        job.report("", "load")
+        watch.report("", "load")
         pipe = load_pipeline(request.model, request.dtype, request.device)
-        job.check()
+        watch.check()
     is_reused = dense is not None
     if dense is None:
         # The sparse run is not slower than the dense one, as a first guess of the time left.
-        job.steps_after = request.num_inference_steps
-        dense = generate_dense(pipe, request, job.on_progress, job.should_cancel, job)
+        watch.steps_after = request.num_inference_steps
+        dense = generate_dense(pipe, request, watch.on_progress, watch.should_cancel, watch)
     try:
-        job.steps_after = 0
+        watch.steps_after = 0
         sparse = generate_sparse(
-            *(pipe, request, method, config, job.on_progress, job.should_cancel),
+            *(pipe, request, method, config, watch.on_progress, watch.should_cancel),
             policy=policy or RecordingPolicy(),
-            job=job,
+            watch=watch,
         )
-        job.report(method, "measure")
+        watch.report(method, "measure")
         result = result_record(dense, sparse, is_reused)
         trace = add_run(start_trace(dense, sparse), dense, sparse, result)
-        job.check()
+        watch.check()
     except Cancelled:
         raise Cancelled(dense) from None
     return Comparison(dense, sparse, result, trace)
@@ -232,7 +194,7 @@ def generate_dense(
     request: Request,
     on_progress: OnProgress | None = None,
     should_cancel: ShouldCancel | None = None,
-    job: Job | None = None,
+    watch: Watch | None = None,
 ) -> DenseRun:
     """Generate with the pipeline's own attention, timed; one untimed step before warms it up.
 
@@ -245,25 +207,25 @@ def generate_dense(
     """
     from svg2.enable import measure_dense
 
-    job = job or Job(on_progress, should_cancel)
+    watch = watch or Watch(on_progress, should_cancel)
     spec = model_spec(request.model)
     request = request.resolve(spec)
     kind = spec.kind_for(request)
     pipe = as_kind(pipe, kind)
     stock_frames, stock_seconds = None, None
     if kind.joint_text:
-        job.report("stock", "warm up")
-        _warm_up(pipe, request, spec, job)
-        job.steps_after += request.num_inference_steps
-        stock_frames, stock = _generate(pipe, request, spec, job, "stock")
-        job.steps_after -= request.num_inference_steps
+        watch.report("stock", "warm up")
+        _warm_up(pipe, request, spec, watch)
+        watch.steps_after += request.num_inference_steps
+        stock_frames, stock = _generate(pipe, request, spec, watch, "stock")
+        watch.steps_after -= request.num_inference_steps
         stock_seconds = stock["denoise"]
-    with peak_memory(_device(pipe)) as memory:
-        job.report("dense", "warm up")
+    with peak_memory(device_of(pipe)) as memory:
+        watch.report("dense", "warm up")
         with measure_dense(pipe) as handle:
-            _warm_up(pipe, request, spec, job)
-            job.check()
-            frames, seconds = _generate(pipe, request, spec, job, "dense", handle)
+            _warm_up(pipe, request, spec, watch)
+            watch.check()
+            frames, seconds = _generate(pipe, request, spec, watch, "dense", handle)
             attention_seconds = handle.stats.attention_seconds
     return DenseRun(
         request=request,
@@ -284,7 +246,7 @@ def generate_sparse(
     on_progress: OnProgress | None = None,
     should_cancel: ShouldCancel | None = None,
     policy: RecordingPolicy | None = None,
-    job: Job | None = None,
+    watch: Watch | None = None,
 ) -> SparseRun:
     """Generate with sparse attention, timed and recorded; recording is taken off the time.
 
@@ -298,7 +260,7 @@ def generate_sparse(
     from svg2.enable import enable
     from svg2.processors import main_attentions
 
-    job = job or Job(on_progress, should_cancel)
+    watch = watch or Watch(on_progress, should_cancel)
     spec = model_spec(request.model)
     request = request.resolve(spec)
     kind = spec.kind_for(request)
@@ -317,14 +279,14 @@ def generate_sparse(
         n_tokens=math.prod(grid),
     )
     recorder = Recorder(selection, policy.branches, request.seed)
-    with peak_memory(_device(pipe)) as memory:
-        if _device(pipe).type == "cuda":
-            job.report(method, "warm up")
+    with peak_memory(device_of(pipe)) as memory:
+        if device_of(pipe).type == "cuda":
+            watch.report(method, "warm up")
             with enable(pipe, config.replace(warmup_fraction=0.0, kmeans_iters_init=1)):
-                _warm_up(pipe, request, spec, job)
-            job.check()
+                _warm_up(pipe, request, spec, watch)
+            watch.check()
         with enable(pipe, config, observer=recorder) as handle:
-            frames, seconds = _generate(pipe, request, spec, job, method, handle)
+            frames, seconds = _generate(pipe, request, spec, watch, method, handle)
             stats = handle.stats
     seconds["denoise"] -= recorder.seconds
     return SparseRun(
@@ -473,84 +435,39 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[s
     return {name: Path(folder, name) for name in contents}
 
 
-class Job:
-    """Progress, time left and cancelling of one or more runs."""
-
-    def __init__(
-        self,
-        on_progress: OnProgress | None,
-        should_cancel: ShouldCancel | None,
-        preview: bool = False,
-    ) -> None:
-        self.on_progress = on_progress
-        self.should_cancel = should_cancel
-        self.preview = preview and on_progress is not None
-        self.steps_after = 0
-        self._cancelled = False
-        self._step_seconds: list[float] = []
-
-    def report(
-        self, run: str, stage: str, step: int = 0, num_steps: int = 0, **glimpse: Any
-    ) -> None:
-        if self.on_progress is None:
-            return
-        eta = None
-        if self._step_seconds and stage in ("warm up", "encode", "denoise"):
-            recent = self._step_seconds[-3:]
-            left = num_steps - step + self.steps_after
-            eta = sum(recent) / len(recent) * left if num_steps else None
-        self.on_progress(Progress(run, stage, step, num_steps, eta, **glimpse))
-
-    def step_took(self, seconds: float) -> None:
-        self._step_seconds.append(seconds)
-
-    @property
-    def is_cancelled(self) -> bool:
-        wished = self.should_cancel is not None and self.should_cancel()
-        return self._cancelled or wished
-
-    def cancel(self) -> None:
-        """Stop as if `should_cancel` had said so."""
-        self._cancelled = True
-
-    def check(self) -> None:
-        if self.is_cancelled:
-            raise Cancelled
-
-
 def _generate(
     pipe: Any,
     request: ResolvedRequest,
     spec: ModelSpec,
-    job: Job,
+    watch: Watch,
     run: str,
     handle: Handle | None = None,
 ) -> tuple[Frames, dict[str, float]]:
     """Frames, and seconds of encode, denoise and decode."""
-    stopwatch = _Stopwatch(_device(pipe))
-    loop = _Loop(pipe, job, run, stopwatch, handle if job.preview else None)
-    job.check()
-    job.report(run, "encode")
+    stopwatch = Stopwatch(device_of(pipe))
+    loop = Loop(pipe, watch, run, stopwatch, handle if watch.preview else None)
+    watch.check()
+    watch.report(run, "encode")
     stopwatch.lap()
     frames = _call(pipe, request, spec, loop, output_type="np")[0]
     loop.seconds["decode"] = stopwatch.lap()
-    job.check()
+    watch.check()
     return (np.asarray(frames) * 255).round().astype(np.uint8), loop.seconds
 
 
-def _warm_up(pipe: Any, request: ResolvedRequest, spec: ModelSpec, job: Job) -> None:
+def _warm_up(pipe: Any, request: ResolvedRequest, spec: ModelSpec, watch: Watch) -> None:
     """One step that nobody sees."""
     num_steps = 1
     kind = spec.kind_for(request)
     while kind.num_steps(num_steps) < 1:
         num_steps += 1
     short = dataclasses.replace(request, num_inference_steps=num_steps)
-    loop = _Loop(pipe, job, None, _Stopwatch(_device(pipe)))
+    loop = Loop(pipe, watch, None, Stopwatch(device_of(pipe)))
     _call(pipe, short, spec, loop, output_type="latent")
 
 
 def _call(
-    pipe: Any, request: ResolvedRequest, spec: ModelSpec, loop: _Loop, output_type: str
+    pipe: Any, request: ResolvedRequest, spec: ModelSpec, loop: Loop, output_type: str
 ) -> Any:
     """The pipeline's own frames or latents of a request.
 
@@ -582,131 +499,6 @@ def _call(
             raise
 
 
-class _Loop:
-    """A pipeline's denoising loop, seen by the progress bar that every pipeline opens around it.
-
-    Attributes:
-        seconds: of `encode`, up to the loop, and of `denoise`, the loop without reporting.
-        handle: of the pipeline where reports are to show latents and densities.
-    """
-
-    def __init__(
-        self,
-        pipe: Any,
-        job: Job,
-        run: str | None,
-        stopwatch: _Stopwatch,
-        handle: Handle | None = None,
-    ) -> None:
-        self.seconds: dict[str, float] = {}
-        self.handle = handle
-        self._latents: Tensor | None = None
-        self._glimpsed = -math.inf
-        self._pipe = pipe
-        self._job = job
-        self._run = run
-        self._stopwatch = stopwatch
-        self._step = 0
-        self._num_steps = 0
-        self._outside = 0.0
-        self._last = 0.0
-
-    @contextmanager
-    def progress_bar(self, total: int) -> Iterator[_Loop]:
-        """Stands in for the pipeline's own; no `run`, no reports."""
-        self._num_steps = total
-        self.seconds["encode"] = self._stopwatch.lap()
-        self._report("denoise")
-        self._job.check()
-        self._stopwatch.lap()
-        self._last = time.perf_counter()
-        yield self
-        self.seconds["denoise"] = self._stopwatch.lap() - self._outside
-        self._job.check()
-        self._report("decode")
-        self._stopwatch.lap()
-
-    def update(self, count: int = 1) -> None:
-        """A step is done."""
-        if self.handle is not None:
-            _Stopwatch(_device(self._pipe))  # drains the queue, so that no preview waits for it
-        now = time.perf_counter()
-        self._step += count
-        if self._run is not None:
-            self._job.step_took(now - self._last)
-            self._report("denoise", **self._glimpse())
-        if agree(self._job.is_cancelled, _device(self._pipe)):
-            self._job.cancel()
-            self._pipe._interrupt = True  # an exception would leave what waits for a step's end
-        self._last = time.perf_counter()
-        self._outside += self._last - now
-
-    def see(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """The pipeline's own callback at the end of a step, right before `update`."""
-        self._latents = tensors.get("latents")
-        return tensors
-
-    def _glimpse(self) -> dict[str, Any]:
-        """What a report shows of the latents and densities so far."""
-        if self.handle is None or time.monotonic() - self._glimpsed < GLIMPSE_SECONDS:
-            return {}
-        self._glimpsed = time.monotonic()
-        table = self.handle.stats.density_table()
-        known = table[:, ~np.isnan(table).any(axis=0)]
-        density = tuple(known.mean(axis=0).tolist())
-        return {"preview": _preview(self._pipe, self._latents), "density": density}
-
-    def _report(self, stage: str, **glimpse: Any) -> None:
-        if self._run is not None:
-            place = (self._step, self._num_steps) if stage == "denoise" else ()
-            self._job.report(self._run, stage, *place, **glimpse)
-
-
-def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | None:
-    """The middle latent frame decoded alone; None where that is not simple or not cheap."""
-    import torch
-
-    vae = pipe.vae
-    is_offloaded = getattr(vae, "_hf_hook", None) is not None  # decoding would move the model out
-    if latents is None or latents.ndim != 5 or is_offloaded:
-        return None
-    middle = latents.shape[2] // 2
-    frame = latents[:1, :, middle : middle + 1].to(vae.device, vae.dtype)
-    mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
-    with torch.no_grad():
-        if mean is not None and std is not None:
-            mean, std = (frame.new_tensor(v).view(1, -1, 1, 1, 1) for v in (mean, std))
-            frame = frame * std + mean
-        else:
-            frame = frame / getattr(vae.config, "scaling_factor", 1.0)
-        video = vae.decode(frame, return_dict=False)[0]
-    picture = pipe.video_processor.postprocess_video(video, output_type="np")[0][0]
-    return (np.asarray(picture) * 255).round().astype(np.uint8)
-
-
-class _Stopwatch:
-    """Wall time between laps, with the GPU's queue drained at each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._last = self._now()
-
-    def lap(self) -> float:
-        before, self._last = self._last, self._now()
-        return self._last - before
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-
-def _device(pipe: Any) -> torch.device:
-    return pipe._execution_device
-
-
 def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
     """What both kinds of run say of where they ran."""
     from svg2.processors import attention_backend, transformers_of
@@ -718,7 +510,7 @@ def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
         "backend": str(getattr(backend, "value", backend)),
         "dtype": names.get(dtype, dtype),
         "peak_memory_bytes": memory.nbytes,
-        "provenance": provenance(_device(pipe)) | {"processes": _sharing(pipe)},
+        "provenance": provenance(device_of(pipe)) | {"processes": _sharing(pipe)},
     }
 
 
@@ -732,8 +524,3 @@ def _sharing(pipe: Any) -> int:
 
 def _ratio(numerator: float | None, denominator: float | None) -> float | None:
     return None if numerator is None or not denominator else numerator / denominator
-
-
-def json_bytes(content: Any) -> bytes:
-    """JSON as the result files hold it, one line to a field."""
-    return (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()

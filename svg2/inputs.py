@@ -60,14 +60,14 @@ def read_video(path: str, num_frames: int, width: int, height: int) -> list[Imag
 
     _check_file("video", path)
     try:
-        frames = decode_mp4(Path(path).read_bytes())
+        frames = decode_mp4(Path(path).read_bytes(), first=num_frames)
     except (OSError, MediaError) as error:
         raise RequestError(f"The video {path!r} can't be read: it is no MP4 video.") from error
     if len(frames) < num_frames:
         raise RequestError(
             f"The video {path!r} has {len(frames)} frames, and {num_frames} are asked for."
         )
-    return [ImageOps.fit(Image.fromarray(frame), (width, height)) for frame in frames[:num_frames]]
+    return [ImageOps.fit(Image.fromarray(frame), (width, height)) for frame in frames]
 
 
 def _open_image(path: str) -> Image:

@@ -1,10 +1,12 @@
 """Video files that every browser plays, side-by-side frames, files written whole or not."""
 
+import json
 import math
 import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +19,8 @@ _MIN_SIDE_PX = 256
 _CAPTION_PX = 36
 _GAP_PX = 8
 _MAX_DECODED_BYTES = 1 << 30
+_UMASK = os.umask(0o077)  # it can only be read by setting it, which threads must not do
+os.umask(_UMASK)
 
 
 class MediaError(ValueError):
@@ -58,9 +62,11 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         return path.read_bytes()
 
 
-def decode_mp4(data: bytes, max_frames: int = 2000) -> Frames:
+def decode_mp4(data: bytes, max_frames: int = 2000, first: int | None = None) -> Frames:
     """The frames of a clip, as `encode_mp4` wrote it.
 
+    Args:
+        first: take only so many, however many there are.
     Raises:
         MediaError: `data` is no MP4 video, or has more than `max_frames` frames.
     """
@@ -70,13 +76,13 @@ def decode_mp4(data: bytes, max_frames: int = 2000) -> Frames:
         # Forced to the MP4 reader, so that a playlist dressed as one opens no other file; PPM
         # frames carry their size.
         raw = _ffmpeg(
-            *("-f", "mov", "-i", str(path), "-frames:v", str(max_frames + 1)),
+            *("-f", "mov", "-i", str(path), "-frames:v", str(first or max_frames + 1)),
             *("-fs", str(_MAX_DECODED_BYTES), "-f", "image2pipe", "-c:v", "ppm", "-"),
         )
     frames = _split_ppm(raw)
     if not frames:
         raise MediaError("The video holds no frames.")
-    if len(frames) > max_frames:
+    if first is None and len(frames) > max_frames:
         raise MediaError(f"The video has more than {max_frames} frames.")
     return np.stack(frames)
 
@@ -101,6 +107,11 @@ def side_by_side(left: Frames, right: Frames, captions: tuple[str, str] = ("", "
     return canvas
 
 
+def json_bytes(content: Any) -> bytes:
+    """JSON as the result files hold it, one line to a field."""
+    return (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
     """Write a file whole or not at all: a temporary neighbour, then a rename.
 
@@ -114,17 +125,11 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; ours are ordinary ones
+        os.chmod(name, 0o666 & ~_UMASK)  # mkstemp makes private files; ours are ordinary ones
         os.replace(name, path)
     except BaseException:  # Ctrl-C included: no half file stays behind
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _caption_bar(width: int, captions: tuple[str, str], second_x: int) -> UInt8[ndarray, "Y X 3"]:

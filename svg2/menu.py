@@ -50,13 +50,6 @@ class Published:
     expand_timesteps: bool = False
 
     @property
-    def num_q_clusters(self) -> int:
-        """As the paper's authors publish them: by family and resolution."""
-        if self.shape.joint_text:
-            return 400
-        return 300 if self.height >= 700 else 200
-
-    @property
     def parameters(self) -> int:
         """Of all its networks but the small VAE."""
         return self.shape.parameters * self.shape.experts + self.others

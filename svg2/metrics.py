@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
-Frames = UInt8[ndarray, "F Y X 3"]
+from svg2.media import Frames
 
 
 def psnr_db(a: Frames, b: Frames) -> float | None:

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,7 @@ PRESETS: Mapping[str, str] = {
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _CONFIG_FILES = ("model_index.json", "vae/config.json", "transformer/config.json")
 _DENSE_LAYERS_SHARE = 0.03
+_NUM_K_CLUSTERS = 1000
 
 
 class ModelUnavailable(RuntimeError):
@@ -203,13 +205,13 @@ def availability(spec: ModelSpec) -> str | None:
     import torch
 
     if not torch.cuda.is_available():
-        return f"{spec.title} is not available here: no GPU was found. {spec.needs}"
-    free = torch.cuda.get_device_properties(0).total_memory
+        return _without_gpu(spec)
+    total = torch.cuda.get_device_properties(0).total_memory
     least = _least_bytes(spec)
-    if least is not None and least > free:
+    if least is not None and least > total:
         return (
             f"{spec.title} is not available here: it takes about {least / GIB:.0f} GiB of GPU "
-            f"memory, and this GPU has {free / GIB:.0f}."
+            f"memory, and this GPU has {total / GIB:.0f}."
         )
     return _missing_download(spec)
 
@@ -261,9 +263,7 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
     spec = model_spec(model)
     target = resolve_device(device)
     if not spec.is_local and target.type != "cuda" and device == "auto":
-        raise ModelUnavailable(
-            f"{spec.title} is not available here: no GPU was found. {spec.needs}"
-        )
+        raise ModelUnavailable(_without_gpu(spec))
     missing = None if spec.is_local else _missing_download(spec)
     if missing is not None:
         raise ModelUnavailable(missing)
@@ -323,9 +323,13 @@ def snapshot(hub_id: str) -> Path | None:
     return folder if all(_is_whole(folder / name) for name in _parts(folder)) else None
 
 
-@functools.cache
 def is_online() -> bool:
-    """Whether the hub can be reached, as far as a quick look tells."""
+    """Whether the hub can be reached, as far as a quick look at most a minute ago tells."""
+    return _was_online(int(time.monotonic() / 60))
+
+
+@functools.lru_cache(maxsize=1)
+def _was_online(minute: int) -> bool:
     import socket
     from urllib.parse import urlparse
 
@@ -340,6 +344,10 @@ def is_online() -> bool:
             return True
     except OSError:
         return False
+
+
+def _without_gpu(spec: ModelSpec) -> str:
+    return f"{spec.title} is not available here: no GPU was found. {spec.needs}"
 
 
 def _missing_download(spec: ModelSpec) -> str | None:
@@ -422,14 +430,19 @@ def _is_folder(model: str) -> bool:
         return False
 
 
+def _published_config(kind: PipelineKind, height: int, layers: int) -> SVG2Config:
+    """The method's published settings for a family, at a model's usual height and depth."""
+    return SVG2Config(
+        num_q_clusters=kind.num_q_clusters(height),
+        num_k_clusters=_NUM_K_CLUSTERS,
+        warmup_fraction=kind.warmup_fraction,
+        dense_layers=ceil_fraction(_DENSE_LAYERS_SHARE, layers),
+    )
+
+
 def _published_spec(name: str, row: Published) -> ModelSpec:
     kind = PIPELINES[row.pipeline]
-    config = SVG2Config(
-        num_q_clusters=row.num_q_clusters,
-        num_k_clusters=1000,
-        warmup_fraction=kind.warmup_fraction,
-        dense_layers=ceil_fraction(_DENSE_LAYERS_SHARE, row.shape.layers),
-    )
+    config = _published_config(kind, row.height, row.shape.layers)
     spec = ModelSpec(
         id=name,
         title=row.title,
@@ -463,9 +476,9 @@ def _hub_spec(hub_id: str) -> ModelSpec:
     """Spec of any hub id: from the cache, or from its small files alone."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    index = try_to_load_from_cache(hub_id, "model_index.json")
-    if isinstance(index, str):
-        folder = Path(index).parent
+    cached = [try_to_load_from_cache(hub_id, name) for name in _CONFIG_FILES]
+    if isinstance(cached[0], str) and all(isinstance(path, str) for path in cached):
+        folder = Path(cached[0]).parent
     elif not is_online():
         raise RequestError(
             f"The model {hub_id} is not downloaded and there is no network: download it with a "
@@ -497,15 +510,6 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
     lab = _read_json(folder, "lab.json") if (folder / "lab.json").is_file() else {}
     is_builtin = model_id == "builtin"
     try:
-        published = SVG2Config(
-            num_q_clusters=kind.num_q_clusters,
-            num_k_clusters=1000,
-            warmup_fraction=kind.warmup_fraction,
-            dense_layers=ceil_fraction(_DENSE_LAYERS_SHARE, _num_layers(transformer)),
-        )
-        config = published.replace(
-            **{name: lab[name] for name in published.to_dict() if name in lab}
-        )
         fields: dict[str, Any] = {
             name: lab.get(name, getattr(kind, name))
             for name in (
@@ -513,6 +517,10 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
                 *("max_sequence_length", "fps"),
             )
         }
+        published = _published_config(kind, fields["height"], _num_layers(transformer))
+        config = published.replace(
+            **{name: lab[name] for name in published.to_dict() if name in lab}
+        )
         latent_stride = _stride(vae, "spatial", 8)
         patch = _patch(transformer)
         two_experts = index.get("boundary_ratio") is not None

@@ -28,7 +28,7 @@ class PipelineKind:
         strength: share of the steps that a pipeline does which starts from a given video; None
             where it does all.
         joint_text: prompt tokens attend together with the video's.
-        warmup_fraction, num_q_clusters: published settings of the method for its models.
+        warmup_fraction: published setting of the method for its models.
         with_video: class that the same weights serve when a video is given.
     """
 
@@ -46,8 +46,13 @@ class PipelineKind:
     guidance_scale: float = 5.0
     fps: float = 16
     warmup_fraction: float = 0.2
-    num_q_clusters: int = 200
     with_video: str | None = None
+
+    def num_q_clusters(self, height: int) -> int:
+        """As the paper's authors publish them: by family and resolution."""
+        if self.joint_text:
+            return 400
+        return 300 if height >= 700 else 200
 
     def num_steps(self, num_inference_steps: int) -> int:
         """Steps that it really does of those asked for."""
@@ -66,9 +71,8 @@ _HUNYUAN = PipelineKind(
     width=1280,
     num_frames=129,
     guidance_scale=6.0,
-    fps=15,
+    fps=24,
     warmup_fraction=0.1,
-    num_q_clusters=400,
 )
 _SKYREELS = PipelineKind(
     "SkyReelsV2Pipeline", height=544, width=960, num_frames=97, guidance_scale=6.0, fps=24

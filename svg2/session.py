@@ -91,7 +91,7 @@ class Session:
         return position.step < config.warmup_steps(position.num_steps)
 
     def dense(self, layer: int, attend: Callable[[], _Output]) -> _Output:
-        """Run the pipeline's own self-attention untouched, with its attention kernel timed."""
+        """Run the pipeline's dense self-attention, with its attention kernel timed."""
         with _AttentionTimer() as timer:
             out = attend()
         self.recorder.dense_call(self._position, layer, timer.clock)

@@ -12,18 +12,17 @@ from svg2.config import SVG2Config, method_config
 from svg2.generate import (
     Cancelled,
     DenseRun,
-    Job,
     OnProgress,
     ShouldCancel,
     SparseRun,
+    Watch,
     add_run,
     generate_dense,
     generate_sparse,
-    json_bytes,
     result_record,
     start_trace,
 )
-from svg2.media import write_atomic
+from svg2.media import json_bytes, write_atomic
 from svg2.models import load_pipeline, model_spec
 from svg2.recording import fit
 from svg2.request import Request
@@ -57,7 +56,7 @@ def sweep(
 
     Raises: as `svg2.generate.compare`; OSError when the folder can't be written.
     """
-    job = Job(on_progress, should_cancel)
+    watch = Watch(on_progress, should_cancel)
     spec = model_spec(request.model)
     request = request.resolve(spec)
     size = (request.num_frames, request.height, request.width)
@@ -72,12 +71,12 @@ def sweep(
     policy = policy or RecordingPolicy()
     policy = dataclasses.replace(policy, max_bytes=policy.max_bytes // len(plan))
     if pipe is None:
-        job.report("", "load")
+        watch.report("", "load")
         pipe = load_pipeline(request.model, request.dtype, request.device)
-        job.check()
+        watch.check()
 
-    job.steps_after = len(plan) * request.num_inference_steps
-    dense = generate_dense(pipe, request, job=job)
+    watch.steps_after = len(plan) * request.num_inference_steps
+    dense = generate_dense(pipe, request, watch=watch)
     content: dict[str, Any] = {
         "dense": _dense_record(dense),
         "points": [],
@@ -86,9 +85,9 @@ def sweep(
     }
     trace: Trace | None = None
     for method, run_config in plan:
-        job.steps_after -= request.num_inference_steps
+        watch.steps_after -= request.num_inference_steps
         try:
-            sparse = generate_sparse(pipe, request, method, run_config, policy=policy, job=job)
+            sparse = generate_sparse(pipe, request, method, run_config, policy=policy, watch=watch)
         except Cancelled:
             raise Cancelled(dense) from None
         result = result_record(dense, sparse)

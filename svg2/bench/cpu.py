@@ -4,7 +4,6 @@ Every number is a median over interleaved rounds, each of which runs all the con
 that a slow moment of the machine falls on all of them.
 """
 
-import json
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from svg2.bench.workload import (
     spread,
 )
 from svg2.environment import provenance
-from svg2.media import write_atomic
+from svg2.media import json_bytes, write_atomic
 from svg2.selection import select_key_clusters
 
 _TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
@@ -80,7 +79,7 @@ def run_cpu_suite(
                         f"{workload.title}, density {row['density']:.2f}, {row['method']}: "
                         f"{row['sparse_ms']:.1f} ms, {row['speedup']:.2f}x dense"
                     )
-    write_atomic(Path(out_path), json.dumps(record, indent=1).encode() + b"\n")
+    write_atomic(Path(out_path), json_bytes(record))
     return record
 
 

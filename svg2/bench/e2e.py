@@ -5,7 +5,6 @@ asked for and the budget that gives it is searched. A run of many steps is put t
 measured forwards: dense, sparse from a cold start, and sparse from warm centroids.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from svg2.bench.race import race
 from svg2.config import SVG2Config
 from svg2.enable import Handle, enable, measure_dense
 from svg2.environment import peak_memory, provenance
-from svg2.media import write_atomic
+from svg2.media import json_bytes, write_atomic
 from svg2.stats import STAGES, RunStats
 
 # diffusers' names; the fastest is what sparse runs are held against
@@ -161,7 +160,7 @@ def run_e2e_suite(
     }
 
     def save() -> None:
-        write_atomic(Path(out_path), json.dumps(record, indent=1).encode() + b"\n")
+        write_atomic(Path(out_path), json_bytes(record))
 
     for model in TOY_MODELS if toy else MODELS:
         on_progress(f"{model.name}: random weights, {model.tokens:,} tokens")

@@ -5,7 +5,6 @@ record and no number. Each row is written as soon as it is measured, so what an 
 has found is kept.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -44,7 +43,7 @@ from svg2.bench.workload import (
 from svg2.clustering import CacheKey, Centroids
 from svg2.config import SVG2Config
 from svg2.environment import peak_memory, provenance
-from svg2.media import write_atomic
+from svg2.media import json_bytes, write_atomic
 from svg2.selection import select_key_clusters
 from svg2.stats import StageClock
 
@@ -160,7 +159,7 @@ class _Suite:
         self.impl = self.record["impl"]
 
     def save(self) -> None:
-        write_atomic(self.path, json.dumps(self.record, indent=1).encode() + b"\n")
+        write_atomic(self.path, json_bytes(self.record))
 
     def run(self, case: Case) -> None:
         workload = case.workload

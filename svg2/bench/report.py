@@ -70,8 +70,10 @@ def _builtin_model(report: dict[str, Any] | None) -> str:
                 f"{close['speedup_median']:.2f}×",
             ]
         lines.append(f"| {' | '.join(row)} |")
-    top_p = next(iter(report["fidelity"].values()))["top_p"]
-    return "\n".join([*lines, "", f"top-p {top_p}, default size and steps.", ""])
+    if report["fidelity"]:
+        top_p = next(iter(report["fidelity"].values()))["top_p"]
+        lines += ["", f"top-p {top_p}, default size and steps."]
+    return "\n".join([*lines, ""])
 
 
 def _percent(share: float | None) -> str:
@@ -138,7 +140,9 @@ def _e2e(record: dict[str, Any] | None) -> str:
 
 
 def _versions(record: dict[str, Any] | None) -> str:
-    title = "On the oldest and the newest versions that the requirements allow"
+    title = (
+        "On the oldest and the newest versions that the requirements allow, of torch the newest"
+    )
     if record is None:
         return f"{title}: {_NOT_MEASURED}\n"
     packages = ("torch", "triton", "diffusers", "transformers")
@@ -151,6 +155,7 @@ def _versions(record: dict[str, Any] | None) -> str:
     for which in ("oldest", "newest"):
         result = record.get(which)
         if result is None:
+            lines.append(f"| {which}: {_NOT_MEASURED} |{' |' * (len(packages) + 3)}")
             continue
         chips = result["kernels"].values()
         row = [result["versions"][package] for package in packages]

@@ -8,7 +8,6 @@ A result is checked before it is timed. What ships is chosen by hand from what t
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from svg2.bench.gpu import SuiteUnavailable, suite_device
 from svg2.bench.race import race
 from svg2.bench.workload import Clustered, Workload, make_clustered, select_density
 from svg2.environment import provenance
-from svg2.media import write_atomic
+from svg2.media import json_bytes, write_atomic
 
 _SIZES = Workload((21, 45, 80), 300, 1000, (0.3, 0.1), heads=40, head_dim=128)
 _TOY_SIZES = Workload((3, 4, 4), 3, 6, (0.3,), heads=1, head_dim=64)
@@ -79,7 +78,8 @@ def run_tuning(
 ) -> dict[str, Any]:
     """Time every configuration and write the record to `out_path` after every row.
 
-    `over_shipped` of a row is the median, over rounds, of the shipped one's time over its own.
+    `over_shipped` of a row is the median, over rounds, of the shipped one's time over its own;
+    None where the shipped one was left out.
 
     Raises:
         SuiteUnavailable: there is no GPU, and no toy was asked for.
@@ -121,21 +121,26 @@ def run_tuning(
             on_progress(f"  {name} left out: {fault}")
         ms = race(runs, rounds, device)
         for name, times in ms.items():
-            against = ms.get("shipped", times)
             row = {
                 **what,
                 "name": name,
                 "config": asdict(configs[name]),
                 "toy": toy,
                 "ms": statistics.median(times),
-                "over_shipped": statistics.median(
-                    a / b for a, b in zip(against, times, strict=True)
-                ),
+                "over_shipped": _median_ratio(ms.get("shipped"), times),
             }
             record["rows"].append(row)
-            on_progress(f"  {name}: {row['ms']:.3f} ms, {row['over_shipped']:.3f}× the shipped")
-        write_atomic(Path(out_path), json.dumps(record, indent=1).encode() + b"\n")
+            on_progress(f"  {name}: {row['ms']:.3f} ms, {row['over_shipped']}× the shipped")
+        write_atomic(Path(out_path), json_bytes(record))
     return record
+
+
+def _median_ratio(numerators: list[float] | None, denominators: list[float]) -> float | None:
+    """Median over rounds of one time over another; None where the first was not timed."""
+    if numerators is None:
+        return None
+    pairs = zip(numerators, denominators, strict=True)
+    return round(statistics.median(a / b for a, b in pairs), 4)
 
 
 def _attention(

@@ -3,7 +3,8 @@
     python -m svg2.bench.versions oldest    all tests but the browser's, and every kernel compiled
     python -m svg2.bench.versions newest    the kernels alone: the tests are `make test`
 
-The first runs in an environment of the oldest versions that requirements.txt allows.
+The first runs in an environment of the oldest versions that requirements.txt allows; of torch, of
+the one that is installed anyway.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from svg2.environment import provenance
-from svg2.media import write_atomic
+from svg2.media import json_bytes, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "assets" / "bench" / "versions.json"
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     result["kernels"] = compile_all()
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
     record[which] = result
-    write_atomic(RECORD, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
+    write_atomic(RECORD, json_bytes(record))
     faults = [fault for chip in result["kernels"].values() for fault in chip["faults"]]
     tests = result.get("tests", {})
     print("\n".join(faults), json.dumps(tests), file=sys.stderr)

@@ -18,6 +18,7 @@ from diffusers.hooks.context_parallel import apply_context_parallel, remove_cont
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 
 from svg2.processors import Family, SelfAttention, family_of, hunyuan_video, transformers_of
+from svg2.request import RequestError
 from svg2.tracking import set_on_instance
 
 _TOKENS = ContextParallelInput(split_dim=1, expected_dims=3)
@@ -51,8 +52,8 @@ def context_parallel(pipe: Any) -> Iterator[None]:
     All processes make the same call, and each gets the whole result.
 
     Raises:
-        TypeError: the pipeline is none that SVG2 runs on, or of a kind that can't be split.
-        RuntimeError: its heads can't be shared evenly.
+        RequestError: the pipeline is none that SVG2 runs on, or of a kind that can't be split, or
+            its heads can't be shared evenly.
     """
     world = dist.get_world_size()
     transformers = transformers_of(pipe)
@@ -60,11 +61,11 @@ def context_parallel(pipe: Any) -> Iterator[None]:
         for transformer in transformers:
             family = family_of(transformer)
             if family is None:
-                raise TypeError(f"SVG2 does not know the attention of a {type(pipe).__name__}.")
+                raise RequestError(f"SVG2 does not know the attention of a {type(pipe).__name__}.")
             attentions = family.self_attentions(transformer)
             heads = attentions[0].module.heads
             if heads % world:
-                raise RuntimeError(f"{heads} heads can't be shared among {world} processes.")
+                raise RequestError(f"{heads} heads can't be shared among {world} processes.")
             _split(transformer, family, attentions, _parallel_config(transformer.device), undo)
         yield
 
@@ -108,7 +109,7 @@ def _plan(transformer: Any) -> dict[str, Any]:
     replaces_tokens = config.get("image_condition_type") == "token_replace"
     if hasattr(transformer, "single_transformer_blocks") and not replaces_tokens:
         return _HUNYUAN_PLAN
-    raise TypeError(
+    raise RequestError(
         f"A {type(transformer).__name__} of this kind can't be split over processes: only the "
         "first of them has the tokens of its first frame."
         if replaces_tokens

@@ -5,6 +5,7 @@ with torchrun.
 """
 
 import argparse
+import datetime
 import json
 import os
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from svg2.config import METHODS
+from svg2.distributed import processes
 from svg2.models import BUILTIN_FOLDER
 from svg2.training.data import Store, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, train_dit
@@ -78,11 +81,12 @@ class Training:
         decoder = self.decoder_path if self.decoder_path.exists() else self.encoder
         autoencoder = load_vae(decoder, self.latents)
         pipe = assemble(autoencoder, model.transformer, model.text_encoder, model.tokenizer)
-        ship(pipe, self.args.out, record.get("max_sequence_length", 24))
+        ship(pipe, self.args.out, record)
 
     def evaluate(self, minutes: float = float("inf")) -> None:
         args = self.args
-        whole = BENCH / "builtin_model.json" if args.out == BUILTIN_FOLDER else None
+        is_shipped = args.out.resolve() == BUILTIN_FOLDER
+        whole = BENCH / "builtin_model.json" if is_shipped else None
         report = evaluate_model(
             args.out,
             args.work / "evaluation.json",
@@ -151,7 +155,11 @@ def main(argv: list[str] | None = None) -> None:
         torch.backends.cudnn.allow_tf32 = True
     training = Training(args)
     if "RANK" in os.environ:
-        dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
+        if args.device == "cuda":
+            torch.cuda.set_device(processes().local_rank)
+        # The first renders and encodes clips while the others wait.
+        backend = "nccl" if args.device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
     rank, world = rank_and_world()
     if world > 1 and args.stage == "all":
         sys.exit("`all` is one process: start vae, dit and decoder with torchrun, one by one")
@@ -186,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         *("--methods",),
         nargs="*",
+        choices=METHODS,
         default=["svg2", "svg2-comp"],
         help="sparse methods to evaluate beside dense",
     )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from svg2.training.data import AT_ONCE, Store, render_training, within
-from svg2.training.grammar import Scene, describe, vocabulary
+from svg2.training.grammar import Scene, describe, rule, vocabulary
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.pipeline import (
     DEFAULTS,
@@ -279,7 +279,8 @@ def train_dit(
     """Train for `minutes` of wall time in all, resuming from `checkpoint`; torchrun shares it out.
 
     Where there is no checkpoint yet, `start` may name a shipped pipeline to go on from: of its
-    vocabulary, the words that the grammar still has keep their embeddings.
+    vocabulary, the words that the grammar still has keep their embeddings. As it may have been
+    trained on other combinations, the record says under `before` which words it knew.
 
     The schedule is a fraction of the time, so a slow machine gets fewer steps, not a cut schedule.
     """
@@ -291,9 +292,14 @@ def train_dit(
     averages: dict[str, Tensor] = {}
     if checkpoint.exists():
         model, record, averages = _load(checkpoint, start)
+        if record.get("rule") != rule():
+            record["before"] = list(model.words)
+    elif start is not None:
+        model = _started_from(start)
+        record["before"] = list(words_of(start))
     else:
-        model = Denoiser() if start is None else _started_from(start)
-    record |= {"words": list(model.words), "max_sequence_length": TEXT_LENGTH}
+        model = Denoiser()
+    record |= {"words": list(model.words), "max_sequence_length": TEXT_LENGTH, "rule": rule()}
     model.to(device).float()
     parameters = dict(model.named_parameters())
     ema = {n: averages.get(n, p).detach().clone().to(device) for n, p in parameters.items()}

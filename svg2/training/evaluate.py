@@ -20,12 +20,20 @@ from numpy import ndarray
 
 from svg2.config import method_config
 from svg2.environment import provenance
-from svg2.generate import DenseRun, compare, generate_dense, json_bytes
-from svg2.media import write_atomic
+from svg2.generate import DenseRun, compare, generate_dense
+from svg2.media import json_bytes, write_atomic
 from svg2.models import BUILTIN_FOLDER, load_pipeline, model_spec
 from svg2.request import Request
 from svg2.trace import RecordingPolicy, Trace
-from svg2.training.grammar import Knowledge, Scene, describe, held_out, knowledge_of, random_scene
+from svg2.training.grammar import (
+    Knowledge,
+    Scene,
+    describe,
+    held_out,
+    knowledge_of,
+    random_scene,
+    rule,
+)
 from svg2.training.render import render_one
 from svg2.training.shapes import ShapeNet, load_or_train
 from svg2.training.sight import HUES, flicker, following, moves_as, sight
@@ -36,11 +44,16 @@ _SHEET = (4, 6)  # prompts of a contact sheet, across and down
 _IDENTICAL_DB = 99.0
 
 
-def held_out_prompts(count: int, known: Knowledge, seed: int = 0) -> tuple[tuple[Scene, str], ...]:
+def held_out_prompts(
+    count: int, known: Knowledge, before: Knowledge | None = None, seed: int = 0
+) -> tuple[tuple[Scene, str], ...]:
     """Scenes never trained on and their prompts, within what a model knows.
 
     In colours that analysis can tell from every ground. Where it knows two objects, two prompts in
     five have both.
+
+    Args:
+        before: what weights knew that it went on from, trained by another rule.
     """
     rng, found = random.Random(f"held out {seed}"), []
     while len(found) < count:
@@ -51,6 +64,7 @@ def held_out_prompts(count: int, known: Knowledge, seed: int = 0) -> tuple[tuple
             held_out(scene)
             and (len(scene.bodies) == 2) == wants_two
             and all(body.colour in HUES for body in scene.bodies)
+            and not (before is not None and before.may_have_seen(scene))
             and known.covers(prompt)
         ):
             found.append((scene, prompt))
@@ -94,14 +108,16 @@ def evaluate_model(
         shapes: where the shape classifier is, or goes once it is trained.
         training: what is known of the compute spent, for the report.
         top_p: budget of the sparse runs; None takes the model's own.
+    Raises:
+        ValueError: other combinations were held out of its training than this code holds out.
     """
     end = time.monotonic() + 60 * minutes
-    model = "builtin" if folder.resolve() == BUILTIN_FOLDER else str(folder)
+    model = _model_id(folder)
     spec = model_spec(model)
     config = spec.config if top_p is None else spec.config.replace(top_p=top_p)
     pipe = load_pipeline(model, "auto", "auto")
     classifier, accuracy = load_or_train(shapes, str(pipe.device))
-    asked = held_out_prompts(prompts, knowledge_of(Path(spec.source)))
+    asked = _held_out_of(Path(spec.source), prompts)
     about = {
         "checkpoint": checkpoint_hash(folder),
         "top_p": config.top_p,
@@ -126,6 +142,22 @@ def evaluate_model(
     if target is not None and report["complete"]:
         write_atomic(target, json_bytes(report))
     return report
+
+
+def _held_out_of(folder: Path, count: int, seed: int = 0) -> tuple[tuple[Scene, str], ...]:
+    """Prompts that the model in `folder` was not trained on.
+
+    Raises:
+        ValueError: it was trained by another rule of what to hold out.
+    """
+    lab = json.loads((folder / "lab.json").read_text())
+    if lab.get("rule") != rule():
+        raise ValueError(
+            f"{folder} was trained with other combinations held out: judge it with the code of "
+            "its time."
+        )
+    before = None if lab["before"] is None else Knowledge(frozenset(lab["before"]))
+    return held_out_prompts(count, knowledge_of(folder), before, seed)
 
 
 def _row(
@@ -264,6 +296,10 @@ def _earlier_rows(path: Path, about: dict[str, Any]) -> list[dict]:
     return report["rows"] if all(report.get(k) == about[k] for k in same) else []
 
 
+def _model_id(folder: Path) -> str:
+    return "builtin" if folder.resolve() == BUILTIN_FOLDER else str(folder)
+
+
 def checkpoint_hash(folder: Path) -> str:
     """SHA-256 over the names and contents of a pipeline's weights and tokenizer."""
     digest = hashlib.sha256()
@@ -284,12 +320,12 @@ def _reconstruction_db(pipe: Any, asked: Sequence[tuple[Scene, str]], spec: Any)
 
 def make_contact_sheet(folder: Path, path: Path) -> None:
     """Held-out prompts, three frames of each, as one PNG below 1 MB."""
-    model = "builtin" if folder.resolve() == BUILTIN_FOLDER else str(folder)
+    model = _model_id(folder)
     pipe = load_pipeline(model, "auto", "auto")
     across, down = _SHEET
-    known = knowledge_of(Path(model_spec(model).source))
+    asked = _held_out_of(Path(model_spec(model).source), across * down, seed=1)
     cells = []
-    for i, (_, prompt) in enumerate(held_out_prompts(across * down, known, seed=1)):
+    for i, (_, prompt) in enumerate(asked):
         frames = generate_dense(pipe, Request(prompt=prompt, model=model, seed=i)).frames
         cells.append(_cell(frames, prompt))
         print(prompt, flush=True)

@@ -14,6 +14,7 @@ were trained on less than this file say so themselves.
 """
 
 import functools
+import hashlib
 import json
 import random
 import re
@@ -213,6 +214,17 @@ class Knowledge:
         except GrammarError:
             return False
 
+    def may_have_seen(self, scene: Scene) -> bool:
+        """Whether all words for a body of `scene` and its ground are known.
+
+        Where it is not known what was held out of a training, that body may have been in it.
+        """
+        return any(
+            set(f"{body.colour} {body.shape} {scene.ground} {_VERBS[body.motion][0]}".split())
+            <= self.words
+            for body in scene.bodies
+        )
+
     def random_prompt(self, seed: int) -> str:
         """A prompt that the model knows; the same one for a seed."""
         rng = random.Random(seed)
@@ -356,6 +368,12 @@ def held_out(scene: Scene) -> bool:
 def _held_out_body(body: Body, ground: str) -> bool:
     key = COLOURS.index(body.colour) + 2 * SHAPES.index(body.shape)
     return (key + 3 * MOTIONS.index(body.motion) + GROUNDS.index(ground)) % 10 == 7
+
+
+def rule() -> str:
+    """Tells apart what `held_out` keeps out: it depends on all lists of the grammar."""
+    lists = repr((COLOURS, SHAPES, MOTIONS, GROUNDS))
+    return hashlib.sha256(lists.encode()).hexdigest()[:16]
 
 
 def random_scene(rng: random.Random) -> Scene:

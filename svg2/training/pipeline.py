@@ -1,8 +1,9 @@
 """Assemble the built-in model as a real `WanPipeline`, and put trained weights into it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
@@ -133,11 +134,19 @@ def assemble(
     )
 
 
-def ship(pipeline: WanPipeline, folder: Path, max_sequence_length: int) -> None:
-    """Save `pipeline` in bf16 with shards below 10 MB, and its defaults as lab.json beside it."""
+def ship(pipeline: WanPipeline, folder: Path, record: Mapping[str, Any]) -> None:
+    """Save `pipeline` in bf16 with shards below 10 MB, and lab.json beside it.
+
+    That holds its defaults, and of its training's `record` what an evaluation must know: the rule
+    by which combinations were held out, and what words weights knew that it went on from.
+    """
     for old in folder.glob("*/*.safetensors*"):
         old.unlink()  # a model of fewer shards must not leave the rest of another's
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(folder, max_shard_size="9MB", safe_serialization=True)
-    lab = DEFAULTS | {"max_sequence_length": max_sequence_length}
+    lab = DEFAULTS | {
+        "max_sequence_length": record.get("max_sequence_length", 24),
+        "rule": record.get("rule"),
+        "before": record.get("before"),
+    }
     (folder / "lab.json").write_text(json.dumps(lab, indent=2) + "\n")

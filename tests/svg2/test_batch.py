@@ -25,9 +25,9 @@ def model(tiny_pipeline_path, tmp_path_factory):
     torch.set_num_threads(num_threads)
 
 
-def run(model, folder, share=ALONE, **watch):
+def run(model, folder, share=ALONE, dtype="auto", **watch):
     spec = model_spec(model)
-    request = Request(PROMPTS[0], model=model, device="cpu", num_inference_steps=2)
+    request = Request(PROMPTS[0], model=model, device="cpu", num_inference_steps=2, dtype=dtype)
     return compare_all(PROMPTS, request.resolve(spec), "svg2", spec.config, folder, share, **watch)
 
 
@@ -40,9 +40,11 @@ def test_it_goes_on_where_it_stopped(model, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert [result["prompt"] for result in results] == PROMPTS
     assert run(model, tmp_path) == {"prompts": 3, "made": [], "left": 0, "rank": 0}
-    broken = tmp_path / "0001" / "result.json"
-    broken.write_text(broken.read_text().replace("a blue cube", "something else"))
+    (tmp_path / "0001" / "result.json").write_text("{")
     assert run(model, tmp_path)["made"] == [1]
+    with pytest.raises(Cancelled):
+        run(model, tmp_path, dtype="fp32", should_cancel=lambda: True)
+    assert not (tmp_path / "results.json").exists(), "another precision is another result"
 
 
 def test_processes_take_turns(model, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from svg2 import ConfigError, generate
+from svg2 import ConfigError, progress
 from svg2.generate import (
     Cancelled,
     Progress,
@@ -196,16 +196,16 @@ def test_progress_counts_steps_and_tells_the_time_left(pipe, request_):
 
 
 def test_previews_show_the_latent_and_change_nothing(pipe, request_, comparison, monkeypatch):
-    monkeypatch.setattr(generate, "GLIMPSE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "GLIMPSE_SECONDS", 0.0)
     seen: list[Progress] = []
     watched = compare(request_, "svg2", pipe=pipe, on_progress=seen.append, preview=True)
     np.testing.assert_array_equal(watched.sparse.frames, comparison.sparse.frames)
     steps = [p for p in seen if p.run == "svg2" and p.stage == "denoise" and p.step]
     num_steps = watched.dense.request.num_inference_steps
-    for progress in steps:
-        assert progress.preview is not None
-        assert progress.preview.shape == watched.dense.frames.shape[1:]
-        assert len(progress.density) == progress.step
+    for step in steps:
+        assert step.preview is not None
+        assert step.preview.shape == watched.dense.frames.shape[1:]
+        assert len(step.density) == step.step
     assert len(steps) == num_steps
     assert steps[0].density == (1.0,)  # warm-up is dense
     assert steps[-1].density[-1] < 1

@@ -45,6 +45,8 @@ def test_a_video_gives_its_first_frames(files):
     frames = read_video(str(files / "good.mp4"), 2, 32, 16)
     assert [frame.size for frame in frames] == [(32, 16)] * 2
     check_video(str(files / "good.mp4"))
+    (files / "long.mp4").write_bytes(encode_mp4(np.zeros((2100, 16, 16, 3), np.uint8), 24))
+    assert len(read_video(str(files / "long.mp4"), 5, 16, 16)) == 5, "a long one as well"
     with pytest.raises(RequestError, match="has 3 frames, and 9"):
         read_video(str(files / "good.mp4"), 9, 32, 16)
 

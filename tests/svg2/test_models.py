@@ -14,8 +14,8 @@ from svg2.models import (
     BUILTIN_FOLDER,
     MODELS,
     ModelUnavailable,
+    _was_online,
     availability,
-    is_online,
     load_pipeline,
     model_spec,
     resolve_device,
@@ -152,9 +152,9 @@ def offline_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    is_online.cache_clear()
+    _was_online.cache_clear()
     yield tmp_path / "hub"
-    is_online.cache_clear()
+    _was_online.cache_clear()
 
 
 @pytest.mark.parametrize("hub_id", ["someone/tiny-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"])
@@ -185,6 +185,14 @@ def test_a_download_that_broke_off_is_none(folder, offline_hub):
     assert snapshot("someone/tiny") is not None
     next(base.rglob("transformer/*.safetensors")).unlink()
     assert snapshot("someone/tiny") is None
+
+
+def test_a_download_that_broke_off_at_its_small_files_goes_on(folder, offline_hub):
+    base = hub_cache(folder, offline_hub, "someone/tiny")
+    assert model_spec("someone/tiny").source == "someone/tiny"
+    next(base.rglob("vae/config.json")).unlink()
+    with pytest.raises(RequestError, match="not downloaded and there is no network"):
+        model_spec("someone/tiny")
 
 
 @pytest.mark.parametrize("model", ["wan2.1-1.3b", "wan2.2-t2v-a14b", "hunyuanvideo"])

@@ -69,8 +69,25 @@ def test_two_processes_make_what_one_makes(family, tmp_path):
 def test_what_cannot_be_split_is_refused():
     """Only the first process would have the tokens of the frame that is given."""
     transformer = TINY["hunyuanvideo-i2v"].build().transformer
-    with pytest.raises(TypeError, match="can't be split"):
+    with pytest.raises(RequestError, match="can't be split"):
         _plan(transformer)
+
+
+def test_a_video_whose_tokens_cannot_be_shared_evenly_is_refused():
+    spec = model_spec("builtin")  # 9 x 24 x 24 = 5,184 tokens
+    request = Request("a red ball").resolve(spec)
+    _check_share(request, Processes(0, 4, 0))
+    with pytest.raises(RequestError, match=r"5,184 tokens .* 5 processes"):
+        _check_share(request, Processes(0, 5, 0))
+
+
+@pytest.mark.slow
+def test_heads_that_cannot_be_shared_evenly_are_one_sentence():
+    """The built-in model has three."""
+    done = torchrun(*("-m", "svg2", "compare", "--prompt", "a red ball", "--out", "unused"))
+    assert done.returncode != 0
+    assert "3 heads can't be shared among 2 processes" in done.stderr
+    assert "Traceback" not in done.stderr.split("torch.distributed")[0]
 
 
 @pytest.mark.slow
@@ -87,10 +104,6 @@ def test_the_command_line_shares_one_video_and_writes_it_once(tmp_path):
     assert 0 < result["density"] < 1
     assert sorted(path.name for path in out.iterdir()) == sorted(OUTPUTS)
     assert len(load_trace(out / "trace.npz").records) > 0
-
-    # 1 x 1 x 3 tokens
-    odd = torchrun(*command, "--height", "16", "--width", "48", "--frames", "1")
-    assert odd.returncode == 0
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from svg2.training import evaluate
 from svg2.training.dit import Denoiser
 from svg2.training.evaluate import checkpoint_hash, evaluate_model, held_out_prompts, judge
-from svg2.training.grammar import Body, Knowledge, Scene, held_out, parse, vocabulary
+from svg2.training.grammar import Body, Knowledge, Scene, held_out, parse, rule, vocabulary
 from svg2.training.pipeline import assemble, ship
 from svg2.training.render import render_one
 from svg2.training.shapes import ShapeNet, crop, load_or_train, rendered_crops, train
@@ -28,7 +29,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = Denoiser()
     pipe = assemble(build_vae(), model.transformer, model.text_encoder, model.tokenizer)
-    ship(pipe, folder, 48)
+    ship(pipe, folder, {"max_sequence_length": 48, "rule": rule()})
     lab = json.loads((folder / "lab.json").read_text())
     lab |= {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
     (folder / "lab.json").write_text(json.dumps(lab | {"num_q_clusters": 8, "num_k_clusters": 16}))
@@ -53,6 +54,18 @@ def test_held_out_prompts_are_of_combinations_never_trained_on():
     for scene, prompt in held_out_prompts(30, few):
         assert len(scene.bodies) == 1
         assert few.covers(prompt)
+    for scene, _ in held_out_prompts(30, EVERYTHING, before=few):
+        new = [b.shape == "ring" or b.colour == "cyan" for b in scene.bodies]
+        assert all(new), "anything else may have been trained on"
+
+
+def test_weights_with_other_combinations_held_out_are_not_judged(untrained, classifier, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(untrained, folder)
+    lab = json.loads((folder / "lab.json").read_text())
+    (folder / "lab.json").write_text(json.dumps(lab | {"rule": "another"}))
+    with pytest.raises(ValueError, match="other combinations held out"):
+        evaluate_model(folder, tmp_path / "report.json", 2, shapes=classifier)
 
 
 @pytest.mark.slow
