@@ -162,7 +162,7 @@ def attention_builds(config: attention.Config, head_dim: int, dtype: str) -> Ite
 
 def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
     """Assignment and update."""
-    tiling = kmeans.tiling_for(chip, head_dim)
+    tiling = kmeans.tiling_for(chip)
     yield Build(
         f"assign {tiling.block_n}×{tiling.block_c} D{head_dim} {dtype}",
         kmeans.assign_kernel,

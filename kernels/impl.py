@@ -60,6 +60,19 @@ def device_of(x: Tensor) -> AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
+def dense_rows(x: Tensor) -> Tensor:
+    """`x`, copied only where its last dimension is strided."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def chip_of(device: torch.device) -> str:
+    """The chip behind a GPU as tilings name it: "sm_90", or "gfx942" for all of AMD's."""
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
 def _why_not_on(x: Tensor, products: bool) -> str | None:
     """What stands in the way of fused kernels on this tensor, or None."""
     if INTERPRETING:

@@ -100,7 +100,7 @@ def sparse_attention(
     if text is not None:
         n_text = text.q.shape[2]
         out, text_out = out.split([q.shape[2], n_text], dim=2)
-    plan = Plan(q_clusters, k_clusters, q_order, k_order, P, kept, n_text)
+    plan = Plan(q_clusters, k_clusters, P, kept, n_text)
     return SparseResult(out, plan, text_out)
 
 

@@ -249,7 +249,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
 
-    from svg2.bench import SuiteUnavailable, run_cpu_suite, run_e2e_suite, run_gpu_suite
+    from svg2.bench.cpu import run_cpu_suite
+    from svg2.bench.e2e import run_e2e_suite
+    from svg2.bench.gpu import SuiteUnavailable, run_gpu_suite
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -70,7 +70,6 @@ class ModelSpec:
         published: its row of the menu, if it has one.
     """
 
-    id: str
     title: str
     source: str
     kind: PipelineKind
@@ -444,7 +443,6 @@ def _published_spec(name: str, row: Published) -> ModelSpec:
     kind = PIPELINES[row.pipeline]
     config = _published_config(kind, row.height, row.shape.layers)
     spec = ModelSpec(
-        id=name,
         title=row.title,
         source=row.hub_id,
         kind=kind,
@@ -525,7 +523,6 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
         patch = _patch(transformer)
         two_experts = index.get("boundary_ratio") is not None
         return ModelSpec(
-            id=model_id,
             title=title,
             source=str(folder),
             kind=kind,

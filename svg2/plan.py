@@ -1,11 +1,11 @@
-"""What one sparse attention call computes: clusters, their order, the kept pairs, densities."""
+"""What one sparse attention call computes: clusters, the kept pairs, densities."""
 
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
-from kernels import KMeansResult, Permutation
+from kernels import KMeansResult
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,6 @@ class Plan:
 
     q_clusters: KMeansResult
     k_clusters: KMeansResult
-    q_order: Permutation
-    k_order: Permutation
     P: Float32[Tensor, "B H Q K"]
     kept: Bool[Tensor, "B H Q K"]
     n_text: int = 0

@@ -11,7 +11,8 @@ from functools import cache
 
 import pytest
 
-from svg2.bench import run_e2e_suite, run_gpu_suite
+from svg2.bench.e2e import run_e2e_suite
+from svg2.bench.gpu import run_gpu_suite
 from svg2.bench.report import with_numbers
 from tests.tree import ROOT, project_files
 

@@ -25,7 +25,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kernels.impl import INTERPRETING, device_of
+from kernels.impl import INTERPRETING, chip_of, dense_rows, device_of
 
 # A chunk is one int32: where it starts, and in the low bits its length.
 LENGTH_BITS = tl.constexpr(6)
@@ -400,7 +400,7 @@ def cluster_attention(
 
 @cluster_attention.register_fake
 def _(q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm):
-    return torch.empty_like(_rows_of_memory(q))
+    return torch.empty_like(dense_rows(q))
 
 
 def attend(
@@ -427,7 +427,7 @@ def attend(
     if num_keys >= MAX_KEYS:
         raise ValueError(f"the Triton kernels take fewer than {MAX_KEYS} keys, not {num_keys}")
 
-    q = _rows_of_memory(q)
+    q = dense_rows(q)
     out = torch.empty_like(q)
     k, v, kept = k.contiguous(), v.contiguous(), kept.contiguous().view(torch.uint8)
     q_offsets, k_offsets = q_offsets.int().contiguous(), k_offsets.int().contiguous()
@@ -489,20 +489,12 @@ def attend(
     return out
 
 
-def _rows_of_memory(q: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H N D"]:
-    """q, copied only where its last dimension is strided."""
-    return q if q.stride(-1) == 1 else q.contiguous()
-
-
 @cache
 def device_config(device: torch.device, head_dim: int) -> Config:
     """The configuration for the chip behind a device."""
     if INTERPRETING:
         return Config(Tiling(64, 64, 4, 1), Tiling(32, 64, 4, 1))
-    if torch.version.hip is not None:
-        return config_for("gfx942", head_dim)
-    major, minor = torch.cuda.get_device_capability(device)
-    return config_for(f"sm_{major}{minor}", head_dim)
+    return config_for(chip_of(device), head_dim)
 
 
 @cache

@@ -12,7 +12,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.impl import INTERPRETING, device_of
+from kernels.impl import INTERPRETING, chip_of, dense_rows, device_of
 from kernels.permutation import fused as permutation
 
 # Tokens of a cluster that the update adds up side by side.
@@ -29,7 +29,7 @@ class Tiling:
     num_stages: int
 
 
-def tiling_for(target: str, head_dim: int) -> Tiling:
+def tiling_for(target: str) -> Tiling:
     """The tiling for a chip, named "sm_90" or "gfx942"; found by compiling, not by timing."""
     if target in {"sm_90", "sm_100"}:
         return Tiling(128, 64, 8, 4)
@@ -137,7 +137,7 @@ def kmeans_and_sort(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Labels, centroids and sizes after `iters` rounds, and `perm` and `offsets` of the labels."""
     with device_of(x):
-        return lloyd(x, centroids, iters, device_tiling(x.device, x.shape[-1]))
+        return lloyd(x, centroids, iters, device_tiling(x.device))
 
 
 @kmeans_and_sort.register_fake
@@ -159,7 +159,7 @@ def lloyd(
     """As `kmeans_and_sort`, under a tiling of one's own."""
     batch, heads, num_tokens, head_dim = x.shape
     num_clusters = centroids.shape[2]
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = dense_rows(x)
     means = centroids.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     # Products are in the dtype of x: the nearest of the rounded centroids needs their own norms.
     rounded = means.to(x.dtype, copy=True)
@@ -202,7 +202,7 @@ def cluster_means(x: Tensor, perm: Tensor, offsets: Tensor) -> Tensor:
     """fp32 mean of each cluster, 0 for an empty one; x is in the order that `perm` sorts."""
     batch, heads, num_tokens, head_dim = x.shape
     num_clusters = offsets.shape[-1] - 1
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = dense_rows(x)
     means = torch.zeros(batch, heads, num_clusters, head_dim, dtype=torch.float32, device=x.device)
     with device_of(x):
         update_kernel[(num_clusters, batch * heads)](
@@ -219,11 +219,6 @@ def _(x: Tensor, perm: Tensor, offsets: Tensor) -> Tensor:
 
 
 @cache
-def device_tiling(device: torch.device, head_dim: int) -> Tiling:
+def device_tiling(device: torch.device) -> Tiling:
     """The tiling for the chip behind a device."""
-    if INTERPRETING:
-        return Tiling(64, 16, 4, 1)
-    if torch.version.hip is not None:
-        return tiling_for("gfx942", head_dim)
-    major, minor = torch.cuda.get_device_capability(device)
-    return tiling_for(f"sm_{major}{minor}", head_dim)
+    return Tiling(64, 16, 4, 1) if INTERPRETING else tiling_for(chip_of(device))

@@ -6,7 +6,7 @@ import triton.language as tl
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from kernels.impl import INTERPRETING, device_of
+from kernels.impl import INTERPRETING, dense_rows, device_of
 
 # Labels ranked among themselves by one program, and how many it compares with at a time.
 BLOCK_N, BLOCK_COMPARE = (128, 128) if INTERPRETING else (512, 16)
@@ -162,7 +162,7 @@ def counting_sort(
 def move_tokens(x: Tensor, perm: Tensor, inverse: bool) -> Tensor:
     """x[b, h, perm[b, h, i]] in place i, or with `inverse` row i in place perm[b, h, i]."""
     batch, heads, num_tokens, head_dim = x.shape
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = dense_rows(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block_d = triton.next_power_of_2(head_dim)
     block_n = max(1, MOVE_ELEMENTS // block_d)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from svg2.bench.gpu import Progress, suite_device
 from svg2.bench.race import race
-from svg2.config import SVG2Config
+from svg2.config import SVG2Config, ceil_fraction
 from svg2.enable import Handle, enable, measure_dense
 from svg2.environment import peak_memory, provenance
 from svg2.media import json_bytes, write_atomic
@@ -238,7 +238,7 @@ class _Bench:
         sums_ms = warm_calls.sum(axis=0) / (_forwards(stats) - 1)
         stage_ms = dict(zip(STAGES, sums_ms.tolist(), strict=True))
         model = self.model
-        warmup_steps = math.ceil(setting.warmup_fraction * model.num_steps)
+        warmup_steps = ceil_fraction(setting.warmup_fraction, model.num_steps)
         sparse_steps = model.num_steps - warmup_steps
         dense_run = model.num_steps * self.dense_ms
         sparse_run = warmup_steps * self.dense_ms + cold_ms + (sparse_steps - 1) * warm_ms

@@ -67,7 +67,7 @@ def assign_tilings(toy: bool) -> dict[str, Any]:
         *((128, 128, 8, 2), (128, 128, 8, 3), (128, 128, 4, 3), (128, 64, 4, 4), (256, 64, 8, 3)),
         *((256, 128, 8, 2), (64, 128, 4, 3), (128, 256, 8, 2), (64, 64, 4, 4)),
     ]
-    found = {"shipped": fused.device_tiling(device, 128)}
+    found = {"shipped": fused.device_tiling(device)}
     return found | {
         "{}×{}, {} warps, {} stages".format(*size): fused.Tiling(*size) for size in sizes
     }

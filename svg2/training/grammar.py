@@ -237,12 +237,22 @@ class Knowledge:
         return tuple(p for p in phrases if set(p.split()) <= self.words)
 
 
+def tokens_of(folder: Path) -> list[str]:
+    """What the tokenizer of a shipped pipeline holds, in the order of its ids.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: there is no such tokenizer.
+    """
+    content = json.loads((folder / "tokenizer" / "tokenizer.json").read_text("utf-8"))
+    ids: dict[str, int] = content["model"]["vocab"]
+    return sorted(ids, key=lambda token: ids[token])
+
+
 @functools.cache
 def knowledge_of(folder: Path) -> Knowledge:
     """What the model in `folder` knows: its tokenizer's words; without one, the whole grammar."""
     try:
-        content = json.loads((folder / "tokenizer" / "tokenizer.json").read_text("utf-8"))
-        words = list(content["model"]["vocab"])
+        words = tokens_of(folder)
     except (OSError, ValueError, KeyError, TypeError):
         words = list(vocabulary())
     return Knowledge(frozenset(w for w in words if w.isalpha()))

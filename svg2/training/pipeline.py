@@ -11,7 +11,7 @@ from diffusers.models import AutoencoderKLWan
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from svg2.training.grammar import vocabulary
+from svg2.training.grammar import tokens_of, vocabulary
 from svg2.training.vae import LATENT_CHANNELS
 
 TEXT_DIM = 96
@@ -56,9 +56,7 @@ def build_tokenizer(words: Sequence[str] = vocabulary()) -> PreTrainedTokenizerF
 
 def words_of(folder: Path) -> tuple[str, ...]:
     """The words of a shipped pipeline's tokenizer, in the order of their tokens."""
-    content = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
-    ids: dict[str, int] = content["model"]["vocab"]
-    return tuple(sorted(ids, key=lambda word: ids[word]))[len(_SPECIAL) :]
+    return tuple(tokens_of(folder)[len(_SPECIAL) :])
 
 
 def with_words(

@@ -199,8 +199,7 @@ def plan_of(q_labels, k_labels, num_q, num_k, kept):
         return KMeansResult(labels, torch.zeros(*sizes.shape, 1), sizes, "reference")
 
     P = torch.softmax(torch.randn(kept.shape), -1)
-    orders = sort_by_label(q_labels, num_q), sort_by_label(k_labels, num_k)
-    return Plan(clusters(q_labels, num_q), clusters(k_labels, num_k), *orders, P, kept)
+    return Plan(clusters(q_labels, num_q), clusters(k_labels, num_k), P, kept)
 
 
 @settings(deadline=None)

@@ -9,17 +9,14 @@ import sys
 import pytest
 import torch
 
-from svg2.bench import (
-    SuiteUnavailable,
-    Workload,
-    run_cpu_suite,
-    run_e2e_suite,
-    run_gpu_suite,
-)
 from svg2.bench.baselines import flex_padded
+from svg2.bench.cpu import run_cpu_suite
+from svg2.bench.e2e import run_e2e_suite
 from svg2.bench.exact import ExactRows
+from svg2.bench.gpu import SuiteUnavailable, run_gpu_suite
 from svg2.bench.race import race
 from svg2.bench.workload import (
+    Workload,
     compute_density_of,
     density_of,
     make_clustered,

@@ -41,7 +41,7 @@ class TinyFamily:
     Attributes:
         layers: self-attention layers of a transformer; branches: guidance passes a step.
         given: field of a request that names a file, and which.
-        tokens: at the default size; text: real prompt tokens in the same attention.
+        tokens: at the default size.
     """
 
     build: Callable[[], Any]
@@ -50,7 +50,6 @@ class TinyFamily:
     branches: int = 2
     given: str | None = None
     tokens: int = 72
-    text: int = 0
     request: Mapping[str, Any] = field(default_factory=dict)
 
 
