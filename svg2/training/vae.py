@@ -20,6 +20,7 @@ from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.ranks import average_gradients, rank_and_world, shared_clock
 
 LATENT_CHANNELS = 16
+_DETAILED_OF = 3
 _ON_DEVICE_BYTES = 48 << 30  # clips up to this size move to a GPU as a whole
 # What checkpoints hold that do not say it.
 _OLD_BASE_DIM = 32
@@ -61,7 +62,11 @@ def to_model(frames: UInt8[Tensor, "B F H W 3"]) -> Float[Tensor, "B 3 F H W"]:
 
 
 class CropSource:
-    """Random space-time crops of a store's clips, half of them mirrored."""
+    """Random space-time crops of a store's clips, half of them mirrored.
+
+    Half of them are the most detailed of a few: most of a clip is plain ground and sky, and most
+    of the error is at edges.
+    """
 
     def __init__(self, store: Store, crops: Crops, rng: np.random.Generator, device: str) -> None:
         self.store, self.crops, self.rng, self.device = store, crops, rng, device
@@ -70,18 +75,22 @@ class CropSource:
             self.rows = torch.from_numpy(np.array(self.rows)).to(device)
 
     def draw(self) -> Float[Tensor, "B 3 F S S"]:
+        out = []
+        for i in range(self.crops.batch):
+            crops = [self._crop() for _ in range(_DETAILED_OF if i % 2 else 1)]
+            crop = max(crops, key=_detail)
+            out.append(crop.flip(2) if self.rng.random() < 0.5 else crop)
+        return to_model(torch.stack(out).to(self.device))
+
+    def _crop(self) -> UInt8[Tensor, "F S S 3"]:
         c, rng = self.crops, self.rng
         count, length, height, width, _ = self.rows.shape
-        out = []
-        for _ in range(c.batch):
-            n, t = rng.integers(count), rng.integers(length - c.num_frames + 1)
-            # Latents are 8 x 8 pixels: crops on that grid see the phases that whole clips have.
-            y = 8 * rng.integers((height - c.size) // 8 + 1)
-            x = 8 * rng.integers((width - c.size) // 8 + 1)
-            crop = self.rows[n, t : t + c.num_frames, y : y + c.size, x : x + c.size]
-            crop = torch.as_tensor(np.array(crop) if isinstance(crop, np.ndarray) else crop)
-            out.append(crop.flip(2) if rng.random() < 0.5 else crop)
-        return to_model(torch.stack(out).to(self.device))
+        n, t = rng.integers(count), rng.integers(length - c.num_frames + 1)
+        # Latents are 8 x 8 pixels: crops on that grid see the phases that whole clips have.
+        y = 8 * rng.integers((height - c.size) // 8 + 1)
+        x = 8 * rng.integers((width - c.size) // 8 + 1)
+        crop = self.rows[n, t : t + c.num_frames, y : y + c.size, x : x + c.size]
+        return torch.as_tensor(np.array(crop) if isinstance(crop, np.ndarray) else crop)
 
 
 class WholeClips:
@@ -122,6 +131,12 @@ def _resample(
     if module.mode == "downsample3d" and x.shape[2] > 1:
         x = torch.cat([x[:, :, :1], module.time_conv(x)], dim=2)
     return x
+
+
+def _detail(crop: UInt8[Tensor, "F S S 3"]) -> float:
+    """How much brightness changes from pixel to pixel, in the crop's middle frame."""
+    green = crop[len(crop) // 2, :, :, 1].float()
+    return float(green.diff(dim=0).abs().mean() + green.diff(dim=1).abs().mean())
 
 
 def psnr_of(vae: AutoencoderKLWan, clips: Float[Tensor, "B 3 F H W"]) -> float:
