@@ -158,7 +158,7 @@ def test_bench_prints_what_the_suite_measured(tmp_path, capsys, monkeypatch):
         path.write_text("{}")
         return {"suite": "cpu"}
 
-    monkeypatch.setattr("svg2.bench.run_cpu_suite", suite)
+    monkeypatch.setattr("svg2.bench.cpu.run_cpu_suite", suite)
     assert cli.main(["bench", "--out", str(tmp_path / "new" / "cpu.json")]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"suite": "cpu"}
