@@ -330,7 +330,7 @@ def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) 
         default="builtin",
         help="see the command models; or a pipeline's folder or hub id",
     )
-    parser.add_argument("--preset", default="published", help="published, fast or faithful")
+    parser.add_argument("--preset", default="published", help="published, fast, faithful or draft")
     parser.add_argument("--image", metavar="FILE", help="start from it, with a model that does")
     parser.add_argument("--video", metavar="FILE", help="an MP4 to start from, likewise")
     parser.add_argument("--seed", type=int, default=0, metavar="N")

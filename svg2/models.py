@@ -39,6 +39,7 @@ PRESETS: Mapping[str, str] = {
     "published": "the settings that were published for the model",
     "fast": "a smaller budget and half the dense warm-up",
     "faithful": "a larger budget and a dense warm-up of 30 % of the steps",
+    "draft": "half the frames in 60 % of the steps, for the impatient",
 }
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
@@ -112,6 +113,13 @@ class ModelSpec:
         elif name == "faithful":
             warmup = max(0.3, config.warmup_fraction)
             config = config.replace(top_p=0.95, warmup_fraction=warmup)
+        elif name == "draft":
+            half = (self.num_frames - 1) // 2
+            return replace(
+                self,
+                num_frames=half - half % self.frame_stride + 1,
+                num_inference_steps=ceil_fraction(0.6, self.num_inference_steps),
+            )
         elif name not in PRESETS:
             raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
         return replace(self, config=config)

@@ -22,7 +22,7 @@ from svg2.models import (
     resolve_dtype,
     snapshot,
 )
-from svg2.request import RequestError
+from svg2.request import Request, RequestError
 from tests.svg2.pipelines import LAB, make_model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -236,6 +236,17 @@ def test_presets_differ_in_budget_and_warm_up():
     assert fast.warmup_fraction < published.warmup_fraction < faithful.warmup_fraction
     with pytest.raises(ConfigError, match="magic"):
         spec.preset("magic")
+
+
+@pytest.mark.parametrize(
+    ("model", "frames", "steps"), [("builtin", 9, 10), ("wan2.1-14b", 41, 30)]
+)
+def test_a_draft_has_half_the_frames_and_fewer_steps(model, frames, steps):
+    spec = model_spec(model)
+    draft = spec.preset("draft")
+    assert (draft.num_frames, draft.num_inference_steps) == (frames, steps)
+    assert draft.config == spec.config
+    assert Request("a red ball", model=model).resolve(draft).num_frames == frames
 
 
 def test_no_message_says_where_our_files_are(monkeypatch, tmp_path):
