@@ -35,8 +35,8 @@ class TileWaste:
 
     @property
     def waste(self) -> float:
-        """Share of the touched pairs that was not asked for, 0 to 1."""
-        return 1 - self.kept_pairs / self.touched_pairs
+        """Share of the touched pairs that was not asked for, 0 to 1; 0 where none is touched."""
+        return 1 - self.kept_pairs / self.touched_pairs if self.touched_pairs else 0.0
 
 
 def density(record: Record, kept: Bool[ndarray, "Q K"]) -> float:

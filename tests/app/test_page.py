@@ -6,6 +6,7 @@ import io
 import re
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -137,16 +138,36 @@ def test_prompts_are_never_markup(visit) -> None:
     assert page.evaluate("window.stung") is None
 
 
+def test_surprise_me_brings_another_prompt(visit) -> None:
+    page = visit()
+    unfold(page, "Examples")
+    before = page.locator(PROMPT).input_value()
+    page.click("#surprise")
+    page.wait_for_function(
+        "(before) => document.querySelector('#prompt textarea').value !== before", arg=before
+    )
+    assert app.KNOWN.covers(page.locator(PROMPT).input_value())
+    assert page.locator("#status p").count() == 0
+
+
 def test_a_bad_trace_loses_nothing(visit) -> None:
     sound = trace_bytes(make_synthetic_trace(grid=(2, 4, 4), num_q=3, num_k=4, steps=3))
     page = visit()
     unfold(page, "This trace")
-    for name, data in {"cut": sound[:-200], "gif": b"GIF89a not a trace", "none": b""}.items():
+    bad = {
+        "cut": sound[:-200],
+        "gif": b"GIF89a not a trace",
+        "none": b"",
+        "no-runs": trace_bytes(replace(load_trace(sound), runs=(), records=())),
+    }
+    for name, data in bad.items():
         page.set_input_files(
             "#traces input[type=file]",
             {"name": f"{name}.npz", "mimeType": "application/octet-stream", "buffer": data},
         )
         page.locator("#status .say.warn").wait_for()
+        if name == "no-runs":
+            says(page, "The trace holds no sparse run, so there is nothing to compare.")
         assert page.locator("#status p").count() == 1
         assert str(app.ROOT) not in page.content()
     assert page.locator("#explorer .mode").inner_text() == "ready-made trace"

@@ -85,6 +85,12 @@ def test_density_is_the_mean_of_the_full_mask(record):
     assert density(record, record.kept) == pytest.approx(full_mask(record, "original").mean())
 
 
+def test_a_mask_that_keeps_nothing_wastes_nothing():
+    record = random_record(0, 20, 3, 4)
+    tiles = tile_waste(record, np.zeros_like(record.kept), 8, "original")
+    assert (tiles.touched, tiles.share, tiles.waste) == (0, 0.0, 0.0)
+
+
 def test_bad_arguments_are_refused():
     record = random_record(0, 20, 3, 4)
     for bins in (0, 21):

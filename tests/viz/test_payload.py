@@ -85,6 +85,11 @@ def test_a_recorded_run_needs_a_budget(trace, config):
     explorer_payload(replace(trace, runs=(run,), records=()))
 
 
+def test_a_trace_without_runs_is_refused(trace):
+    with pytest.raises(TraceError, match="no sparse run"):
+        explorer_payload(replace(trace, runs=(), records=()))
+
+
 def test_a_clip_too_long_to_show_is_refused(trace):
     run = replace(trace.runs[0], psnr_frame=np.zeros(1001, np.float32))
     with pytest.raises(TraceError, match="1000 frames"):
