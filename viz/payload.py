@@ -39,7 +39,7 @@ def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
         "provenance": _json_safe(trace.provenance),
         "num_frames": num_frames,
         "latent_frames": latent_frames(num_frames, trace.grid[0]),
-        "dense": {"result": _json_safe(trace.dense_result), "mp4": _base64(trace.dense_mp4)},
+        "dense": {"mp4": _base64(trace.dense_mp4)},
         "runs": [_run(run) for run in trace.runs],
         "records": [_record(record) for record in trace.records],
     }
@@ -93,10 +93,7 @@ def _run(run: Run) -> dict[str, Any]:
         "config": _json_safe(run.config),
         "result": _json_safe(run.result),
         "mp4": _base64(run.mp4),
-        **{
-            name: _pack(getattr(run, name))
-            for name in ("psnr_frame", "call", "density", "kept_mass", "stage_ms")
-        },
+        **{name: _pack(getattr(run, name)) for name in ("psnr_frame", "call", "density")},
     }
 
 

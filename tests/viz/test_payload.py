@@ -28,7 +28,7 @@ def test_arrays_survive_the_way(trace):
     assert base64.b64decode(payload["dense"]["mp4"]) == trace.dense_mp4
     for run, sent in zip(trace.runs, payload["runs"], strict=True):
         assert base64.b64decode(sent["mp4"]) == run.mp4
-        for name in ("psnr_frame", "call", "density", "kept_mass", "stage_ms"):
+        for name in ("psnr_frame", "call", "density"):
             np.testing.assert_array_equal(unpack(sent[name]), getattr(run, name))
     for record, sent in zip(trace.records, payload["records"], strict=True):
         for name in ("q_labels", "k_labels", "P", "q_rgb", "k_rgb", "k_near"):
