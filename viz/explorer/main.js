@@ -53,6 +53,7 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
   const run = Math.min(wanted.run ?? openingRun(data), data.runs.length - 1);
   const place = source(run) < 0 ? {} : nearestPlace(data, wanted, source(run));
   const hasRecords = source(run) >= 0;
+  if (hasRecords) data.record(recordAt(data, place, source(run))); // fails before anything is made
   const measuredOf = (r) => data.runs[Math.max(0, source(r))].config.top_p;
   const side = wanted.side ?? "q";
   const pins = pinsOf(data, place, source(run), side, wanted);
