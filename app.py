@@ -64,6 +64,9 @@ MASTHEAD = """
 <p>One video, made twice: with dense attention, and with
 <a href="https://arxiv.org/abs/2505.18875" target="_blank" rel="noreferrer">SVG2</a> sparse
 attention. See what was skipped, what it saved, and what it cost.</p>
+<button id="settings" type="button" aria-expanded="false" aria-controls="controls"
+  onclick="this.setAttribute('aria-expanded', this.getAttribute('aria-expanded') !== 'true')"
+>Make or open another video</button>
 """
 EMPTY = """
 <div class="nothing"><h2>No trace is open</h2>

@@ -112,3 +112,7 @@ def test_on_a_wide_page_the_card_floats(trace, open_page):
     page = open_page(trace, "#run=1&tour=5", reduced_motion="reduce")
     position = page.locator(".tour").evaluate("(node) => getComputedStyle(node).position")
     assert position == "fixed"
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    chart = page.locator(".chart").bounding_box()  # the last view, at the end of the page
+    assert chart["y"] + chart["height"] < page.locator(".tour").bounding_box()["y"]

@@ -151,7 +151,7 @@ function timeBars(run) {
         Object.entries(parts).map(([key, s]) =>
           el(
             "span",
-            { class: `part ${key}`, style: `width:${((100 * s) / longest).toFixed(2)}%` },
+            { class: `part ${key}${s / longest < 0.2 ? " brief" : ""}`, style: `width:${((100 * s) / longest).toFixed(2)}%` },
             s / longest > 0.1 ? `${key === "warm" ? "still dense" : key} ${seconds(s)}` : "",
           ),
         ),

@@ -87,7 +87,7 @@ export function makePlaceBar(app) {
     "p",
     { class: "summary", "aria-live": "polite" },
     kept,
-    " of this call's token pairs kept",
+    " of this call's pairs kept",
   );
   const other = el("p", { class: "notice" });
   const node = el(

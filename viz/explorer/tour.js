@@ -45,6 +45,15 @@ function journeys(record, [T, Y, X]) {
   });
 }
 
+/** How far the colour of each query cluster lies from the mean, over the usual distance: things are rare, and unlike the rest. */
+function apart({ q: { sizes, rgb } }) {
+  const tokens = sizes.reduce((sum, n) => sum + n, 0);
+  const mean = [0, 1, 2].map((k) => sizes.reduce((sum, n, c) => sum + n * rgb[3 * c + k], 0) / tokens);
+  const far = Array.from(sizes, (_, c) => Math.hypot(...mean.map((m, k) => rgb[3 * c + k] - m)));
+  const usual = Math.sqrt(far.reduce((sum, d, c) => sum + sizes[c] * d * d, 0) / tokens);
+  return far.map((d) => d / Math.max(usual, 1e-9));
+}
+
 /** The query cluster, of any recorded layer at this step and head, that looks most like a thing. */
 function tellingCluster(app) {
   const { data, store } = app;
@@ -54,9 +63,10 @@ function tellingCluster(app) {
     const here = place.step === step && place.head === head && place.branch === branch;
     if (place.run !== app.source() || !here) return;
     const record = data.record(i);
+    const far = apart(record);
     journeys(record, data.grid).forEach(({ thing }, q) => {
       const share = record.q.sizes[q] / data.tokens; // neither the background nor a speck
-      const score = share > 0.005 && share < 0.15 ? thing : 0;
+      const score = share > 0.005 && share < 0.15 ? thing * far[q] : 0;
       if (score > best.score) best = { layer: place.layer, cluster: q, score };
     });
   });
@@ -130,7 +140,7 @@ function steps(app) {
       title: "What was skipped?",
       patch: () => ({ ...calm, ...measured(), ...whole, ...cluster() }),
       text: () =>
-        `Rows are queries, columns keys; empty is skipped. This call computes ${percent(app.stats().density)} of the pairs. Press “Play the sorting” to see scattered pairs become blocks.`,
+        `Rows are queries, columns keys; empty is skipped. This call computes ${percent(app.stats().density)} of the pairs. ${app.still ? "“Back to token order” shows how scattered they lay." : "Press “Play the sorting” to see scattered pairs become blocks."}`,
     },
     {
       view: "masks",
