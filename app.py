@@ -616,7 +616,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             """The budget slider was let go: ask for a real run there. The newest wish counts."""
             if visit.wish is not None or visit.is_making_both:
                 waits = "A run is under way; the budget can be run after it."
-                return {status: say(waits), explorer: visit.view(notice=waits)}
+                return {explorer: visit.view(notice=waits)}  # the status is the run's own
             try:
                 visit.release = visit.wish_at(studio, event.run, event.method, event.top_p)
             except BAD_INPUT as error:

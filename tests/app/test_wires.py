@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import app
 from svg2.jobs import Studio
@@ -37,6 +38,19 @@ def test_cancel_says_that_a_step_is_still_to_end(studio: Studio, shelf: Shelf) -
     assert said["cancel"]["interactive"] is False
     *_, last = making
     assert any("Cancelled" in str(value) for value in last.values())
+
+
+def test_a_release_during_a_run_is_refused_and_leaves_the_runs_own_words(
+    studio: Studio, shelf: Shelf
+) -> None:
+    page = app.build_page(studio, shelf)
+    visit = app.Visit(next(iter(shelf.ready_made.values())), studio.model)
+    visit.is_making_both = True
+    event = SimpleNamespace(run=0, method="svg2", top_p=0.5)
+    said = {part.elem_id: value for part, value in wire(page, "released")(visit, event).items()}
+    assert "A run is under way" in said["explorer"]["notice"]
+    assert "status" not in said
+    assert visit.release is None
 
 
 def test_uploads_do_not_stay_for_good(studio: Studio, shelf: Shelf) -> None:

@@ -93,7 +93,9 @@ def receive(page, value: dict) -> None:
 def test_why_a_release_starts_no_run_is_said_beside_the_slider_and_taken_back(page):
     answer = page.locator(".masks .answer")
     running = {"live": {"text": "Dense run, step 3 of 20.", "done": 0.2, "stage": "denoise"}}
+    receive(page, {"can_run": True, **running})
     receive(page, {"can_run": True, "notice": "A run is under way."})
+    assert page.locator(".live", has_text="step 3 of 20").is_visible()  # and goes on
     assert answer.inner_text() == "A run is under way."
     receive(page, {"can_run": True, **running})  # as long as that run goes on
     assert answer.is_visible()

@@ -648,8 +648,8 @@ export function mount(host, options) {
       if (!value) return;
       extras.can_run = value.can_run;
       const slot = (value.live?.release && workspace?.liveSlot) || topSlot;
-      if (panel.node.parentNode !== slot) slot.append(panel.node);
-      panel.update(value.live ?? null);
+      if (!value.notice && panel.node.parentNode !== slot) slot.append(panel.node);
+      if (value.live || !value.notice) panel.update(value.live ?? null); // a notice ends no run
       if (value.live?.release) workspace?.answer?.(null);
       if (!value.notice) untell(value);
       if (value.src && value.src !== shownSrc) {
