@@ -104,6 +104,15 @@ def test_every_part_of_a_bar_can_be_read(theme, trace, open_page):
     assert all(abs(text - ground) > 200 for text, ground in light.values()), light
 
 
+def test_both_clips_stand_at_one_height_on_a_phone(trace, open_page):
+    page = open_page(trace, "#run=3", width=390)
+    page.wait_for_timeout(1500)
+    dense, sparse = (page.locator(f".stage .{n} canvas") for n in ("dense", "sparse"))
+    assert dense.bounding_box()["y"] == pytest.approx(sparse.bounding_box()["y"], abs=1)
+    captions = [c.bounding_box()["height"] for c in page.locator(".stage figcaption").all()]
+    assert captions[1] > captions[0]  # where the names are of one length, this shows nothing
+
+
 def test_runs_that_differ_in_clusters_have_names_that_differ(trace, open_page):
     other = replace(trace.runs[1], config={**trace.runs[1].config, "num_k_clusters": 7})
     page = open_page(replace(trace, runs=(trace.runs[0], other, trace.runs[2])), "#run=1")
