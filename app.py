@@ -6,6 +6,7 @@ import base64
 import html
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -19,7 +20,14 @@ import gradio as gr
 from svg2.config import METHODS, ConfigError, SVG2Config, method_config
 from svg2.generate import Cancelled, Comparison, DenseRun, Progress, add_run
 from svg2.jobs import Job, Studio, Wish
-from svg2.models import BUILTIN_FOLDER, MODELS, PRESETS, ModelUnavailable, availability
+from svg2.models import (
+    BUILTIN_FOLDER,
+    MODELS,
+    PRESETS,
+    ModelUnavailable,
+    availability,
+    model_spec,
+)
 from svg2.request import Request, RequestError, ResolvedRequest
 from svg2.trace import RecordingPolicy, TraceError, load_trace
 from svg2.training.grammar import knowledge_of
@@ -33,10 +41,17 @@ STYLE = ROOT / "assets" / "static" / "page.css"
 KNOWN = knowledge_of(BUILTIN_FOLDER)
 MAX_RECORDED = 10  # runs of one trace with their clusters; older ones keep clip and numbers
 MAX_RUNS = 40
+HOUR_SECONDS = 3600  # uploads are looked through each hour, and gone after a day
 RELEASE_POLICY = RecordingPolicy(max_bytes=2 << 20)
 BAD_INPUT = (RequestError, ConfigError, ModelUnavailable, TraceError)
 
 METHOD_TITLES = {"svg2": "SVG2", "svg2-comp": "SVG2 + compensation"}
+RUN_TITLES = {
+    "": "Model",
+    "stock": "Dense run, prompt padding masked",
+    "dense": "Dense run",
+    **METHOD_TITLES,
+}
 STAGES = {
     "load": "loading",
     "warm up": "warming up",
@@ -49,6 +64,9 @@ MASTHEAD = """
 <p>One video, made twice: with dense attention, and with
 <a href="https://arxiv.org/abs/2505.18875" target="_blank" rel="noreferrer">SVG2</a> sparse
 attention. See what was skipped, what it saved, and what it cost.</p>
+<button id="settings" type="button" aria-expanded="false" aria-controls="controls"
+  onclick="this.setAttribute('aria-expanded', this.getAttribute('aria-expanded') !== 'true')"
+>Make or open another video</button>
 """
 EMPTY = """
 <div class="nothing"><h2>No trace is open</h2>
@@ -197,7 +215,7 @@ def say(text: str, kind: str = "quiet") -> str:
 
 def progress_parts(progress: Progress) -> tuple[str, str, str]:
     """Which run, which stage or step k of n, and the time left."""
-    who = METHOD_TITLES.get(progress.run, "Dense run" if progress.run else "Model")
+    who = RUN_TITLES.get(progress.run, progress.run)
     stage = STAGES.get(progress.stage, progress.stage)
     if progress.stage == "denoise":
         stage = f"step {progress.step} of {progress.num_steps}"
@@ -209,11 +227,20 @@ def progress_parts(progress: Progress) -> tuple[str, str, str]:
     return who, stage, left
 
 
-def share_done(progress: Progress, wish: Wish, with_dense: bool) -> float:
-    """How much of what was asked is done, 0 to 1; with the dense side or the sparse one alone."""
+def runs_of(wish: Wish, with_dense: bool) -> tuple[str, ...]:
+    """The runs that a wish takes, as progress names them; a joint model's dense side takes two."""
+    if not with_dense:
+        return (wish.method,)
+    is_joint = model_spec(wish.request.model).kind_for(wish.request).joint_text
+    return (*(["stock"] if is_joint else []), "dense", wish.method)
+
+
+def share_done(progress: Progress, runs: tuple[str, ...]) -> float:
+    """How much of all `runs` is done, 0 to 1."""
     done = progress.step / progress.num_steps if progress.num_steps else 0.0
     done = 1.0 if progress.stage in ("decode", "measure") else done
-    return (done + (progress.run == wish.method)) / 2 if with_dense else done
+    before = runs.index(progress.run) if progress.run in runs else 0
+    return (before + done) / len(runs)
 
 
 def progress_bar(progress: Progress, done: float) -> str:
@@ -346,7 +373,9 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
     def number(label: str, name: str) -> gr.Number:
         return gr.Number(preset.get(name), label=label, min_width=80, elem_id=name)
 
-    with gr.Blocks(title="SVG2 Lab", fill_width=True) as page:
+    with gr.Blocks(
+        title="SVG2 Lab", fill_width=True, delete_cache=(HOUR_SECONDS, 24 * HOUR_SECONDS)
+    ) as page:
         visit = gr.State(start, delete_callback=Visit.cancel)
         with gr.Row(elem_id="lab"):
             with gr.Column(elem_id="controls", scale=0, min_width=280):
@@ -450,11 +479,17 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
         inputs = [*fields.values(), *choices]
         assert tuple(fields) == SETTINGS
 
-        def buttons(is_busy: bool) -> Update:
+        def buttons(is_busy: bool, is_release: bool = False) -> Update:
             return {
-                generate: gr.update(interactive=not is_busy),
+                generate: gr.update(interactive=not is_busy or is_release),
                 cancel: gr.update(visible=is_busy, interactive=True),
             }
+
+        def over(visit: Visit, text: str, kind: str = "quiet") -> Update:
+            """A run has come to its end; another that waits keeps its own words and buttons."""
+            if visit.wish is not None:
+                return workspace(visit)
+            return {status: say(text, kind), **buttons(False), **workspace(visit)}
 
         def workspace(visit: Visit, **extra: Any) -> Update:
             return {
@@ -514,6 +549,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             dense = visit.dense_of(wish)
             policy = RELEASE_POLICY if is_release else None
             lead = f"Measuring top-p {wish.config.top_p:g}: " if is_release else ""
+            runs = runs_of(wish, with_dense=dense is None)
             job = visit.job = Job(
                 lambda report, stop: studio.compare(wish, report, stop, dense, policy)
             )
@@ -521,29 +557,30 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                 for progress in job:
                     if job.is_cancelled:
                         continue
-                    done = share_done(progress, wish, with_dense=dense is None)
+                    done = share_done(progress, runs)
                     yield {
                         status: progress_bar(progress, done),
+                        **buttons(True, is_release),
                         explorer: visit.view(live=live_of(progress, done, lead)),
                     }
                 return job.result()
             except Cancelled as stopped:
-                final = say("Cancelled. What was shown before stays.")
+                final = ("Cancelled. What was shown before stays.",)
                 if stopped.dense is not None:
                     visit.dense = stopped.dense
-                    final = say(
+                    final = (
                         "Cancelled. The dense run is done and kept: the same video again makes"
-                        " the sparse side alone."
+                        " the sparse side alone.",
                     )
             except BAD_INPUT as error:
-                final = say(plain(error), "warn")
+                final = (plain(error), "warn")
             except Exception:
                 log.exception("A run failed.")
-                final = say("The run failed. What was shown before stays.", "warn")
+                final = ("The run failed. What was shown before stays.", "warn")
             finally:
                 job.cancel()
                 visit.job = None
-            yield {status: final, **buttons(False), **workspace(visit)}
+            yield over(visit, *final)
             return None
 
         def run(visit: Visit, is_release: bool) -> Generator[Any]:
@@ -557,16 +594,17 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                 return
             before = visit.shown
             visit.is_making_both = not is_release
-            made = yield from follow(visit, wish, is_release)
-            visit.is_making_both = False
+            try:
+                made = yield from follow(visit, wish, is_release)
+            finally:  # a visitor who went away closes this where it waits
+                visit.is_making_both = False
             if made is None:
                 return
             if is_release and visit.shown is not before:  # it belongs to what is gone from sight
                 visit.dense = made.dense
             else:
                 visit.add(made, shelf)
-            done = say(outcome(made.result), "done")
-            yield {status: done, **buttons(False), **workspace(visit)}
+            yield over(visit, outcome(made.result), "done")
 
         def run_wish(visit: Visit) -> Generator[Any]:
             yield from run(visit, is_release=False)
@@ -578,7 +616,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             """The budget slider was let go: ask for a real run there. The newest wish counts."""
             if visit.wish is not None or visit.is_making_both:
                 waits = "A run is under way; the budget can be run after it."
-                return {status: say(waits), explorer: visit.view(notice=waits)}
+                return {explorer: visit.view(notice=waits)}  # the status is the run's own
             try:
                 visit.release = visit.wish_at(studio, event.run, event.method, event.top_p)
             except BAD_INPUT as error:
@@ -617,10 +655,10 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
 
         def receive(visit: Visit, data: bytes | None) -> Update:
             try:
-                trace = load_trace(data or b"")
+                shown = shelf.put(load_trace(data or b""), "upload")
             except TraceError as error:
                 return refuse(error)
-            visit.open(shelf.put(trace, "upload"))
+            visit.open(shown)
             return {status: say("The trace is open.", "done"), **workspace(visit)}
 
         run_outputs = [status, explorer, nothing, links, generate, cancel]

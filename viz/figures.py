@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import plotly.graph_objects as go
 
 from svg2.trace import Trace
 
-Axis = Literal["density", "compute_density", "attention_speedup", "speedup"]
-
-AXIS_TITLES: dict[str, str] = {
-    "density": "density: token pairs kept in sparse calls",
-    "compute_density": "compute density: kept pairs and what compensation computes",
-    "attention_speedup": "measured attention speedup",
-    "speedup": "measured end-to-end speedup",
-}
 SYMBOLS = {
     "svg2": "circle",
     "svg2-comp": "diamond",
@@ -39,9 +31,6 @@ class Point:
     top_p: float | None
     psnr_db: float | None
     density: float | None
-    compute_density: float | None
-    attention_speedup: float | None
-    speedup: float | None
 
 
 @dataclass(frozen=True)
@@ -49,36 +38,24 @@ class TradeoffInfo:
     """What the trade-off chart shows.
 
     Attributes:
-        points: measured runs, ordered by method and by the axis.
+        points: measured runs, ordered by method and density.
         identical: those whose frames equal the dense ones, which have no place on a dB axis.
-        unmeasured: how many runs lack the axis's number and are left out.
+        unmeasured: how many runs lack a density or a PSNR and are left out.
     """
 
-    axis: Axis
     points: tuple[Point, ...]
     identical: tuple[Point, ...]
     unmeasured: int
 
 
-def tradeoff_info(
-    trace: Trace, extra_points: Iterable[Mapping[str, Any]] = (), axis: Axis = "density"
-) -> TradeoffInfo:
-    """The measured runs of a trace, and further ones (result records, as a sweep writes them).
-
-    Raises:
-        ValueError: an unknown axis.
-    """
-    if axis not in AXIS_TITLES:
-        raise ValueError(f"axis must be one of {', '.join(AXIS_TITLES)}; got {axis!r}.")
+def tradeoff_info(trace: Trace) -> TradeoffInfo:
+    """The measured runs of a trace."""
     found = [_point(run.method, run.config, run.result) for run in trace.runs]
-    found += [_point(str(p.get("method")), p.get("config", p), p) for p in extra_points]
-    placed = [(point, missing) for point, missing in found if getattr(point, axis) is not None]
     known = sorted(
-        (point for point, missing in placed if not missing),
-        key=lambda p: (p.method, getattr(p, axis)),
+        (p for p, missing in found if not missing and p.density is not None),
+        key=lambda p: (p.method, p.density),
     )
     return TradeoffInfo(
-        axis=axis,
         points=tuple(p for p in known if p.psnr_db is not None),
         identical=tuple(p for p in known if p.psnr_db is None),
         unmeasured=len(found) - len(known),
@@ -86,14 +63,14 @@ def tradeoff_info(
 
 
 def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
-    """PSNR against density or speedup: a marker per run, a shape and colour per method."""
+    """PSNR against density: a marker per run, a shape and colour per method."""
     figure = go.Figure()
     methods = list(dict.fromkeys(p.method for p in info.points))
     for i, method in enumerate(methods):
         points = [p for p in info.points if p.method == method]
         figure.add_scatter(
             name=method,
-            x=[getattr(p, info.axis) for p in points],
+            x=[p.density for p in points],
             y=[p.psnr_db for p in points],
             text=["" if p.top_p is None else f"p {p.top_p:g}" for p in points],
             mode="lines+markers+text",
@@ -105,20 +82,26 @@ def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
                 "color": COLOURS[i % len(COLOURS)],
             },
         )
-    share = info.axis in ("density", "compute_density")
     figure.update_layout(
         template="plotly_white",
         showlegend=True,
         margin={"l": 60, "r": 30, "t": 30, "b": 60},
-        xaxis={"title": AXIS_TITLES[info.axis], **({"tickformat": ".0%"} if share else {})},
+        xaxis={"title": "density: token pairs kept in sparse calls", "tickformat": ".0%"},
         yaxis={"title": "PSNR against dense, dB"},
     )
+    notes = []
     if info.identical:
-        names = ", ".join(f"{p.method} p {p.top_p}" for p in info.identical)
+        names = (
+            p.method if p.top_p is None else f"{p.method} p {p.top_p:g}" for p in info.identical
+        )
+        notes.append(f"identical to dense: {', '.join(names)}")
+    if info.unmeasured:
+        runs = "1 run" if info.unmeasured == 1 else f"{info.unmeasured} runs"
+        notes.append(f"{runs} left out: density or PSNR not measured")
+    if notes:
         figure.add_annotation(
-            text=f"identical to dense: {names}",
-            xref="paper", yref="paper", x=0, y=1.06, showarrow=False,
-        )  # fmt: skip
+            text="; ".join(notes), xref="paper", yref="paper", x=0, y=1.06, showarrow=False
+        )
     return figure
 
 
@@ -126,12 +109,11 @@ def _point(
     method: str, config: Mapping[str, Any], result: Mapping[str, Any]
 ) -> tuple[Point, bool]:
     """A run as a point, and whether its PSNR was never measured (missing is not identical)."""
-    names = ("density", "compute_density", "attention_speedup", "speedup")
     point = Point(
         method=method,
         top_p=_number(config.get("top_p")),
         psnr_db=_number(result.get("psnr_db")),
-        **{name: _number(result.get(name)) for name in names},
+        density=_number(result.get("density")),
     )
     return point, "psnr_db" not in result
 

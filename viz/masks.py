@@ -35,14 +35,19 @@ class TileWaste:
 
     @property
     def waste(self) -> float:
-        """Share of the touched pairs that was not asked for, 0 to 1."""
-        return 1 - self.kept_pairs / self.touched_pairs
+        """Share of the touched pairs that was not asked for, 0 to 1; 0 where none is touched."""
+        return 1 - self.kept_pairs / self.touched_pairs if self.touched_pairs else 0.0
 
 
-def density(record: Record, kept: Bool[ndarray, "Q K"]) -> float:
-    """Kept share of all video token pairs, 0 to 1."""
+def density(record: Record, kept: Bool[ndarray, "Q K"], n_text: int = 0) -> float:
+    """Kept share of all token pairs, 0 to 1.
+
+    Args:
+        n_text: prompt tokens in the same attention, which see all and are seen by all.
+    """
     n = len(record.q_labels)
-    return int(record.q_sizes.astype(np.int64) @ kept @ record.k_sizes.astype(np.int64)) / n**2
+    pairs = int(record.q_sizes.astype(np.int64) @ kept @ record.k_sizes.astype(np.int64))
+    return (pairs + n_text * (2 * n + n_text)) / (n + n_text) ** 2
 
 
 def block_density(

@@ -107,10 +107,11 @@ def explorer_value(src: str, **extra: Any) -> dict[str, Any]:
         src: address of a file with `payload_bytes`, on the page's own host. A changed address
             loads a new payload and keeps the selection; the same one leaves all as it is. Links
             name a trace by its place in `…/NAME/payload`.
-        extra: any of `can_run` (bool: a release can start a real run), `notice` (a line of text),
-            `live`: a run in progress, as a dict with `text`, `done` (0 to 1) and any of `release`
-            (bool: of the budget slider, and shown beside it), `preview` (a picture as data URL),
-            `density` (of each step so far), `stage`, `step`, `num_steps` and `stopping`.
+        extra: any of `can_run` (bool: a release can start a real run), `notice` (why a release
+            starts none, in one sentence), `live`: a run in progress, as a dict with `text`, `done`
+            (0 to 1) and any of `release` (bool: of the budget slider, and shown beside it),
+            `preview` (a picture as data URL), `density` (of each step so far), `stage`, `step`,
+            `num_steps` and `stopping`.
     """
     return {"src": src, **extra}
 

@@ -25,10 +25,10 @@ def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
         mode: where the trace comes from, as the page shows it: "ready-made trace", "live CPU",
             "live GPU", "upload".
     Raises:
-        TraceError: a recorded run has no sound budget, or the clip is too long to be shown.
+        TraceError: no page can show it, see `check_showable`.
     """
-    num_frames = _num_frames(trace)
-    _check(trace, num_frames)
+    check_showable(trace)
+    num_frames = len(trace.runs[0].psnr_frame)
     return {
         "format": FORMAT,
         "mode": mode,
@@ -39,7 +39,7 @@ def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
         "provenance": _json_safe(trace.provenance),
         "num_frames": num_frames,
         "latent_frames": latent_frames(num_frames, trace.grid[0]),
-        "dense": {"result": _json_safe(trace.dense_result), "mp4": _base64(trace.dense_mp4)},
+        "dense": {"mp4": _base64(trace.dense_mp4)},
         "runs": [_run(run) for run in trace.runs],
         "records": [_record(record) for record in trace.records],
     }
@@ -64,9 +64,16 @@ def latent_frames(num_frames: int, num_latent: int) -> list[list[int]]:
     return [[a, max(a + 1, b)] for a, b in pairwise(edges)]
 
 
-def _check(trace: Trace, num_frames: int) -> None:
-    """What `load_trace` leaves open because a trace may hold it, but no page can show it."""
-    if max(num_frames, trace.grid[0]) > MAX_FRAMES:
+def check_showable(trace: Trace) -> None:
+    """What `load_trace` leaves open because a trace may hold it, but no page can show it.
+
+    Raises:
+        TraceError: there is no sparse run, a recorded run has no sound budget, or the clip is too
+            long.
+    """
+    if not trace.runs:
+        raise TraceError("The trace holds no sparse run, so there is nothing to compare.")
+    if max(len(trace.runs[0].psnr_frame), trace.grid[0]) > MAX_FRAMES:
         raise TraceError(
             f"The trace has more than the {MAX_FRAMES} frames that the page can show."
         )
@@ -80,23 +87,13 @@ def _check(trace: Trace, num_frames: int) -> None:
                 raise TraceError(f"The trace is not sound: run {r} was recorded without a {name}.")
 
 
-def _num_frames(trace: Trace) -> int:
-    if trace.runs:
-        return len(trace.runs[0].psnr_frame)
-    wanted = trace.request.get("num_frames")
-    return wanted if isinstance(wanted, int) and wanted > 0 else trace.grid[0]
-
-
 def _run(run: Run) -> dict[str, Any]:
     return {
         "method": run.method,
         "config": _json_safe(run.config),
         "result": _json_safe(run.result),
         "mp4": _base64(run.mp4),
-        **{
-            name: _pack(getattr(run, name))
-            for name in ("psnr_frame", "call", "density", "kept_mass", "stage_ms")
-        },
+        **{name: _pack(getattr(run, name)) for name in ("psnr_frame", "call", "density")},
     }
 
 

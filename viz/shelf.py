@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import secrets
@@ -18,7 +19,7 @@ from starlette.routing import Route
 
 from svg2.trace import Trace, TraceError, load_trace, trace_bytes
 from viz.export import export_bytes
-from viz.payload import explorer_payload, payload_bytes
+from viz.payload import check_showable, explorer_payload, payload_bytes
 
 MAX_SHELVED = 24
 READY_MADE = "ready-made trace"
@@ -66,6 +67,11 @@ class Shown:
     def payload(self) -> bytes:
         return payload_bytes(explorer_payload(self.trace, self.mode))
 
+    @cached_property
+    def tag(self) -> str:
+        """Names this payload and no other, for a browser that has one already."""
+        return f'"{hashlib.sha256(self.payload).hexdigest()}"'
+
 
 class Shelf:
     """Open traces by key. The longest unused falls off; those that are ready-made stay."""
@@ -76,6 +82,8 @@ class Shelf:
         self._lock = threading.Lock()
 
     def put(self, trace: Trace, mode: str) -> Shown:
+        """Raises: TraceError: no page can show it."""
+        check_showable(trace)
         shown = Shown(trace, mode)
         with self._lock:
             self._items[shown.key] = shown
@@ -102,7 +110,13 @@ class Shelf:
             shown = self.get(request.path_params["key"])
             if shown is None or name not in makers:
                 return Response("This trace is no longer open here.", 404)
-            headers = {"Cache-Control": "private, max-age=3600"}
+            # A file is named by hand and may be replaced; any other key is never given twice.
+            is_file = shown.key in self.ready_made
+            headers = {"Cache-Control": f"private, {'no-cache' if is_file else 'max-age=3600'}"}
+            if is_file and name == "payload":
+                headers["ETag"] = shown.tag
+                if request.headers.get("If-None-Match") == shown.tag:
+                    return Response(status_code=304, headers=headers)
             if name != "payload":
                 headers["Content-Disposition"] = f'attachment; filename="svg2-{name}"'
             return Response(makers[name](shown), 200, headers, "application/octet-stream")
@@ -119,6 +133,7 @@ def read_traces(folder: Path) -> list[Shown]:
     for path in sorted(folder.glob("*.npz")):
         try:
             trace = load_trace(path)
+            check_showable(trace)
         except TraceError:
             log.exception("A ready-made trace can't be read.")
         else:

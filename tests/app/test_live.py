@@ -7,7 +7,7 @@ from importlib import resources
 
 import pytest
 
-from tests.app.test_page import PROMPT, generate, says, unfold
+from tests.app.test_page import PROMPT, field, generate, says, unfold
 from tests.viz.pace import slowdown
 
 pytestmark = pytest.mark.browser
@@ -52,6 +52,23 @@ def test_a_run_streams_in_and_a_release_shows_its_progress_in_place(visit) -> No
     let_go_at(page, 0.6)
     page.locator("#explorer .runs button", has_text="top-p 0.6").wait_for()
     assert "dense timed earlier" in page.locator("#explorer .metrics").inner_text()
+
+
+def test_a_whole_run_takes_the_buttons_over_from_a_release(visit) -> None:
+    page = visit("?num_inference_steps=60&width=128&height=128&method=svg2")
+    unfold(page, "Video and sampling")
+    page.wait_for_function("document.querySelector('#width input')?.value === '128'")
+    page.click("#generate")
+    says(page, "Done:")
+    let_go_at(page, 0.4)
+    page.locator("#status .progress", has_text=re.compile(r"SVG2.*step [1-9]")).wait_for()
+    assert page.locator("#generate").is_enabled()  # a whole run may take a release's place
+    field(page, "seed").fill("1")
+    page.click("#generate")
+    page.locator("#status .progress", has_text=re.compile(r"Dense run.*step [1-9]")).wait_for()
+    assert page.locator("#generate").is_disabled()
+    page.click("#cancel", timeout=5_000)
+    says(page, "Cancelled.")
 
 
 def test_a_cancelled_run_keeps_its_dense_side(visit) -> None:

@@ -6,6 +6,7 @@ import io
 import re
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -25,6 +26,9 @@ def field(page, name: str):
 
 
 def unfold(page, title: str) -> None:
+    settings = page.locator("#settings[aria-expanded=false]")
+    if settings.is_visible():  # a narrow page keeps its inputs folded
+        settings.click()
     page.locator("#controls button.label-wrap", has_text=title).click()
 
 
@@ -137,16 +141,36 @@ def test_prompts_are_never_markup(visit) -> None:
     assert page.evaluate("window.stung") is None
 
 
+def test_surprise_me_brings_another_prompt(visit) -> None:
+    page = visit()
+    unfold(page, "Examples")
+    before = page.locator(PROMPT).input_value()
+    page.click("#surprise")
+    page.wait_for_function(
+        "(before) => document.querySelector('#prompt textarea').value !== before", arg=before
+    )
+    assert app.KNOWN.covers(page.locator(PROMPT).input_value())
+    assert page.locator("#status p").count() == 0
+
+
 def test_a_bad_trace_loses_nothing(visit) -> None:
     sound = trace_bytes(make_synthetic_trace(grid=(2, 4, 4), num_q=3, num_k=4, steps=3))
     page = visit()
     unfold(page, "This trace")
-    for name, data in {"cut": sound[:-200], "gif": b"GIF89a not a trace", "none": b""}.items():
+    bad = {
+        "cut": sound[:-200],
+        "gif": b"GIF89a not a trace",
+        "none": b"",
+        "no-runs": trace_bytes(replace(load_trace(sound), runs=(), records=())),
+    }
+    for name, data in bad.items():
         page.set_input_files(
             "#traces input[type=file]",
             {"name": f"{name}.npz", "mimeType": "application/octet-stream", "buffer": data},
         )
         page.locator("#status .say.warn").wait_for()
+        if name == "no-runs":
+            says(page, "The trace holds no sparse run, so there is nothing to compare.")
         assert page.locator("#status p").count() == 1
         assert str(app.ROOT) not in page.content()
     assert page.locator("#explorer .mode").inner_text() == "ready-made trace"
@@ -184,6 +208,35 @@ def test_no_width_scrolls_sideways(visit, theme: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     dark = page.evaluate("document.body.classList.contains('dark')")
     assert dark == (theme == "dark")
+
+
+def test_the_inputs_and_the_place_stay_in_sight(visit) -> None:
+    page = visit(width=1440)
+    page.locator("#explorer .view.masks").evaluate("(view) => view.scrollIntoView()")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.scrollY") > 900
+    assert page.locator("#controls").bounding_box()["y"] == 0
+    assert page.locator("#explorer .placebar").bounding_box()["y"] == 0
+
+
+def test_on_a_phone_the_result_comes_first(visit) -> None:
+    page = visit(width=390)
+    headline = page.locator("#explorer .headline")
+    assert headline.bounding_box()["y"] < 450
+    assert page.locator(PROMPT).is_hidden()
+    button = page.get_by_role("button", name="Make or open another video")
+    button.press("Enter")
+    page.fill(PROMPT, "a blue cube to the left")
+    assert button.get_attribute("aria-expanded") == "true"
+    page.click("#generate")
+    says(page, "Done:")
+    button.click()
+    assert page.locator("#generate").is_hidden()
+    page.locator("#status p", has_text="Done:").wait_for()  # what was said stays in sight
+    assert "a blue cube to the left" in page.locator("#explorer .prompt").inner_text()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert page.locator("#generate").is_visible()  # nothing is ever folded beside the result
+    assert button.is_hidden()
 
 
 def test_nothing_is_served_but_open_traces(address: str, shelf: Shelf) -> None:

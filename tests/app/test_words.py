@@ -8,7 +8,8 @@ import app
 from svg2.config import SVG2Config
 from svg2.generate import Progress
 from svg2.jobs import Studio, Wish
-from svg2.request import RequestError
+from svg2.models import model_spec
+from svg2.request import Request, RequestError
 
 
 def test_progress_says_stage_step_and_time_left() -> None:
@@ -23,19 +24,38 @@ def test_progress_says_stage_step_and_time_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("progress", "is_release", "percent"),
+    ("progress", "runs", "percent"),
     [
-        (Progress("dense", "denoise", 10, 20), False, 25),
-        (Progress("dense", "decode"), False, 50),
-        (Progress("svg2", "denoise", 10, 20), False, 75),
-        (Progress("svg2", "measure"), False, 100),
-        (Progress("svg2", "denoise", 10, 20), True, 50),
+        (Progress("dense", "denoise", 10, 20), ("dense", "svg2"), 25),
+        (Progress("dense", "decode"), ("dense", "svg2"), 50),
+        (Progress("svg2", "denoise", 10, 20), ("dense", "svg2"), 75),
+        (Progress("svg2", "measure"), ("dense", "svg2"), 100),
+        (Progress("svg2", "denoise", 10, 20), ("svg2",), 50),
     ],
 )
-def test_the_bar_covers_both_runs(progress: Progress, is_release: bool, percent: int) -> None:
-    wish = Wish(None, "svg2", SVG2Config())  # type: ignore[arg-type]
-    done = app.share_done(progress, wish, with_dense=not is_release)
+def test_the_bar_covers_all_runs(progress: Progress, runs: tuple[str, ...], percent: int) -> None:
+    done = app.share_done(progress, runs)
     assert f'aria-valuenow="{percent}"' in app.progress_bar(progress, done)
+
+
+def test_the_bar_of_a_joint_model_never_runs_backwards() -> None:
+    request = Request(prompt="a ball", model="hunyuanvideo")
+    wish = Wish(request.resolve(model_spec("hunyuanvideo")), "svg2", SVG2Config())
+    runs = app.runs_of(wish, with_dense=True)
+    assert runs == ("stock", "dense", "svg2")
+    assert app.runs_of(wish, with_dense=False) == ("svg2",)
+    order = [
+        Progress(run, stage, step, 2 if step or stage == "denoise" else 0)
+        for run in runs
+        for stage, step in [
+            *(("warm up", 0), ("encode", 0), ("denoise", 0), ("denoise", 1), ("decode", 0)),
+        ]
+    ]
+    shares = [app.share_done(progress, runs) for progress in order]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    names = [app.progress_parts(Progress(run, "encode"))[0] for run in runs]
+    assert len(set(names)) == 3
 
 
 def test_what_people_type_is_escaped() -> None:

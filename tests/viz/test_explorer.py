@@ -10,6 +10,7 @@ import pytest
 
 from svg2.media import decode_mp4
 from svg2.trace import Record, Trace, selection_at
+from tests.traces import make_synthetic_trace
 from viz.masks import block_density, density, tile_waste
 
 pytestmark = pytest.mark.browser
@@ -57,9 +58,10 @@ def show(page, record: Record, top_p: float) -> dict:
     )
 
 
-@pytest.mark.parametrize("which", ["synthetic", "awkward"])
+@pytest.mark.parametrize("which", ["synthetic", "awkward", "joint"])
 def test_the_selection_is_pythons(which, trace, awkward, open_page):
-    shown = trace if which == "synthetic" else awkward
+    joint = replace(trace, n_text=37)  # prompt tokens attend with the video's
+    shown = {"synthetic": trace, "awkward": awkward, "joint": joint}[which]
     page = open_page(shown)
     rng = np.random.default_rng(7)
     for record in (r for r in shown.records if r.run == 0):
@@ -70,7 +72,8 @@ def test_the_selection_is_pythons(which, trace, awkward, open_page):
                 kept = record.kept
             found = show(page, record, top_p)
             np.testing.assert_array_equal(np.reshape(found["kept"], kept.shape), kept)
-            assert found["density"] == pytest.approx(density(record, kept), abs=1e-12)
+            exact = density(record, kept, shown.n_text)
+            assert found["density"] == pytest.approx(exact, abs=1e-12)
 
 
 def test_at_the_measured_budget_the_methods_own_mask_is_drawn(trace, open_page):
@@ -83,8 +86,21 @@ def test_at_the_measured_budget_the_methods_own_mask_is_drawn(trace, open_page):
     np.testing.assert_array_equal(np.reshape(found["kept"], own.shape), own)
 
 
-def test_curves_pass_through_the_numbers_of_each_budget(trace, open_page):
-    page = open_page(trace)
+def test_the_least_share_of_clusters_is_not_rounded_up(open_page):
+    shown = make_synthetic_trace(
+        grid=(3, 8, 8), num_q=4, num_k=100, steps=3, layers=1, heads=1, min_keep_ratio=0.07
+    )
+    page = open_page(shown)
+    for record in (r for r in shown.records if r.run == 0):
+        kept = selection_at(record, 0.05, 0.07)
+        assert kept.sum(axis=1).min() == 7  # 0.07 · 100 is a little more than 7 in a computer
+        found = show(page, record, 0.05)
+        np.testing.assert_array_equal(np.reshape(found["kept"], kept.shape), kept)
+
+
+@pytest.mark.parametrize("n_text", [0, 37])
+def test_curves_pass_through_the_numbers_of_each_budget(n_text, trace, open_page):
+    page = open_page(replace(trace, n_text=n_text))
     worst = page.evaluate(
         """() => {
             const { record } = explorer.inspect();

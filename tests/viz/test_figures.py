@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from viz.figures import tradeoff_figure, tradeoff_info
+
+
+def with_runs(trace, *results):
+    """The trace with further runs that gave these results."""
+    more = (
+        replace(trace.runs[0], method=r["method"], config=r["config"], result=r) for r in results
+    )
+    return replace(trace, runs=(*trace.runs, *more))
 
 
 def test_every_measured_run_is_a_point(trace):
@@ -25,24 +31,25 @@ def test_identical_and_unmeasured_are_told_apart(trace):
     same = {"method": "oracle", "config": {"top_p": 1.0}, "psnr_db": None, "density": 1.0}
     unknown = {"method": "svg1", "config": {"top_p": 0.9}, "density": 0.3}
     untimed = {"method": "svg1", "config": {"top_p": 0.8}, "psnr_db": 30.0}
-    info = tradeoff_info(trace, [same, unknown, untimed])
+    info = tradeoff_info(with_runs(trace, same, unknown, untimed))
     assert [p.method for p in info.identical] == ["oracle"]
     assert info.unmeasured == 2
     assert len(info.points) == len(trace.runs)
+    (note,) = tradeoff_figure(info).layout.annotations
+    assert "identical to dense: oracle p 1" in note.text
+    assert "2 runs left out: density or PSNR not measured" in note.text
+    assert not tradeoff_figure(tradeoff_info(trace)).layout.annotations
 
 
 def test_points_run_along_the_axis(trace):
-    info = tradeoff_info(trace, axis="speedup")
-    values = [p.speedup for p in info.points if p.method == "svg2"]
+    values = [p.density for p in tradeoff_info(trace).points if p.method == "svg2"]
     assert values == sorted(values)
-    with pytest.raises(ValueError, match="axis"):
-        tradeoff_info(trace, axis="quality")
+    assert len(values) > 1
 
 
 def test_the_figure_draws_the_points_and_nothing_else(trace):
-    info = tradeoff_info(
-        trace, [{"method": "position", "top_p": 0.9, "psnr_db": 20.0, "density": 0.5}]
-    )
+    other = {"method": "position", "config": {"top_p": 0.9}, "psnr_db": 20.0, "density": 0.5}
+    info = tradeoff_info(with_runs(trace, other))
     figure = tradeoff_figure(info)
     drawn = [
         (line.name, x, y) for line in figure.data for x, y in zip(line.x, line.y, strict=True)

@@ -85,6 +85,19 @@ def test_density_is_the_mean_of_the_full_mask(record):
     assert density(record, record.kept) == pytest.approx(full_mask(record, "original").mean())
 
 
+def test_a_mask_that_keeps_nothing_wastes_nothing():
+    record = random_record(0, 20, 3, 4)
+    tiles = tile_waste(record, np.zeros_like(record.kept), 8, "original")
+    assert (tiles.touched, tiles.share, tiles.waste) == (0, 0.0, 0.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(record=records, n_text=st.integers(0, 40))
+def test_prompt_tokens_see_all_and_are_seen_by_all(record, n_text):
+    mask = np.pad(full_mask(record, "original"), (0, n_text), constant_values=True)
+    assert density(record, record.kept, n_text) == pytest.approx(mask.mean())
+
+
 def test_bad_arguments_are_refused():
     record = random_record(0, 20, 3, 4)
     for bins in (0, 21):

@@ -28,7 +28,7 @@ def test_arrays_survive_the_way(trace):
     assert base64.b64decode(payload["dense"]["mp4"]) == trace.dense_mp4
     for run, sent in zip(trace.runs, payload["runs"], strict=True):
         assert base64.b64decode(sent["mp4"]) == run.mp4
-        for name in ("psnr_frame", "call", "density", "kept_mass", "stage_ms"):
+        for name in ("psnr_frame", "call", "density"):
             np.testing.assert_array_equal(unpack(sent[name]), getattr(run, name))
     for record, sent in zip(trace.records, payload["records"], strict=True):
         for name in ("q_labels", "k_labels", "P", "q_rgb", "k_rgb", "k_near"):
@@ -83,6 +83,11 @@ def test_a_recorded_run_needs_a_budget(trace, config):
     with pytest.raises(TraceError, match="run 0"):
         explorer_payload(replace(trace, runs=(run,), records=records))
     explorer_payload(replace(trace, runs=(run,), records=()))
+
+
+def test_a_trace_without_runs_is_refused(trace):
+    with pytest.raises(TraceError, match="no sparse run"):
+        explorer_payload(replace(trace, runs=(), records=()))
 
 
 def test_a_clip_too_long_to_show_is_refused(trace):

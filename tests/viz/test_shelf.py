@@ -6,11 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
-from svg2.trace import save_trace
+from svg2.trace import TraceError, save_trace
 from tests.traces import make_synthetic_trace
 from viz import shelf as shelves
-from viz.shelf import Shelf, read_traces, without_records, without_run
+from viz.shelf import (
+    READY_MADE,
+    Shelf,
+    Shown,
+    read_traces,
+    without_records,
+    without_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +36,28 @@ def test_the_shelf_drops_the_longest_unused(small, monkeypatch: pytest.MonkeyPat
     assert shelf.get(second.key) is None
     assert shelf.get(first.key) is first
     assert shelf.get(third.key) is third
+
+
+def test_what_no_page_can_show_is_not_taken(small) -> None:
+    with pytest.raises(TraceError, match="no sparse run"):
+        Shelf().put(replace(small, runs=(), records=()), "upload")
+
+
+def test_a_file_that_was_replaced_is_fetched_anew(small) -> None:
+    shelf = Shelf([Shown(small, READY_MADE, "ball")])
+    client = TestClient(Starlette(routes=[shelf.route()]))
+    first = client.get("/lab/ball/payload")
+    assert "no-cache" in first.headers["Cache-Control"]
+    have = {"If-None-Match": first.headers["ETag"]}
+    same = client.get("/lab/ball/payload", headers=have)
+    assert (same.status_code, same.content) == (304, b"")
+    shelf.ready_made["ball"] = Shown(without_run(small, 1), READY_MADE, "ball")
+    newer = client.get("/lab/ball/payload", headers=have)
+    assert newer.status_code == 200
+    assert newer.content != first.content
+    made = shelf.put(small, "live CPU")  # its key is its own for good
+    kept = client.get(f"/lab/{made.key}/payload")
+    assert "max-age" in kept.headers["Cache-Control"]
 
 
 def test_a_run_taken_out_leaves_the_others_whole(small) -> None:
@@ -49,6 +80,7 @@ def test_ready_made_traces_have_names_titles_and_sources(
     save_trace(small, tmp_path / "red ball.npz")
     save_trace(replace(small, runs=small.runs[:1], records=()), tmp_path / "too-small.npz")
     (tmp_path / "a.npz").write_bytes(b"not a trace")
+    save_trace(replace(small, runs=(), records=()), tmp_path / "empty.npz")
     found = read_traces(tmp_path)
     prompt = small.request["prompt"]
     assert [(shown.key, shown.title) for shown in found] == [

@@ -210,6 +210,6 @@ export function tilesTouched(record, kept, tile, permuted) {
     touched,
     total: q.tiles * k.tiles,
     share: touched / (q.tiles * k.tiles),
-    waste: 1 - keptPairs / pairs,
+    waste: pairs ? 1 - keptPairs / pairs : 0,
   };
 }

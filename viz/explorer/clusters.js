@@ -262,7 +262,9 @@ export function makeClusters(app) {
         term("cluster"),
         ". Near ",
         term("centroid", "centroids"),
-        " have near colours. Hover lights one cluster, a click pins it.",
+        " have near colours. Each picture stands for a ",
+        term("latent frame"),
+        " of the clip. Hover lights one cluster, a click pins it.",
       ),
       sides.node,
       el("label", { class: "slider" }, "Overlay", opacity),
@@ -321,11 +323,12 @@ export function makeClusters(app) {
       : "Outlined: the pinned key cluster. Lit: the query clusters that keep it, by weight. Dark: those that skip it.";
   }
 
-  /** Write the note anew, and leave the keyboard's focus in it if it was there. */
+  /** Write the note anew, and leave the keyboard's focus where it was in it, or on its first button. */
   function describe(state) {
-    const inside = note.contains(note.getRootNode().activeElement);
+    const focused = note.getRootNode().activeElement;
+    const inside = note.contains(focused);
     write(state);
-    if (inside) note.querySelector("button")?.focus();
+    if (inside) (note.contains(focused) ? focused : note.querySelector("button"))?.focus();
   }
 
   function write(state) {

@@ -2,7 +2,7 @@
 
 import { choice, clamp, decibel, el, fit, onFrame, put, seconds, svg } from "./dom.js";
 import { paint, pictureAt } from "./frames.js";
-import { runName } from "./header.js";
+import { reusedNote } from "./header.js";
 import { term } from "./words.js";
 
 const GAIN = 8;
@@ -261,12 +261,13 @@ export function makeCompare(app) {
     }
   });
 
-  const rightTitle = (state) => runName(data.runs[state.run]);
+  const rightTitle = (state) => data.runs[state.run].name;
 
   function captions(state) {
     const name = rightTitle(state);
     const { result } = data.runs[state.run];
-    const took = (s) => (Number.isFinite(s) ? el("span", { class: "took" }, seconds(s)) : null);
+    const took = (s, note = "") =>
+      Number.isFinite(s) ? el("span", { class: "took" }, seconds(s), note) : null;
     const titles = {
       side: "Dense",
       wipe: `Dense | ${name}`,
@@ -276,9 +277,15 @@ export function makeCompare(app) {
     put(
       leftName,
       titles[state.compare],
-      state.compare === "side" ? took(result.dense_seconds) : null,
+      state.compare === "side" ? took(result.dense_seconds, reusedNote(result)) : null,
     );
     put(rightName, name, took(result.svg2_seconds));
+    left.setAttribute("aria-label", {
+      side: "Dense clip",
+      wipe: `Wipe: dense clip left of the line, ${name} right of it`,
+      difference: `Difference of the dense clip and ${name}, ${GAIN} times enlarged`,
+      blink: `Dense clip and ${name} in turns`,
+    }[state.compare]);
     rightFigure.hidden = state.compare !== "side";
     stage.classList.toggle("single", state.compare !== "side");
     wipeRow.hidden = state.compare !== "wipe";

@@ -1,5 +1,7 @@
 // The payload, decoded: typed arrays from base64, records on demand.
 
+import { budget, isNumber } from "./dom.js";
+
 const READERS = {
   uint8: Uint8Array,
   uint16: Uint16Array,
@@ -53,9 +55,9 @@ function countsOf(labels, clusters) {
 
 /**
  * One recorded (run, step, layer, branch, head). `bits` are the float16 patterns of P, `P` the
- * numbers; `kept` is the selection as the method computed it.
+ * numbers; `kept` is the selection as the method computed it; `textTokens` see all and are seen by all.
  */
-function decodeRecord(raw, index) {
+function decodeRecord(raw, index, textTokens) {
   const [Q, K] = raw.P.shape;
   const bits = arrayOf(raw.P);
   const table = halves();
@@ -72,6 +74,7 @@ function decodeRecord(raw, index) {
     head: raw.head,
     Q,
     K,
+    textTokens,
     bits,
     P,
     kept: unpackBits(arrayOf(raw.kept), Q * K),
@@ -80,6 +83,14 @@ function decodeRecord(raw, index) {
     kNear: arrayOf(raw.k_near),
     recall: raw.recall,
   };
+}
+
+/** "svg2 · top-p 0.9", with the clusters where the runs of a trace differ in them. */
+function nameOf(run, differ) {
+  const parts = [run.method];
+  if (isNumber(run.config.top_p)) parts.push(`top-p ${budget(run.config.top_p)}`);
+  if (differ) parts.push(run.clusters);
+  return parts.join(" · ");
 }
 
 /** Everything that the views read. Records are decoded when first asked for. */
@@ -93,16 +104,17 @@ export function readPayload(payload) {
     index,
     method: run.method,
     config: run.config,
+    clusters: `${run.config.num_q_clusters ?? "?"}/${run.config.num_k_clusters ?? "?"}`,
     result: run.result,
     video: bytesOf(run.mp4),
     psnrFrame: arrayOf(run.psnr_frame),
     call: arrayOf(run.call),
     heads: run.density.shape[1],
     density: arrayOf(run.density),
-    keptMass: arrayOf(run.kept_mass),
-    stageMs: arrayOf(run.stage_ms),
     recorded: payload.records.some((r) => r.run === index),
   }));
+  const differ = new Set(runs.map((run) => run.clusters)).size > 1;
+  for (const run of runs) run.name = nameOf(run, differ);
   return {
     request: payload.request,
     grid: payload.grid,
@@ -112,7 +124,7 @@ export function readPayload(payload) {
     mode: payload.mode,
     frameCount: payload.num_frames,
     latentFrames: payload.latent_frames,
-    dense: { result: payload.dense.result, video: bytesOf(payload.dense.mp4) },
+    dense: { video: bytesOf(payload.dense.mp4) },
     runs,
     index: payload.records.map(({ run, step, layer, branch, head }) => ({
       run,
@@ -122,7 +134,7 @@ export function readPayload(payload) {
       head,
     })),
     record(i) {
-      if (!decoded.has(i)) decoded.set(i, decodeRecord(payload.records[i], i));
+      if (!decoded.has(i)) decoded.set(i, decodeRecord(payload.records[i], i, payload.n_text));
       return decoded.get(i);
     },
     forget: (i) => decoded.delete(i),

@@ -38,7 +38,7 @@ export function write(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** A group of buttons of which one is pressed. Returns the node and `show(value, disabled)`. */
+/** A group of buttons of which one is pressed. Returns the node and `show(value)`. */
 export function choice(label, options, onPick) {
   const buttons = options.map(([value, text, hint]) =>
     el("button", { type: "button", title: hint, onclick: () => onPick(value) }, text),

@@ -1,7 +1,6 @@
 // What was run, what it gave, and on what: three honest ratios kept apart.
 
 import {
-  budget,
   choice,
   decibel,
   el,
@@ -17,9 +16,14 @@ import { term } from "./words.js";
 
 const KERNELS = { reference: "PyTorch", fused: "Triton" };
 
+/** Hardware, versions, commit and date of a run: its own, or else the trace's. */
+export function sourceOf(run, provenance) {
+  return run.result.hardware ? run.result : provenance;
+}
+
 /** Where and when a run was measured. */
 function measuredOn(run, provenance) {
-  const from = run.result.hardware ? run.result : provenance;
+  const from = sourceOf(run, provenance);
   return [
     from.hardware ?? from.device ?? "unknown hardware",
     typeof from.date === "string" && from.date.slice(0, 10),
@@ -89,9 +93,9 @@ function metrics(run, data) {
 function shares(run) {
   const r = run.result;
   const stage = r.stage_seconds ?? {};
-  const needed = [r.dense_seconds, r.svg2_seconds, r.attention_share, stage.attention];
+  const warm = stage.dense_attention; // null where it could not be told apart
+  const needed = [r.dense_seconds, r.svg2_seconds, r.attention_share, stage.attention, warm];
   if (!needed.every(isNumber)) return null;
-  const warm = stage.dense_attention ?? 0;
   const clustering = (stage.kmeans ?? 0) + (stage.permute ?? 0) + (stage.select ?? 0);
   const dense = r.attention_share * r.dense_seconds;
   return {
@@ -107,10 +111,28 @@ function shares(run) {
 
 const CONCERNS = {
   attention: "attention",
-  warm: "attention of dense steps",
+  warm: "attention that stays dense",
   clustering: "clustering, sorting, selecting",
   rest: "the rest of the model",
 };
+
+const first = (n, one) => (n === 1 ? `the first ${one}` : `the first ${plural(n, one)}`);
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
+
+/** What of a run stays dense by its settings, as the start of a sentence; empty where nothing does. */
+function staysDense({ call, config }) {
+  let warmSteps = Infinity; // as they ran: a video to start from takes fewer steps than were asked for
+  for (let i = 0; i < call.length; i += 3) warmSteps = Math.min(warmSteps, call[i]);
+  if (warmSteps === Infinity) return "Every call stays dense";
+  const layers = config.dense_layers ?? 0;
+  const parts = [
+    warmSteps > 0 && first(warmSteps, "step"),
+    layers > 0 && first(layers, "layer"),
+  ].filter(Boolean);
+  if (!parts.length) return "";
+  const isOne = parts.length === 1 && warmSteps + layers === 1;
+  return `${capital(parts.join(" and "))} ${isOne ? "stays" : "stay"} dense`;
+}
 
 /** Where the time went, as two bars and a sentence: why the loop gains less than the work does. */
 function timeBars(run) {
@@ -118,45 +140,43 @@ function timeBars(run) {
   if (!found) return [];
   const { dense, sparse } = found;
   const longest = Math.max(run.result.dense_seconds, run.result.svg2_seconds);
-  const bar = (name, parts, total) =>
+  const bar = (name, parts, total, note = "") =>
     el(
       "div",
-      { class: "timebar", role: "img", "aria-label": `${name}, ${seconds(total)}: ${Object.entries(parts).map(([key, s]) => `${CONCERNS[key]} ${seconds(s)}`).join(", ")}` },
-      el("span", { class: "label" }, `${name} ${seconds(total)}`),
+      { class: "timebar", role: "img", "aria-label": `${name}, ${seconds(total)}${note}: ${Object.entries(parts).map(([key, s]) => `${CONCERNS[key]} ${seconds(s)}`).join(", ")}` },
+      el("span", { class: "label" }, `${name} ${seconds(total)}${note}`),
       el(
         "span",
         { class: "track" },
         Object.entries(parts).map(([key, s]) =>
           el(
             "span",
-            { class: `part ${key}`, style: `width:${((100 * s) / longest).toFixed(2)}%` },
-            s / longest > 0.1 ? `${key === "warm" ? "dense steps" : key} ${seconds(s)}` : "",
+            { class: `part ${key}${s / longest < 0.2 ? " brief" : ""}`, style: `width:${((100 * s) / longest).toFixed(2)}%` },
+            s / longest > 0.1 ? `${key === "warm" ? "still dense" : key} ${seconds(s)}` : "",
           ),
         ),
       ),
     );
-  const warmSteps = Math.ceil(
-    (run.config.warmup_fraction ?? 0) * (run.result.num_inference_steps ?? 0) - 1e-9,
-  );
+  const { compute_density, speedup } = run.result;
+  const dwarfed = isNumber(compute_density) && isNumber(speedup) && speedup < 1 / compute_density;
+  const stays = staysDense(run);
   return [
-    bar("Dense", dense, run.result.dense_seconds),
+    bar("Dense", dense, run.result.dense_seconds, reusedNote(run.result)),
     bar(run.method, sparse, run.result.svg2_seconds),
     el(
       "p",
       { class: "small" },
-      `Attention is ${percent(run.result.attention_share, 0)} of the dense loop, and only that shrinks. `,
-      warmSteps > 0
-        ? `The first ${plural(warmSteps, "step")} stay dense (${seconds(sparse.warm)} of attention); clustering`
-        : "Clustering",
-      `, sorting and selecting take ${seconds(sparse.clustering)}. So time gains less than work.`,
+      `Attention is ${percent(run.result.attention_share, 0)} of the dense loop, and only that can shrink. `,
+      stays ? `${stays} (${seconds(sparse.warm)} of attention); clustering` : "Clustering",
+      `, sorting and selecting take ${seconds(sparse.clustering)}.`,
+      dwarfed ? " So time gains less than work." : "",
     ),
   ];
 }
 
-/** "svg2 · top-p 0.9"; only the method where the run has no budget. */
-export function runName(run) {
-  const { top_p } = run.config;
-  return isNumber(top_p) ? `${run.method} · top-p ${budget(top_p)}` : run.method;
+/** Said after a dense time that was not measured with this run. */
+export function reusedNote(result) {
+  return result.dense_reused ? ", timed earlier" : "";
 }
 
 export function makeHeader(app) {
@@ -184,7 +204,7 @@ export function makeHeader(app) {
   }
   const runs = choice(
     "Run",
-    data.runs.map((run) => [run.index, runName(run)]),
+    data.runs.map((run) => [run.index, run.name]),
     (index) => app.selectRun(index),
   );
   const node = el(

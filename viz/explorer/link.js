@@ -29,7 +29,7 @@ export function writeLink(state, trace) {
     if (isNumber(state[from])) query.set(name, String(state[from] + 1));
   }
   for (const name of Object.keys(CHOICES)) query.set(name, state[name]);
-  for (const name of SHARES) query.set(name, String(Number(state[name].toFixed(4))));
+  for (const name of SHARES) query.set(name, String(Number(state[name].toPrecision(6))));
   if (state.zoom) query.set("zoom", "1");
   if (state.tour !== null) query.set("tour", String(state.tour + 1));
   return query.toString();
@@ -59,7 +59,7 @@ export function readLink(text) {
   for (const name of SHARES) {
     if (!query.has(name)) continue;
     const number = query.get(name) === "" ? NaN : Number(query.get(name));
-    if (number >= (name === "top_p" ? 0.05 : 0) && number <= 1) wanted[name] = number;
+    if ((name === "top_p" ? number > 0 : number >= 0) && number <= 1) wanted[name] = number;
     else complain(name);
   }
   if (query.has("zoom")) wanted.zoom = query.get("zoom") === "1";

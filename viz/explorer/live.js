@@ -70,8 +70,8 @@ export function makeLive(onCancel) {
       if (live.preview) {
         picture.src = live.preview;
         picture.alt = "Preview of the video as it is denoised";
-        put(pictureNote, "The middle latent frame at this step, decoded alone");
-      }
+        put(pictureNote, `The middle latent frame after step ${live.step}, decoded alone`);
+      } else if (live.stage && live.stage !== "denoise") picture.removeAttribute("src");
       figure.hidden = !picture.hasAttribute("src");
       const values = live.density ?? [];
       if (values.length) {

@@ -8,7 +8,7 @@ import { makeLive } from "./live.js";
 import { TICKS, curve, heaviestBlock, measure, selectionAt } from "./select.js";
 import { makeStore, nearestPlace, openingRun, recordAt, recordedRun } from "./state.js";
 import { makeClip } from "./frames.js";
-import { makeHeader, runName } from "./header.js";
+import { makeHeader, sourceOf } from "./header.js";
 import { makeCompare } from "./compare.js";
 import { makeDensityMap, makePlaceBar } from "./place.js";
 import { makeClusters } from "./clusters.js";
@@ -20,6 +20,7 @@ import { makeGlossary } from "./words.js";
 const RELEASE_DELAY_MS = 400; // arrow keys on the slider make one release, not twenty
 const LINK_DELAY_MS = 400; // browsers refuse an address that changes too often
 const NARROW_PX = 860;
+const OPEN_CLIPS = 2; // decoded clips of real models take tens of MB each
 const PLACE = ["step", "layer", "branch", "head"];
 const SELECTION = ["run", ...PLACE, "frame", "cluster", "pair", "side", "top_p"];
 const LOOKS = ["lit", "opacity", "compare", "wipe", "axis", "sort", "zoom"];
@@ -32,14 +33,15 @@ function hexToRgb(text) {
   return [(n >> 16) & 255, (n >> 8) & 255, n & 255];
 }
 
-/** Where the numbers come from: hardware, versions, commit, and what was recorded. */
-function origin({ provenance, tokens, index }) {
-  const versions = Object.entries(provenance.versions ?? {}).map(([name, v]) => `${name} ${v}`);
+/** Where a run's numbers come from: hardware, versions, commit, and what was recorded. */
+function origin({ provenance, tokens, index }, run) {
+  const from = sourceOf(run, provenance);
+  const versions = Object.entries(from.versions ?? {}).filter(([, v]) => v);
   const parts = [
-    `Measured on ${provenance.hardware ?? "unknown hardware"}`,
-    ...versions,
-    provenance.commit ? `commit ${String(provenance.commit).slice(0, 12)}` : "commit not recorded",
-    provenance.date,
+    `${run.name}: measured on ${from.hardware ?? "unknown hardware"}`,
+    ...versions.map(([name, v]) => `${name} ${v}`),
+    from.commit ? `commit ${String(from.commit).slice(0, 12)}` : "commit not recorded",
+    from.date,
     `${plural(index.length, "recorded call")} of ${plural(tokens, "token")}`,
   ];
   return `${parts.filter(Boolean).join(" · ")}.`;
@@ -51,6 +53,7 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
   const run = Math.min(wanted.run ?? openingRun(data), data.runs.length - 1);
   const place = source(run) < 0 ? {} : nearestPlace(data, wanted, source(run));
   const hasRecords = source(run) >= 0;
+  if (hasRecords) data.record(recordAt(data, place, source(run))); // fails before anything is made
   const measuredOf = (r) => data.runs[Math.max(0, source(r))].config.top_p;
   const side = wanted.side ?? "q";
   const pins = pinsOf(data, place, source(run), side, wanted);
@@ -81,7 +84,7 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
   const store = makeStore(initial, follow);
 
   let views = [];
-  const sparseClips = new Map();
+  const sparseClips = new Map(); // the latest used last
   const readyFrames = () => {
     views.compare.draw();
     views.clusters?.draw();
@@ -94,8 +97,15 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
   const clips = {
     dense: makeOne(data.dense.video),
     sparse(index) {
-      if (!sparseClips.has(index)) sparseClips.set(index, makeOne(data.runs[index].video));
-      return sparseClips.get(index);
+      const clip = sparseClips.get(index) ?? makeOne(data.runs[index].video);
+      sparseClips.delete(index);
+      sparseClips.set(index, clip);
+      for (const [oldest, old] of sparseClips) {
+        if (sparseClips.size <= OPEN_CLIPS) break;
+        old.close();
+        sparseClips.delete(oldest);
+      }
+      return clip;
     },
   };
 
@@ -235,11 +245,11 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
         views.masks.say(null);
         return;
       }
-      const { method } = data.runs[index];
+      const { method, clusters } = data.runs[index];
       const near = data.runs
-        .filter((r) => r.method === method && isNumber(r.config.top_p))
+        .filter((r) => r.method === method && r.clusters === clusters && isNumber(r.config.top_p))
         .sort((a, b) => Math.abs(a.config.top_p - top_p) - Math.abs(b.config.top_p - top_p))[0];
-      const told = (r) => `${runName(r)}, ${decibel(r.result.psnr_db)}`;
+      const told = (r) => `${r.name}, ${decibel(r.result.psnr_db)}`;
       if (near && Math.abs(near.config.top_p - top_p) < 0.5 / TICKS) {
         app.selectRun(near.index);
         views.masks.say(`Measured already: ${told(near)}.`);
@@ -266,7 +276,7 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
   views.tradeoff = makeTradeoff(app);
   views.tour = makeTour(app, goTo);
   const all = Object.values(views);
-  root.querySelector(".notices").replaceChildren();
+  const foot = el("p", {});
   put(
     root.querySelector(".body"),
     ...all.map((view) => view.node),
@@ -277,17 +287,24 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
           { class: "notice" },
           "This trace holds no recorded clusters, so there are no maps or masks to show.",
         ),
-    el("footer", { class: "foot small" }, el("p", {}, origin(data)), el("p", {}, KEYS)),
+    el("footer", { class: "foot small" }, foot, el("p", {}, KEYS)),
   );
 
-  /** Bring a view into sight and mark it; null marks none. */
-  function goTo(name) {
+  /**
+   * Bring a view into sight, mark it and put the tour's card beside it; null marks none. Where the
+   * page is narrow the card would cover what it speaks of: it then stands in the page, above `near`.
+   */
+  function goTo(name, card, near) {
     for (const view of root.querySelectorAll(".pointed")) view.classList.remove("pointed");
     const view = name && root.querySelector(`[data-view=${name}]`);
     if (!view) return;
     view.classList.add("pointed");
-    const isNarrow = root.clientWidth < NARROW_PX; // there words stand above the picture
-    (isNarrow ? (view.querySelector(".main") ?? view) : view).scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
+    const isNarrow = root.clientWidth < NARROW_PX;
+    card.classList.toggle("inline", isNarrow);
+    const body = root.querySelector(".body");
+    if (isNarrow) view.querySelector(near).before(card);
+    else if (card.parentNode !== body) body.append(card);
+    (isNarrow ? card : view).scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
   }
 
   let linkTimer = 0;
@@ -296,11 +313,16 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     linkTimer = setTimeout(() => !closed && options.onState?.(), LINK_DELAY_MS);
   }
 
-  const redraw = () => all.forEach((view) => view.draw?.());
+  put(foot, origin(data, data.runs[run]));
+  const redraw = () => {
+    all.forEach((view) => view.draw?.());
+    app.densityMap?.draw();
+  };
   store.listen((state, changed) => {
     all.forEach((view) => view.update?.(state, changed));
     if (changed.has("run")) {
       clips.sparse(state.run);
+      put(foot, origin(data, data.runs[state.run]));
       setTimeout(summarise, 0);
     }
     if (changed.has("playing") || changed.has("compare")) wake();
@@ -338,6 +360,7 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
     last = null;
     requestAnimationFrame(tick);
   }
+  if (initial.compare === "blink") wake();
   if (wanted.playing ?? (!still && wanted.frame === undefined)) store.set({ playing: true });
   if (isNumber(wanted.tour) && wanted.tour < views.tour.length) {
     views.tour.show(wanted.tour, wanted.run !== undefined); // a whole link is shown as it was
@@ -399,10 +422,11 @@ function openWorkspace(data, { root, options, extras, kept: wanted }) {
       redraw();
     },
     liveSlot: views.masks?.liveSlot,
-    released: () => views.masks?.say(null),
-    goTo,
+    /** What came of a release: a sentence beside the slider, or null. */
+    answer: views.masks?.say,
     close() {
       closed = true;
+      all.forEach((view) => view.close?.());
       clearTimeout(releaseTimer);
       clearTimeout(linkTimer);
       resize.disconnect();
@@ -440,11 +464,15 @@ function carriedOver(app, data) {
   const names = [...SELECTION, ...LOOKS, "playing"];
   const kept = Object.fromEntries(names.map((n) => [n, state[n]]));
   const same = JSON.stringify(app.data.request) === JSON.stringify(data.request);
-  const grown = data.runs.length > app.data.runs.length;
+  const told = (run) => JSON.stringify([run.method, run.config, run.result]);
+  // the page holds so many runs at most: one that comes in may put another out
+  const grown =
+    data.runs.length > app.data.runs.length ||
+    told(data.runs.at(-1)) !== told(app.data.runs.at(-1));
   if (!same) kept.run = openingRun(data);
   else if (grown) kept.run = data.runs.length - 1;
-  const name = (run) => run && runName(run);
-  if (!same || name(app.data.runs[state.run]) !== name(data.runs[kept.run]))
+  const asked = (run) => run && JSON.stringify([run.method, run.config]);
+  if (!same || asked(app.data.runs[state.run]) !== asked(data.runs[kept.run]))
     kept.top_p = undefined;
   return kept;
 }
@@ -461,15 +489,8 @@ export function mount(host, options) {
   const panel = makeLive(options.onCancel);
   const topSlot = el("div", { class: "liveslot top" }, panel.node);
   const notice = el("p", { class: "notice", role: "alert", hidden: true });
-  const notices = el("div", { class: "notices" });
-  const root = el(
-    "div",
-    { class: "lab" },
-    topSlot,
-    notice,
-    notices,
-    el("div", { class: "body" }, el("p", { class: "wait" }, "Opening the trace…")),
-  );
+  const body = el("div", { class: "body" }, el("p", { class: "wait" }, "Opening the trace…"));
+  const root = el("div", { class: "lab" }, topSlot, notice, body);
   put(shadow, el("style", {}, options.css), root);
   makeGlossary(root);
   const query = new URLSearchParams(location.search);
@@ -522,10 +543,34 @@ export function mount(host, options) {
     },
   };
 
+  /** Another workspace in the place of this one, which stays where the other can't be opened. */
   function show(data, kept) {
+    const before = [...body.childNodes];
+    let next;
+    try {
+      next = openWorkspace(data, { root, options: mine, extras, kept });
+    } catch (error) {
+      body.replaceChildren(...before);
+      throw error;
+    }
     workspace?.close();
-    workspace = null;
-    workspace = openWorkspace(data, { root, options: mine, extras, kept });
+    workspace = next;
+  }
+
+  let told = ""; // by the page around, about a release
+  /** Say why a budget is not run, beside the slider where there is one. */
+  function tell(text) {
+    told = text;
+    if (workspace?.answer) workspace.answer(text);
+    else say(notice, text);
+  }
+
+  /** It stays while the run that it speaks of goes on. */
+  function untell({ live }) {
+    if (!told || (live && !live.release)) return;
+    told = "";
+    workspace?.answer?.(null);
+    say(notice, null);
   }
 
   /** Open what the link asks for, and say what of it this trace does not hold. */
@@ -603,18 +648,18 @@ export function mount(host, options) {
       if (!value) return;
       extras.can_run = value.can_run;
       const slot = (value.live?.release && workspace?.liveSlot) || topSlot;
-      if (panel.node.parentNode !== slot) slot.append(panel.node);
-      panel.update(value.live ?? null);
-      if (value.live?.release) workspace?.released();
+      if (!value.notice && panel.node.parentNode !== slot) slot.append(panel.node);
+      if (value.live || !value.notice) panel.update(value.live ?? null); // a notice ends no run
+      if (value.live?.release) workspace?.answer?.(null);
+      if (!value.notice) untell(value);
       if (value.src && value.src !== shownSrc) {
         if (link && isTraceName(link.trace) && link.trace !== traceOf(value.src)) {
           if (traceOf(shownSrc) !== link.trace) openLinked(value);
           return;
         }
-        if (!link && !value.live && panel.node.parentNode !== topSlot) topSlot.append(panel.node);
         shownSrc = value.src;
-        open(fetched(value.src)).then(() => value.notice && say(notice, value.notice));
-      } else if (value.notice) say(notice, value.notice);
+        open(fetched(value.src)).then(() => value.notice && tell(value.notice));
+      } else if (value.notice) tell(value.notice);
     },
     selection() {
       const state = workspace.app.store.get();

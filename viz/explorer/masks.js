@@ -78,7 +78,12 @@ function tileTable(app) {
     el(
       "table",
       { class: "tiletable" },
-      el("caption", {}, "What has to be computed for this mask"),
+      el(
+        "caption",
+        {},
+        "What has to be computed for this mask",
+        app.data.textTokens ? ", prompt tokens aside" : "",
+      ),
       el(
         "thead",
         {},
@@ -128,7 +133,7 @@ function tileTable(app) {
         );
         put(cells[name].waste, percent(waste, 0), el("span", { class: "note" }, "of that work"));
       }
-      put(cells.blocks.share, percent(app.stats().density));
+      put(cells.blocks.share, percent(app.stats().videoDensity));
       put(cells.blocks.waste, "none");
       const used = record.k.sizes.reduce((n, size) => n + (size > 0), 0);
       const mean = Math.round(record.k.labels.length / Math.max(used, 1));
@@ -449,6 +454,10 @@ export function makeMasks(app) {
   return {
     node,
     liveSlot,
+    close() {
+      clearTimeout(waiting);
+      morph += 1;
+    },
     draw() {
       original.draw();
       sorted.draw();

@@ -1,7 +1,6 @@
 // Where in the run we look: step, layer, head, branch. What the trace does not hold is greyed and named.
 
 import { el, fit, onFrame, percent, put, write } from "./dom.js";
-import { runName } from "./header.js";
 import { term } from "./words.js";
 
 const BRANCHES = ["conditional", "unconditional", "both, batched"];
@@ -19,7 +18,7 @@ export function placesOf(data, run, name) {
   return { all: unique([...seen, ...recorded]), recorded };
 }
 
-function picker(app, name, title, text) {
+function picker(app, name, title, text, word = null) {
   const { data, store } = app;
   const select = el("select", {
     "aria-label": title,
@@ -45,7 +44,7 @@ function picker(app, name, title, text) {
     node: el(
       "div",
       { class: name === "branch" ? "picker wide" : "picker" },
-      el("span", { class: "label" }, title),
+      el("span", { class: "label" }, word ? term(word, title) : title),
       back,
       select,
       on,
@@ -80,15 +79,15 @@ export function makePlaceBar(app) {
   const pickers = {
     step: picker(app, "step", "Step", (v) => String(v + 1)),
     layer: picker(app, "layer", "Layer", (v) => String(v + 1)),
-    head: picker(app, "head", "Head", (v) => String(v + 1)),
-    branch: picker(app, "branch", "Guidance", (v) => BRANCHES[v] ?? String(v)),
+    head: picker(app, "head", "Head", (v) => String(v + 1), "head"),
+    branch: picker(app, "branch", "Guidance", (v) => BRANCHES[v] ?? String(v), "guidance"),
   };
   const kept = el("strong", {});
   const summary = el(
     "p",
     { class: "summary", "aria-live": "polite" },
     kept,
-    " of this call's token pairs kept",
+    " of this call's pairs kept",
   );
   const other = el("p", { class: "notice" });
   const node = el(
@@ -110,7 +109,7 @@ export function makePlaceBar(app) {
         if (elsewhere) {
           put(
             other,
-            `The clusters of ${runName(data.runs[state.run])} were not recorded; these are of ${runName(data.runs[app.source()])}.`,
+            `The clusters of ${data.runs[state.run].name} were not recorded; these are of ${data.runs[app.source()].name}.`,
           );
         }
       }

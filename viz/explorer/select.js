@@ -47,7 +47,7 @@ export function rank(record) {
 }
 
 function leastKept(record, minKeepRatio) {
-  return Math.max(1, Math.ceil(minKeepRatio * record.K));
+  return Math.max(1, Math.ceil(minKeepRatio * record.K - 1e-9)); // 0.07 of 100 is 7, not 8
 }
 
 /** What the method would keep at another budget: Uint8 [Q·K]. */
@@ -66,7 +66,17 @@ export function selectionAt(record, topP, minKeepRatio) {
   return kept;
 }
 
-/** Kept share of all token pairs, and of the estimated attention mass (mean over queries). */
+/** The share of all pairs that is kept where `pairs` of the video's are: prompt tokens in the same attention see all and are seen by all. */
+function densityOf({ q, textTokens }, pairs) {
+  const video = q.labels.length;
+  const all = video + textTokens;
+  return (pairs + textTokens * (2 * video + textTokens)) / (all * all);
+}
+
+/**
+ * `density`, the kept share of all token pairs, and `videoDensity`, that of the video's alone; the
+ * kept share of the estimated attention mass (mean over queries).
+ */
 export function measure(record, kept) {
   const { Q, K } = record;
   const { occupied, order, mass } = rank(record);
@@ -85,7 +95,11 @@ export function measure(record, kept) {
     pairs += record.q.sizes[q] * keys;
     keptMass += record.q.sizes[q] * share;
   }
-  return { density: pairs / (tokens * tokens), keptMass: keptMass / tokens };
+  return {
+    density: densityOf(record, pairs),
+    videoDensity: pairs / (tokens * tokens),
+    keptMass: keptMass / tokens,
+  };
 }
 
 /** Density and kept mass at every tick in one pass: entry i belongs to budget i / TICKS. */
@@ -115,7 +129,7 @@ export function curve(record, minKeepRatio) {
     keptMass[i] += keptMass[i - 1];
   }
   for (let i = 0; i <= TICKS; i += 1) {
-    density[i] /= tokens * tokens;
+    density[i] = densityOf(record, density[i]);
     keptMass[i] /= tokens;
   }
   return { density, keptMass };

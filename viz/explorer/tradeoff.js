@@ -105,6 +105,7 @@ export function makeTradeoff(app) {
     return data.runs.map((run) => ({
       run: run.index,
       method: run.method,
+      name: run.name.replaceAll(" · ", ", "),
       top_p: run.config.top_p,
       density: run.result.density,
       compute_density: run.result.compute_density,
@@ -115,7 +116,7 @@ export function makeTradeoff(app) {
   }
 
   const describe = (p) =>
-    `${p.method}${isNumber(p.top_p) ? `, top-p ${budget(p.top_p)}` : ""}: ${decibel(p.psnr_db)}, density ${percent(p.density)}, attention ${times(p.attention_speedup)}, end-to-end ${times(p.speedup)}.`;
+    `${p.name}: ${decibel(p.psnr_db)}, density ${percent(p.density)}, attention ${times(p.attention_speedup)}, end-to-end ${times(p.speedup)}.`;
 
   /** The budget on the slider, where it was not run: a dashed line at its density. */
   function drawWhatIf() {
@@ -226,7 +227,7 @@ export function makeTradeoff(app) {
       const px = x(AXES[axis].of(p));
       const py = y(p.psnr_db);
       const current = p.run === state.run;
-      const pick = () => p.run !== undefined && app.selectRun(p.run);
+      const pick = () => app.selectRun(p.run);
       const right = px > width - 130;
       parts.push(
         svg(
@@ -234,9 +235,9 @@ export function makeTradeoff(app) {
           {
             class: `point${current ? " current" : ""}`,
             tabindex: 0,
-            role: p.run === undefined ? "img" : "button",
+            role: "button",
             "aria-label": describe(p),
-            "aria-pressed": p.run === undefined ? null : String(current),
+            "aria-pressed": String(current),
             onclick: pick,
             onkeydown: (event) => {
               if (event.key === "Enter" || event.key === " ") {
@@ -257,7 +258,9 @@ export function makeTradeoff(app) {
               y: py + 4,
               "text-anchor": right ? "end" : "start",
             },
-            isNumber(p.top_p) ? `p ${budget(p.top_p)}` : "",
+            [isNumber(p.top_p) && `p ${budget(p.top_p)}`, p.psnr_db === null && "identical"]
+              .filter(Boolean)
+              .join(", "),
           ),
         ),
       );

@@ -49,7 +49,7 @@ export function term(name, text = name) {
   if (!WORDS[name]) throw new Error(`The glossary has no ${name}.`);
   return el(
     "button",
-    { type: "button", class: "term", "data-term": name, "aria-describedby": TIP },
+    { type: "button", class: "term", "data-term": name },
     text,
   );
 }
@@ -59,12 +59,15 @@ export function makeGlossary(root) {
   const tip = el("div", { class: "tip", id: TIP, role: "tooltip", hidden: true });
   let shown = null;
   const hide = () => {
+    shown?.removeAttribute("aria-describedby");
     shown = null;
     tip.hidden = true;
   };
   const show = (word) => {
     if (shown === word) return;
+    hide();
     shown = word;
+    word.setAttribute("aria-describedby", TIP);
     put(tip, el("strong", {}, word.dataset.term), " ", WORDS[word.dataset.term]);
     tip.hidden = false;
     const at = word.getBoundingClientRect();

@@ -1,0 +1,154 @@
+"""What a run is called, where its seconds went and where they were measured: only what holds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.browser
+
+STAGES = {
+    "kmeans": 1.0,
+    "permute": 0.5,
+    "select": 0.5,
+    "attention": 2.0,
+    "other": 1.0,
+    "dense_attention": 1.5,
+}
+
+
+def with_run(trace, config=None, stages=None, call=None, **result):
+    """The trace with its first run alone, changed."""
+    run = trace.runs[0]
+    run = replace(
+        run,
+        config={**run.config, **(config or {})},
+        result={**run.result, "stage_seconds": {**STAGES, **(stages or {})}, **result},
+        call=run.call if call is None else call,
+    )
+    return replace(trace, runs=(run,), records=tuple(r for r in trace.records if r.run == 0))
+
+
+def later(call, by: int):
+    """The calls of a run whose first sparse step is later."""
+    return call + np.array([by, 0, 0], call.dtype)
+
+
+def sentence(page) -> str:
+    return page.locator(".timebars p").inner_text()
+
+
+def test_a_sentence_says_where_the_time_went(trace, open_page):
+    page = open_page(with_run(trace, speedup=1.2, compute_density=0.4))
+    assert sentence(page) == (
+        "Attention is 70 % of the dense loop, and only that can shrink. The first step stays"
+        " dense (1.5 s of attention); clustering, sorting and selecting take 2.0 s. So time gains"
+        " less than work."
+    )
+    bar = page.locator(".timebar").nth(1)
+    assert "attention that stays dense 1.5 s" in bar.get_attribute("aria-label")
+
+
+def test_time_that_gains_as_much_as_work_is_not_said_to_gain_less(trace, open_page):
+    page = open_page(with_run(trace, speedup=1.05, compute_density=1.0))
+    assert "gains less" not in sentence(page)
+    assert page.locator(".timebar").count() == 2
+
+
+def test_warm_up_is_as_it_ran_and_dense_layers_are_named(trace, open_page):
+    run = trace.runs[0]
+    shown = with_run(
+        trace,
+        config={"dense_layers": 2, "warmup_fraction": 0.0},
+        call=later(run.call, 2),
+    )
+    page = open_page(replace(shown, records=()))
+    assert "The first 3 steps and the first 2 layers stay dense (1.5 s" in sentence(page)
+    shown = with_run(trace, call=later(run.call, -1), config={"warmup_fraction": 0.5})
+    page = open_page(replace(shown, records=()))
+    assert "dense (" not in sentence(page)
+    assert "Clustering, sorting and selecting take 2.0 s." in sentence(page)
+
+
+def test_dense_attention_that_was_not_measured_draws_no_bars(trace, open_page):
+    page = open_page(with_run(trace, stages={"dense_attention": None}))
+    assert page.locator(".timebar").count() == 0
+    assert "0.0 s" not in page.locator(".head").inner_text()
+
+
+def test_a_dense_time_from_before_is_marked_wherever_it_stands(trace, open_page):
+    page = open_page(with_run(trace, dense_reused=True))
+    for place in (".timebar >> nth=0", ".stage .dense figcaption", ".metrics"):
+        assert "timed earlier" in page.locator(place).inner_text()
+    page = open_page(with_run(trace))
+    assert "timed earlier" not in page.locator(".lab").inner_text()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_part_of_a_bar_can_be_read(theme, trace, open_page):
+    page = open_page(
+        with_run(trace, stages={"kmeans": 6.0}, svg2_seconds=12.0), theme=theme, width=1440
+    )
+    colours = page.locator(".timebar .part").evaluate_all(
+        """(parts) => parts.filter((p) => p.textContent).map((p) => {
+            const { color, backgroundColor } = getComputedStyle(p);
+            return [p.className, color, backgroundColor];
+        })"""
+    )
+    assert any("clustering" in name for name, *_ in colours)
+    light = {name: [sum(map(int, re.findall(r"\d+", c)[:3])) for c in pair]
+             for name, *pair in colours if "warm" not in name}  # fmt: skip
+    assert all(abs(text - ground) > 200 for text, ground in light.values()), light
+
+
+def test_both_clips_stand_at_one_height_on_a_phone(trace, open_page):
+    page = open_page(trace, "#run=3", width=390)
+    page.wait_for_timeout(1500)
+    dense, sparse = (page.locator(f".stage .{n} canvas") for n in ("dense", "sparse"))
+    assert dense.bounding_box()["y"] == pytest.approx(sparse.bounding_box()["y"], abs=1)
+    captions = [c.bounding_box()["height"] for c in page.locator(".stage figcaption").all()]
+    assert captions[1] > captions[0]  # where the names are of one length, this shows nothing
+
+
+def test_runs_that_differ_in_clusters_have_names_that_differ(trace, open_page):
+    other = replace(trace.runs[1], config={**trace.runs[1].config, "num_k_clusters": 7})
+    page = open_page(replace(trace, runs=(trace.runs[0], other, trace.runs[2])), "#run=1")
+    names = page.locator(".runs button").all_inner_texts()
+    assert names == [
+        "svg2 · top-p 0.9 · 11/29",
+        "svg2 · top-p 0.7 · 11/7",
+        "svg2-comp · top-p 0.9 · 11/29",
+    ]
+    label = page.locator(".chart .point").nth(1).get_attribute("aria-label")
+    assert label.startswith("svg2, top-p 0.7, 11/7: ")
+    # a budget that only other clusters ran at is no measured one of these
+    slider = page.get_by_label("Budget top-p")
+    for _ in range(40):
+        slider.press("ArrowLeft")
+    page.get_by_text("top-p 0.7 stays a what-if").wait_for()
+    assert page.locator(".runs [aria-pressed=true]").inner_text() == names[0]
+
+
+def test_a_run_identical_to_dense_says_so_on_the_chart(trace, open_page):
+    page = open_page(with_run(trace, config={"top_p": 1.0}, psnr_db=None))
+    assert page.locator(".pointname").text_content() == "p 1, identical"
+
+
+def test_the_footer_names_the_machine_of_the_run_on_show(trace, open_page):
+    own = {
+        "hardware": "Another Chip, 8 cores",
+        "versions": {"torch": "9.9", "triton": None},
+        "commit": "abcdef0123456789",
+        "date": "2026-01-02T00:00:00+00:00",
+    }
+    second = replace(trace.runs[1], result={**trace.runs[1].result, **own})
+    page = open_page(replace(trace, runs=(trace.runs[0], second, trace.runs[2])), "#run=1")
+    foot = page.locator(".foot p").first
+    assert "svg2 · top-p 0.9: measured on synthetic · svg2 0" in foot.inner_text()
+    page.locator(".runs button").nth(1).click()
+    text = foot.inner_text()
+    assert "top-p 0.7: measured on Another Chip, 8 cores · torch 9.9 · commit abcdef012345" in text
+    assert "triton" not in text
