@@ -39,13 +39,14 @@ PRESETS: Mapping[str, str] = {
     "published": "the settings that were published for the model",
     "fast": "a smaller budget and half the dense warm-up",
     "faithful": "a larger budget and a dense warm-up of 30 % of the steps",
-    "draft": "half the frames in 60 % of the steps, for the impatient",
+    "draft": "fewer frames and steps, for the impatient",
 }
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _CONFIG_FILES = ("model_index.json", "vae/config.json", "transformer/config.json")
 _DENSE_LAYERS_SHARE = 0.03
 _NUM_K_CLUSTERS = 1000
+_DRAFT = ("num_frames", "num_inference_steps")
 
 
 class ModelUnavailable(RuntimeError):
@@ -67,6 +68,7 @@ class ModelSpec:
         latent_stride: pixels per latent row and column; patch: latent frames, rows and columns per
             token.
         max_tokens: the longest video it takes, in tokens.
+        draft: frames and steps of a draft, where the model has its own.
         expand_timesteps: it was trained for one time a token, so that it takes an image as well.
         published: its row of the menu, if it has one.
     """
@@ -90,6 +92,7 @@ class ModelSpec:
     latent_stride: int = 8
     patch: tuple[int, int, int] = (1, 2, 2)
     max_tokens: int = 200_000
+    draft: Mapping[str, int] = field(default_factory=dict)
     expand_timesteps: bool = False
     published: Published | None = field(default=None, repr=False)
 
@@ -115,11 +118,11 @@ class ModelSpec:
             config = config.replace(top_p=0.95, warmup_fraction=warmup)
         elif name == "draft":
             half = (self.num_frames - 1) // 2
-            return replace(
-                self,
-                num_frames=half - half % self.frame_stride + 1,
-                num_inference_steps=ceil_fraction(0.6, self.num_inference_steps),
-            )
+            usual = {
+                "num_frames": half - half % self.frame_stride + 1,
+                "num_inference_steps": ceil_fraction(0.6, self.num_inference_steps),
+            }
+            return replace(self, **{**usual, **self.draft})
         elif name not in PRESETS:
             raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
         return replace(self, config=config)
@@ -544,6 +547,7 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
             latent_stride=latent_stride,
             patch=patch,
             max_tokens=int(lab.get("max_tokens", 32_768 if is_builtin else 200_000)),
+            draft={k: int(v) for k, v in dict(lab.get("draft", {})).items() if k in _DRAFT},
             expand_timesteps=bool(index.get("expand_timesteps")),
             **fields,
         )

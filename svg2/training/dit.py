@@ -232,14 +232,12 @@ def _pick_places(
 ) -> Places:
     """Random frames and a grid of rows and columns that starts anywhere.
 
-    Half the time the first frame is one of them, which alone holds a single video frame.
+    The first frame is always one of them: it alone holds a single video frame, and rotary
+    positions tell only how far frames are apart.
     """
     total = shape[0]
     num_frames = min(num_frames, total)
-    if rng.random() < 0.5:
-        frames = [0, *sorted(rng.sample(range(1, total), num_frames - 1))]
-    else:
-        frames = sorted(rng.sample(range(total), num_frames))
+    frames = [0, *sorted(rng.sample(range(1, total), num_frames - 1))]
     rows, columns = (
         torch.arange(rng.randrange(min(stride, size)), size, stride) for size in shape[1:]
     )

@@ -17,7 +17,7 @@ from svg2.training.vae import LATENT_CHANNELS
 TEXT_DIM = 96
 TEXT_LENGTH = 48  # tokens that the longest prompt of the grammar fits into
 # What the clips were rendered at, and what the model samples best at; shipped as lab.json.
-DEFAULTS: dict[str, float] = {
+DEFAULTS: dict[str, Any] = {
     "height": 192,
     "width": 192,
     "num_frames": 17,
@@ -32,6 +32,7 @@ DEFAULTS: dict[str, float] = {
     "warmup_fraction": 0.15,
     "dense_layers": 0,
     "min_keep_ratio": 0.05,
+    "draft": {"num_frames": 17, "num_inference_steps": 8},
 }
 
 

@@ -239,9 +239,9 @@ def test_presets_differ_in_budget_and_warm_up():
 
 
 @pytest.mark.parametrize(
-    ("model", "frames", "steps"), [("builtin", 9, 10), ("wan2.1-14b", 41, 30)]
+    ("model", "frames", "steps"), [("builtin", 17, 8), ("wan2.1-14b", 41, 30)]
 )
-def test_a_draft_has_half_the_frames_and_fewer_steps(model, frames, steps):
+def test_a_draft_is_shorter_or_has_fewer_steps(model, frames, steps):
     spec = model_spec(model)
     draft = spec.preset("draft")
     assert (draft.num_frames, draft.num_inference_steps) == (frames, steps)
