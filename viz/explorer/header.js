@@ -151,8 +151,12 @@ function timeBars(run) {
         Object.entries(parts).map(([key, s]) =>
           el(
             "span",
-            { class: `part ${key}${s / longest < 0.2 ? " brief" : ""}`, style: `width:${((100 * s) / longest).toFixed(2)}%` },
-            s / longest > 0.1 ? `${key === "warm" ? "still dense" : key} ${seconds(s)}` : "",
+            { class: `part ${key}${s / longest < 0.2 ? " brief" : ""}`, style: `width:${((100 * s) / longest).toFixed(2)}%`, title: `${CONCERNS[key]}: ${seconds(s)}` },
+            s / longest > 0.1
+              ? `${key === "warm" ? "still dense" : key} ${seconds(s)}`
+              : s / longest > 0.05
+                ? seconds(s)
+                : null,
           ),
         ),
       ),
