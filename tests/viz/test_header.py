@@ -50,6 +50,8 @@ def test_a_sentence_says_where_the_time_went(trace, open_page):
     )
     bar = page.locator(".timebar").nth(1)
     assert "attention that stays dense 1.5 s" in bar.get_attribute("aria-label")
+    labels = page.locator(".timebar .part").all_inner_texts()
+    assert all(text == "" or text.endswith(" s") for text in labels), labels
 
 
 def test_time_that_gains_as_much_as_work_is_not_said_to_gain_less(trace, open_page):
