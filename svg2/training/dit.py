@@ -35,7 +35,7 @@ from svg2.training.pipeline import (
     words_of,
 )
 from svg2.training.ranks import average_gradients, rank_and_world, shared_clock
-from svg2.training.vae import autocast, open_vae, to_model
+from svg2.training.vae import WholeClips, autocast, open_vae, to_model
 
 _SHIFT = 2.0
 _WARM_STEPS = 50
@@ -179,7 +179,7 @@ def encode_clips(
         ValueError: `latents` holds what another VAE made.
     """
     vae = open_vae(vae_source, device).eval()
-    maker = _fingerprint(vae)
+    maker, whole = _fingerprint(vae), WholeClips(vae)
     if len(latents) and latents.about["vae"] != maker:
         raise ValueError(f"{latents.folder} holds latents of another VAE: remove it first.")
     at_once = AT_ONCE[torch.device(device).type]
@@ -195,14 +195,14 @@ def encode_clips(
             scenes, frames = render_training(
                 start, some, int(DEFAULTS["num_frames"]), int(DEFAULTS["height"]), seed, device
             )
-        rows = _encode(vae, frames, device)
+        rows = _encode(whole, frames, device)
         about = {} if start else _statistics(vae, rows) | {"vae": maker}
         latents.append(rows, scenes, **about)
 
 
-def _encode(vae: AutoencoderKLWan, frames: Tensor, device: str) -> np.ndarray:
+def _encode(vae: WholeClips, frames: Tensor, device: str) -> np.ndarray:
     with torch.no_grad(), autocast(device):
-        both = [vae.encode(to_model(f)).latent_dist.mode() for f in (frames, frames.flip(3))]
+        both = [vae.encode(to_model(f)).mode() for f in (frames, frames.flip(3))]
     return torch.stack(both, dim=1).cpu().numpy().astype(np.float16)
 
 
