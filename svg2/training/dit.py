@@ -38,6 +38,7 @@ from svg2.training.ranks import average_gradients, rank_and_world, shared_clock
 from svg2.training.vae import WholeClips, autocast, open_vae, to_model
 
 _SHIFT = 2.0
+_STATISTICS_OF = 48  # clips whose latents tell mean and std by channel
 _WARM_STEPS = 50
 _COOLING = 0.7  # share of the time after which the learning rate falls
 
@@ -185,8 +186,8 @@ def encode_clips(
     at_once = AT_ONCE[torch.device(device).type]
     until = within(minutes)
     rendered = clips.scenes
-    while (start := len(latents)) < count and until():
-        some = min(at_once, count - start)
+
+    def encode(start: int, some: int) -> tuple[Sequence[Scene], np.ndarray]:
         scenes: Sequence[Scene]
         if start + some <= len(rendered):
             scenes = rendered[start : start + some]
@@ -195,7 +196,14 @@ def encode_clips(
             scenes, frames = render_training(
                 start, some, int(DEFAULTS["num_frames"]), int(DEFAULTS["height"]), seed, device
             )
-        rows = _encode(whole, frames, device)
+        return scenes, _encode(whole, frames, device)
+
+    while (start := len(latents)) < count and until():
+        # The first are stored together, since the statistics of all are theirs.
+        end = min(count, start + (at_once if start else max(at_once, _STATISTICS_OF)))
+        parts = [encode(i, min(at_once, end - i)) for i in range(start, end, at_once)]
+        scenes = [scene for some, _ in parts for scene in some]
+        rows = np.concatenate([some for _, some in parts])
         about = {} if start else _statistics(vae, rows) | {"vae": maker}
         latents.append(rows, scenes, **about)
 

@@ -47,6 +47,8 @@ def test_stages_from_clips_to_a_pipeline(tmp_path):
     latents = Store(work / "latents")
     assert latents.scenes[:3] == clips.scenes
     assert latents.rows().shape == (4, 2, 16, 9, 24, 24)
+    rows = latents.rows().astype(np.float32)  # one clip's colours are not those of all
+    np.testing.assert_allclose(latents.about["std"], rows.std(axis=(0, 1, 3, 4, 5)), rtol=1e-3)
     stage("dit", "--minutes", "0.03", "--clips", "4")
     stage("dit", "--minutes", "0.06", "--clips", "4")  # resumes
     stage("decoder", "--minutes", "0.02")
