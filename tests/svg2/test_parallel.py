@@ -21,6 +21,10 @@ TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
 )
 ROOT = Path(__file__).resolve().parents[2]
+SPLIT = (
+    *("wan2.1-t2v", "wan2.1-vace", "wan2.2-ti2v", "wan2.2-i2v", "skyreels-v2"),
+    *("hunyuanvideo", "hunyuanvideo-i2v-33ch"),
+)
 
 
 def uint8(frames: np.ndarray) -> np.ndarray:
@@ -43,20 +47,20 @@ def torchrun(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "family",
-    [
-        *("wan2.1-t2v", "wan2.1-vace", "wan2.2-ti2v", "wan2.2-i2v", "skyreels-v2"),
-        *("hunyuanvideo", "hunyuanvideo-i2v-33ch"),
-    ],
-)
-def test_two_processes_make_what_one_makes(family, tmp_path):
-    folder = save(TINY[family], tmp_path / "model")
-    out = tmp_path / "frames.npz"
-    done = torchrun("-m", "tests.svg2.two_processes", str(folder), str(out))
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder a family with its frames, all made by the same two processes."""
+    root = tmp_path_factory.mktemp("families")
+    folders = [str(save(TINY[family], root / family)) for family in SPLIT]
+    done = torchrun("-m", "tests.svg2.two_processes", *folders)
     assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(out) as found:
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SPLIT)
+def test_two_processes_make_what_one_makes(family, made):
+    with np.load(made / family / "frames.npz") as found:
         frames = dict(found)
     assert frames["before"].std() > 0
     assert near(frames["dense"], frames["before"], 60)

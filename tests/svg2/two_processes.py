@@ -1,4 +1,4 @@
-"""Run by torchrun: a family dense and sparse over all processes; the first saves the frames."""
+"""Run by torchrun: models dense and sparse over all processes; the first saves the frames."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,8 @@ import torch.distributed as dist
 from PIL import Image
 
 
-def main(model: str, out: str) -> None:
+def make(model: str) -> None:
+    """All runs of the pipeline in folder `model`, into frames.npz beside its files."""
     import svg2
     from svg2.models import load_pipeline, model_spec
     from svg2.processors.parallel import context_parallel
@@ -50,10 +51,11 @@ def main(model: str, out: str) -> None:
             "density_alone": alone.stats.call_density,
             "n_tokens": np.array([run.stats.n_tokens, alone.stats.n_tokens]),
         }
-        np.savez(Path(out), **frames, **densities)
+        np.savez(Path(model, "frames.npz"), **frames, **densities)
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    main(*sys.argv[1:])
+    for model in sys.argv[1:]:
+        make(model)
     dist.destroy_process_group()
