@@ -55,7 +55,7 @@ def test_a_run_streams_in_and_a_release_shows_its_progress_in_place(visit) -> No
 
 
 def test_a_whole_run_takes_the_buttons_over_from_a_release(visit) -> None:
-    page = visit("?num_inference_steps=60&width=128&height=128&method=svg2")
+    page = visit("?num_inference_steps=30&width=128&height=128&method=svg2")
     unfold(page, "Video and sampling")
     page.wait_for_function("document.querySelector('#width input')?.value === '128'")
     page.click("#generate")

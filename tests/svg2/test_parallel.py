@@ -22,7 +22,7 @@ TORCHRUN = (
 )
 ROOT = Path(__file__).resolve().parents[2]
 SPLIT = (
-    *("wan2.1-t2v", "wan2.1-vace", "wan2.2-ti2v", "wan2.2-i2v", "skyreels-v2"),
+    *("wan2.1-t2v", "wan2.1-i2v", "wan2.1-vace", "wan2.2-ti2v", "wan2.2-i2v", "skyreels-v2"),
     *("hunyuanvideo", "hunyuanvideo-i2v-33ch"),
 )
 
