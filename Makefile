@@ -21,10 +21,11 @@ help:
 demo: $(VENV)/.app-installed
 	$(PY) app.py
 
-# The browser waits more than it computes, so the other tests run beside it; what is timed comes last, alone.
+# Two processes that take about as long, since the browser waits more than it computes; what is timed comes last, alone.
 test: $(VENV)/.dev-installed browser lint types
-	@log=$$(mktemp); $(PY) -m pytest -m "not browser" > $$log 2>&1 & rest=$$!; failed=0; \
+	@log=$$(mktemp); $(PY) -m pytest -m "not browser" tests/svg2 > $$log 2>&1 & rest=$$!; failed=0; \
 	$(PY) -m pytest -m browser --deselect tests/viz/test_speed.py || failed=1; \
+	$(PY) -m pytest -m "not browser" --ignore tests/svg2 || failed=1; \
 	wait $$rest || failed=1; cat $$log; rm $$log; \
 	$(PY) -m pytest tests/viz/test_speed.py || failed=1; exit $$failed
 
