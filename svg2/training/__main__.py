@@ -7,7 +7,6 @@ with torchrun.
 import argparse
 import datetime
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,13 +16,12 @@ import torch
 import torch.distributed as dist
 
 from svg2.config import METHODS
-from svg2.distributed import processes
+from svg2.distributed import Processes, processes
 from svg2.models import BUILTIN_FOLDER
-from svg2.training.data import Store, render_clips
+from svg2.training.data import Store, TrainingError, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, train_dit
 from svg2.training.evaluate import evaluate_model, make_contact_sheet
 from svg2.training.pipeline import DEFAULTS, assemble, ship
-from svg2.training.ranks import rank_and_world
 from svg2.training.vae import checkpoint_record, train_vae
 
 BENCH = Path(__file__).parents[2] / "assets" / "bench"
@@ -47,7 +45,7 @@ class Training:
     @property
     def encoder(self) -> Path:
         """Where latents come from: the VAE trained here, or else the one to start from."""
-        start: Path | None = self.args.start
+        start: Path | None = self.args.pretrained
         return start if start and not self.vae_path.exists() else self.vae_path
 
     def render(self, minutes: float = float("inf")) -> None:
@@ -55,7 +53,7 @@ class Training:
         render_clips(self.clips, self.args.vae_clips, frames, size, minutes=minutes, **self.common)
 
     def vae(self, minutes: float) -> None:
-        train_vae(self.clips, self.vae_path, minutes, start=self.args.start, **self.common)
+        train_vae(self.clips, self.vae_path, minutes, start=self.args.pretrained, **self.common)
 
     def encode(self, minutes: float = float("inf")) -> None:
         count = self.args.clips
@@ -66,7 +64,7 @@ class Training:
     def dit(self, minutes: float) -> None:
         train_dit(
             *(self.latents, self.denoiser_path, minutes),
-            start=self.args.start,
+            start=self.args.pretrained,
             compile_blocks=self.args.compile,
             **self.common,
         )
@@ -77,7 +75,7 @@ class Training:
         )
 
     def ship(self) -> None:
-        model, record = load_denoiser(self.denoiser_path, self.args.start or BUILTIN_FOLDER)
+        model, record = load_denoiser(self.denoiser_path, self.args.pretrained or BUILTIN_FOLDER)
         decoder = self.decoder_path if self.decoder_path.exists() else self.encoder
         autoencoder = load_vae(decoder, self.latents)
         pipe = assemble(autoencoder, model.transformer, model.text_encoder, model.tokenizer)
@@ -106,7 +104,7 @@ class Training:
         """A sensible whole within `minutes`; a later call goes on from it."""
         begun = time.monotonic()
         trained = (checkpoint_record(self.vae_path) or {}).get("finished")
-        first = not trained and self.args.start is None
+        first = not trained and self.args.pretrained is None
         shares = _FIRST if first else _LATER
         timed: dict[str, Callable[[float], None]] = {
             "render": self.render,
@@ -153,25 +151,31 @@ def main(argv: list[str] | None = None) -> None:
     if args.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    training = Training(args)
-    if "RANK" in os.environ:
+    share = processes()
+    if share.world > 1:
+        if args.stage == "all":
+            sys.exit("`all` is one process: start vae, dit and decoder with torchrun, one by one")
         if args.device == "cuda":
-            torch.cuda.set_device(processes().local_rank)
+            torch.cuda.set_device(share.local_rank)
         # The first renders and encodes clips while the others wait.
         backend = "nccl" if args.device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
-    rank, world = rank_and_world()
-    if world > 1 and args.stage == "all":
-        sys.exit("`all` is one process: start vae, dit and decoder with torchrun, one by one")
+    try:
+        _run(Training(args), args, share)
+    except TrainingError as error:
+        sys.exit(f"svg2.training: {error}")
+
+
+def _run(training: Training, args: argparse.Namespace, share: Processes) -> None:
     if args.stage in ("vae", "decoder", "all"):
         getattr(training, args.stage)(args.minutes)
     elif args.stage == "dit":
-        if rank == 0:
+        if share.is_first:
             training.encode()
-        if dist.is_initialized():
+        if share.world > 1:
             dist.barrier()
         training.dit(args.minutes)
-    elif rank == 0:
+    elif share.is_first:
         getattr(training, args.stage)()
 
 
@@ -183,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=BUILTIN_FOLDER, help="folder of the shipped pipeline"
     )
-    parser.add_argument("--start", type=Path, help="shipped pipeline to go on from")
+    parser.add_argument("--pretrained", type=Path, help="shipped pipeline to go on from")
     parser.add_argument("--vae-clips", type=int, default=1000, help="clips for the autoencoder")
     parser.add_argument("--clips", type=int, default=2000, help="clips for the denoiser")
     parser.add_argument(

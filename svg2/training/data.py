@@ -19,6 +19,10 @@ from svg2.training.render import render
 AT_ONCE = {"cpu": 1, "cuda": 24}  # clips rendered in one batch
 
 
+class TrainingError(ValueError):
+    """A stage can't go on from what is there; the message is one sentence."""
+
+
 @dataclass(frozen=True)
 class Store:
     """Equal arrays, one a scene, in `folder`: `rows.bin`, `scenes.jsonl` and `about.json`.

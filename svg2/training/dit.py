@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from svg2.training.data import AT_ONCE, Store, render_training, within
+from svg2.distributed import processes
+from svg2.training.data import AT_ONCE, Store, TrainingError, render_training, within
 from svg2.training.grammar import Scene, describe, rule, vocabulary
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.pipeline import (
@@ -34,7 +35,7 @@ from svg2.training.pipeline import (
     with_words,
     words_of,
 )
-from svg2.training.ranks import average_gradients, rank_and_world, shared_clock
+from svg2.training.ranks import average_gradients, shared_clock
 from svg2.training.vae import WholeClips, autocast, open_vae, to_model
 
 _SHIFT = 2.0
@@ -177,12 +178,12 @@ def encode_clips(
     Clips that `clips` does not hold are rendered on the way and not kept.
 
     Raises:
-        ValueError: `latents` holds what another VAE made.
+        TrainingError: `latents` holds what another VAE made.
     """
     vae = open_vae(vae_source, device).eval()
     maker, whole = _fingerprint(vae), WholeClips(vae)
     if len(latents) and latents.about["vae"] != maker:
-        raise ValueError(f"{latents.folder} holds latents of another VAE: remove it first.")
+        raise TrainingError(f"{latents.folder} holds latents of another VAE: remove it first.")
     at_once = AT_ONCE[torch.device(device).type]
     until = within(minutes)
     rendered = clips.scenes
@@ -290,7 +291,8 @@ def train_dit(
 
     The schedule is a fraction of the time, so a slow machine gets fewer steps, not a cut schedule.
     """
-    rank, world = rank_and_world()
+    share = processes()
+    rank, world = share.rank, share.world
     curriculum = curriculum or CURRICULA[torch.device(device).type]
     data = load_latents(latents, device)
     torch.manual_seed(seed)

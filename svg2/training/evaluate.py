@@ -25,6 +25,7 @@ from svg2.media import json_bytes, write_atomic
 from svg2.models import BUILTIN_FOLDER, load_pipeline, model_spec
 from svg2.request import Request
 from svg2.trace import RecordingPolicy, Trace
+from svg2.training.data import TrainingError
 from svg2.training.grammar import (
     Knowledge,
     Scene,
@@ -109,15 +110,15 @@ def evaluate_model(
         training: what is known of the compute spent, for the report.
         top_p: budget of the sparse runs; None takes the model's own.
     Raises:
-        ValueError: other combinations were held out of its training than this code holds out.
+        TrainingError: other combinations were held out of its training than this code holds out.
     """
     end = time.monotonic() + 60 * minutes
     model = _model_id(folder)
     spec = model_spec(model)
     config = spec.config if top_p is None else spec.config.replace(top_p=top_p)
+    asked = _held_out_of(Path(spec.source), prompts)
     pipe = load_pipeline(model, "auto", "auto")
     classifier, accuracy = load_or_train(shapes, str(pipe.device))
-    asked = _held_out_of(Path(spec.source), prompts)
     about = {
         "checkpoint": checkpoint_hash(folder),
         "top_p": config.top_p,
@@ -148,11 +149,11 @@ def _held_out_of(folder: Path, count: int, seed: int = 0) -> tuple[tuple[Scene, 
     """Prompts that the model in `folder` was not trained on.
 
     Raises:
-        ValueError: it was trained by another rule of what to hold out.
+        TrainingError: it was trained by another rule of what to hold out.
     """
     lab = json.loads((folder / "lab.json").read_text())
     if lab.get("rule") != rule():
-        raise ValueError(
+        raise TrainingError(
             f"{folder} was trained with other combinations held out: judge it with the code of "
             "its time."
         )
@@ -321,9 +322,9 @@ def _reconstruction_db(pipe: Any, asked: Sequence[tuple[Scene, str]], spec: Any)
 def make_contact_sheet(folder: Path, path: Path) -> None:
     """Held-out prompts, three frames of each, as one PNG below 1 MB."""
     model = _model_id(folder)
-    pipe = load_pipeline(model, "auto", "auto")
     across, down = _SHEET
     asked = _held_out_of(Path(model_spec(model).source), across * down, seed=1)
+    pipe = load_pipeline(model, "auto", "auto")
     cells = []
     for i, (_, prompt) in enumerate(asked):
         frames = generate_dense(pipe, Request(prompt=prompt, model=model, seed=i)).frames

@@ -4,17 +4,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-
-def rank_and_world() -> tuple[int, int]:
-    """This process among those started together; (0, 1) where it is alone."""
-    if not dist.is_initialized():
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
+from svg2.distributed import processes
 
 
 def shared_clock(seconds: float, device: str) -> float:
     """The clock of the first rank, so that all stop at the same step."""
-    if not dist.is_initialized():
+    if processes().world == 1:
         return seconds
     clock = torch.tensor([seconds], dtype=torch.float64, device=device)
     dist.broadcast(clock, 0)
@@ -23,7 +18,7 @@ def shared_clock(seconds: float, device: str) -> float:
 
 def average_gradients(model: nn.Module) -> None:
     """Give all ranks the mean of their gradients."""
-    _, world = rank_and_world()
+    world = processes().world
     if world == 1:
         return
     grads = [p.grad for p in model.parameters() if p.grad is not None]

@@ -15,9 +15,10 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from svg2.distributed import processes
 from svg2.training.data import Store
 from svg2.training.muon import build_optimizers, set_rate
-from svg2.training.ranks import average_gradients, rank_and_world, shared_clock
+from svg2.training.ranks import average_gradients, shared_clock
 
 LATENT_CHANNELS = 16
 _DETAILED_OF = 3
@@ -173,7 +174,8 @@ def train_vae(
     so a slow machine gets fewer steps, not a cut schedule.
     """
     torch.manual_seed(seed)
-    rank, world = rank_and_world()
+    share = processes()
+    rank, world = share.rank, share.world
     kind = torch.device(device).type
     record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "base_dim": base_dim}
     if checkpoint.exists():

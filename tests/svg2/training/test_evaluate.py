@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from svg2.training import evaluate
+from svg2.training.__main__ import main
+from svg2.training.data import TrainingError
 from svg2.training.dit import Denoiser
 from svg2.training.evaluate import checkpoint_hash, evaluate_model, held_out_prompts, judge
 from svg2.training.grammar import Body, Knowledge, Scene, held_out, parse, rule, vocabulary
@@ -64,8 +66,10 @@ def test_weights_with_other_combinations_held_out_are_not_judged(untrained, clas
     shutil.copytree(untrained, folder)
     lab = json.loads((folder / "lab.json").read_text())
     (folder / "lab.json").write_text(json.dumps(lab | {"rule": "another"}))
-    with pytest.raises(ValueError, match="other combinations held out"):
+    with pytest.raises(TrainingError, match="other combinations held out"):
         evaluate_model(folder, tmp_path / "report.json", 2, shapes=classifier)
+    with pytest.raises(SystemExit, match="judge it with the code of its time"):
+        main(["evaluate", "--out", str(folder), "--work", str(tmp_path), "--device", "cpu"])
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ from svg2.training.dit import (
 from svg2.training.grammar import Body, Scene, knowledge_of, vocabulary
 from svg2.training.muon import orthogonalise
 from svg2.training.pipeline import words_of
-from svg2.training.vae import WholeClips, build_vae, checkpoint_record
+from svg2.training.vae import CROPS, WholeClips, build_vae, checkpoint_record
+from tests.svg2.test_parallel import ROOT, torchrun
 
 PROMPT = "a red ball rolling to the right and a blue cube spinning over a checkered floor"
 
@@ -184,3 +185,37 @@ def test_a_clip_at_once_is_what_diffusers_makes_of_it_in_chunks(num_frames):
         whole = WholeClips(vae)
         assert torch.allclose(whole.encode(clips).mode(), latents, atol=1e-5)
         assert torch.allclose(whole.decode(latents).clamp(-1, 1), decoded, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_training(tmp_path):
+    main(["render", "--work", str(tmp_path), "--vae-clips", "1", "--device", "cpu"])
+    command = ["-m", "svg2.training", "vae", "--work", str(tmp_path), "--minutes", "0.1"]
+    # An option that torchrun could take for one of its own would be refused here.
+    done = torchrun(*command, "--device", "cpu", "--pretrained", str(BUILTIN_FOLDER))
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = checkpoint_record(tmp_path / "vae.pt")
+    assert record is not None
+    assert record["steps"] > 0
+    assert record["clips"] == 2 * CROPS["cpu"].batch * record["steps"]
+    refused = torchrun("-m", "svg2.training", "all", "--work", str(tmp_path), "--device", "cpu")
+    assert refused.returncode != 0
+    assert "`all` is one process" in refused.stderr
+
+
+def test_ranks_average_their_gradients(tmp_path):
+    """Two ranks with other data end with the same weights."""
+    code = f"""
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, {str(ROOT)!r})
+from svg2.training.ranks import average_gradients, shared_clock
+dist.init_process_group("gloo")
+layer = torch.nn.Linear(2, 1, bias=False)
+layer(torch.full((1, 2), 2.0 * dist.get_rank())).sum().backward()
+average_gradients(layer)
+assert layer.weight.grad.tolist() == [[1.0, 1.0]], layer.weight.grad
+assert shared_clock(float(dist.get_rank()), "cpu") == 0.0
+"""
+    (tmp_path / "ranks.py").write_text(code)
+    done = torchrun(str(tmp_path / "ranks.py"))
+    assert done.returncode == 0, done.stderr[-3000:]
