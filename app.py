@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import html
 import logging
 import os
 import secrets
+import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -794,10 +796,27 @@ def load_in_background(studio: Studio) -> None:
     threading.Thread(target=load, name="load-model", daemon=True).start()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the page until it is stopped."""
+    parser = argparse.ArgumentParser(prog="python app.py", description="Serve the SVG2 Lab page.")
+    parser.add_argument(
+        "--model",
+        default=os.environ.get("SVG2_MODEL", "builtin"),
+        help="a menu name, a pipeline's folder or a hub id (default: SVG2_MODEL or builtin)",
+    )
+    parser.add_argument(
+        "--port", type=int, help="default: GRADIO_SERVER_PORT or the first free one from 7860"
+    )
+    parser.add_argument("--share", action="store_true", help="also make Gradio's public link")
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    studio = Studio(os.environ.get("SVG2_MODEL", "builtin"))
-    page = launch(studio, Shelf(read_traces(TRACES)), prevent_thread_lock=True)
+    studio = Studio(args.model)
+    shelf = Shelf(read_traces(TRACES))
+    options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
+    try:
+        page = launch(studio, shelf, **options)
+    except (OSError, OverflowError):
+        sys.exit("python app.py: that port is taken or does not exist; name a free one by --port")
     load_in_background(studio)  # after the page is up, which needs none of it
     page.block_thread()
 

@@ -90,3 +90,13 @@ def test_the_address_gives_what_can_be_used(studio: Studio) -> None:
     assert complaint.startswith("In this page's address: Unknown method 'magic'")
     assert app.read_address(studio, {"width": "wide"})[1].endswith("width must be a number.")
     assert app.read_address(studio, {}) == ({}, "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [(["--port", "70000"], "name a free one by --port"), (["--prot", "7861"], "unrecognized")],
+)
+def test_a_start_that_cannot_be_is_refused_in_a_sentence(argv, says, capsys):
+    with pytest.raises(SystemExit) as refused:
+        app.main(argv)
+    assert says in f"{refused.value} {capsys.readouterr().err}"
