@@ -19,7 +19,7 @@ from svg2.config import METHODS
 from svg2.distributed import Processes, processes
 from svg2.models import BUILTIN_FOLDER
 from svg2.training.data import Store, TrainingError, render_clips
-from svg2.training.dit import encode_clips, load_denoiser, load_vae, train_dit
+from svg2.training.dit import encode_clips, load_denoiser, load_vae, redraw_with, train_dit
 from svg2.training.evaluate import evaluate_model, make_contact_sheet
 from svg2.training.pipeline import DEFAULTS, assemble, ship
 from svg2.training.vae import checkpoint_record, train_vae
@@ -70,8 +70,15 @@ class Training:
         )
 
     def decoder(self, minutes: float) -> None:
+        redraw = None
+        if self.denoiser_path.exists():
+            shipped = self.args.pretrained or BUILTIN_FOLDER
+            redraw = redraw_with(self.denoiser_path, self.latents, shipped=shipped, **self.common)
         train_vae(
-            *(self.clips, self.decoder_path, minutes), frozen_encoder=self.encoder, **self.common
+            *(self.clips, self.decoder_path, minutes),
+            frozen_encoder=self.encoder,
+            redraw=redraw,
+            **self.common,
         )
 
     def ship(self) -> None:

@@ -36,9 +36,10 @@ from svg2.training.pipeline import (
     words_of,
 )
 from svg2.training.ranks import average_gradients, shared_clock
-from svg2.training.vae import WholeClips, autocast, open_vae, to_model
+from svg2.training.vae import Redraw, WholeClips, autocast, open_vae, to_model
 
 _SHIFT = 2.0
+_REDRAWN_FROM = 0.4  # the highest noise level that a decoder's latents are drawn anew from
 _STATISTICS_OF = 48  # clips whose latents tell mean and std by channel
 _WARM_STEPS = 50
 _COOLING = 0.7  # share of the time after which the learning rate falls
@@ -423,3 +424,36 @@ def load_vae(source: Path, latents: Store) -> AutoencoderKLWan:
     vae, about = open_vae(source), latents.about
     vae.register_to_config(latents_mean=about["mean"], latents_std=about["std"])
     return vae.eval()
+
+
+def redraw_with(
+    checkpoint: Path,
+    latents: Store,
+    *,
+    shipped: Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Redraw:
+    """Noises latents a little, and denoises them in one step.
+
+    So they err as samples do, and a decoder can learn to make good for it.
+    """
+    model = load_denoiser(checkpoint, shipped)[0].to(device)
+    mean, std = (torch.tensor(latents.about[name]).view(-1, 1, 1, 1) for name in ("mean", "std"))
+    mean, std = mean.to(device), std.to(device)
+    rng, generator = random.Random(seed), torch.Generator(device).manual_seed(seed)
+
+    @torch.no_grad()
+    def redraw(drawn: Tensor, scenes: Sequence[Scene]) -> Tensor:
+        clean = (drawn.float() - mean) / std
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        sigma = _REDRAWN_FROM * torch.rand(len(clean), generator=generator, device=device)
+        s = sigma.view(-1, 1, 1, 1, 1)
+        noisy = (1 - s) * clean + s * noise
+        places = Places(*(torch.arange(n) for n in clean.shape[2:]))
+        prompts = [describe(scene, rng) for scene in scenes]
+        with autocast(device):
+            velocity = model(noisy, sigma, prompts, places, TEXT_LENGTH)
+        return (noisy - s * velocity.float()) * std + mean
+
+    return redraw

@@ -3,6 +3,7 @@
 import functools
 import json
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from svg2.distributed import processes
 from svg2.training.data import Store
+from svg2.training.grammar import Scene
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.ranks import average_gradients, shared_clock
 
 LATENT_CHANNELS = 16
+Redraw = Callable[[Tensor, Sequence[Scene]], Tensor]  # latents of clips and what they show
 _DETAILED_OF = 3
 _ON_DEVICE_BYTES = 48 << 30  # clips up to this size move to a GPU as a whole
 # What checkpoints hold that do not say it.
@@ -72,18 +75,22 @@ class CropSource:
     def __init__(self, store: Store, crops: Crops, rng: np.random.Generator, device: str) -> None:
         self.store, self.crops, self.rng, self.device = store, crops, rng, device
         self.rows: Tensor | np.ndarray = store.rows()
+        self.scenes = store.scenes
         if torch.device(device).type == "cuda" and self.rows.nbytes <= _ON_DEVICE_BYTES:
             self.rows = torch.from_numpy(np.array(self.rows)).to(device)
 
-    def draw(self) -> Float[Tensor, "B 3 F S S"]:
-        out = []
+    def draw(self) -> tuple[Float[Tensor, "B 3 F S S"], list[Scene]]:
+        """Crops, and the scenes that they are of, mirrored as they are."""
+        out, scenes = [], []
         for i in range(self.crops.batch):
-            crops = [self._crop() for _ in range(_DETAILED_OF if i % 2 else 1)]
-            crop = max(crops, key=_detail)
-            out.append(crop.flip(2) if self.rng.random() < 0.5 else crop)
-        return to_model(torch.stack(out).to(self.device))
+            some = [self._crop() for _ in range(_DETAILED_OF if i % 2 else 1)]
+            crop, scene = max(some, key=lambda of: _detail(of[0]))
+            mirrored = self.rng.random() < 0.5
+            out.append(crop.flip(2) if mirrored else crop)
+            scenes.append(scene.mirrored() if mirrored else scene)
+        return to_model(torch.stack(out).to(self.device)), scenes
 
-    def _crop(self) -> UInt8[Tensor, "F S S 3"]:
+    def _crop(self) -> tuple[UInt8[Tensor, "F S S 3"], Scene]:
         c, rng = self.crops, self.rng
         count, length, height, width, _ = self.rows.shape
         n, t = rng.integers(count), rng.integers(length - c.num_frames + 1)
@@ -91,7 +98,8 @@ class CropSource:
         y = 8 * rng.integers((height - c.size) // 8 + 1)
         x = 8 * rng.integers((width - c.size) // 8 + 1)
         crop = self.rows[n, t : t + c.num_frames, y : y + c.size, x : x + c.size]
-        return torch.as_tensor(np.array(crop) if isinstance(crop, np.ndarray) else crop)
+        crop = torch.as_tensor(np.array(crop) if isinstance(crop, np.ndarray) else crop)
+        return crop, self.scenes[n]
 
 
 class WholeClips:
@@ -160,6 +168,7 @@ def train_vae(
     *,
     start: Path | None = None,
     frozen_encoder: Path | None = None,
+    redraw: Redraw | None = None,
     base_dim: int = 48,
     crops: Crops | None = None,
     lr: float = 2e-3,
@@ -170,8 +179,9 @@ def train_vae(
 
     Where there is no checkpoint yet, `start` may name another or a shipped pipeline to go on from.
     With `frozen_encoder`, go on from that one and train its decoder alone: latents stay as a
-    denoiser was trained on. torchrun shares the work out. The schedule is a fraction of the time,
-    so a slow machine gets fewer steps, not a cut schedule.
+    denoiser was trained on, and `redraw` makes half of them what it draws. torchrun shares the
+    work out. The schedule is a fraction of the time, so a slow machine gets fewer steps, not a
+    cut schedule.
     """
     torch.manual_seed(seed)
     share = processes()
@@ -203,12 +213,13 @@ def train_vae(
             break
         warm = min(1.0, (record["steps"] - first_step + 1) / 100)
         set_rate(optimizers, warm * float(0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress))))
-        clips = drawn.draw()
+        clips, scenes = drawn.draw()
         with autocast(device):
             with torch.set_grad_enabled(frozen_encoder is None):
                 posterior = whole.encode(clips)
-                # Sampled latents in half the batches: a denoiser's are not exact either.
-                latents = posterior.sample() if record["steps"] % 2 else posterior.mode()
+                latents = posterior.mode()
+                if record["steps"] % 2:  # a denoiser's are not exact either
+                    latents = redraw(latents, scenes) if redraw else posterior.sample()
             output = whole.decode(latents)
         error = output.float() - clips
         mse = error.pow(2).mean()

@@ -1,6 +1,7 @@
 """All stages of training run, resume and ship a pipeline that diffusers loads."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from svg2.models import BUILTIN_FOLDER
 from svg2.training import __main__ as stages
+from svg2.training import dit
 from svg2.training.__main__ import main
 from svg2.training.data import Store
 from svg2.training.dit import (
@@ -23,7 +25,15 @@ from svg2.training.dit import (
 from svg2.training.grammar import Body, Scene, knowledge_of, vocabulary
 from svg2.training.muon import orthogonalise
 from svg2.training.pipeline import words_of
-from svg2.training.vae import CROPS, WholeClips, build_vae, checkpoint_record
+from svg2.training.render import render_one
+from svg2.training.vae import (
+    CROPS,
+    WholeClips,
+    build_vae,
+    checkpoint_record,
+    open_vae,
+    to_model,
+)
 from tests.svg2.test_parallel import ROOT, torchrun
 
 PROMPT = "a red ball rolling to the right and a blue cube spinning over a checkered floor"
@@ -185,6 +195,27 @@ def test_a_clip_at_once_is_what_diffusers_makes_of_it_in_chunks(num_frames):
         whole = WholeClips(vae)
         assert torch.allclose(whole.encode(clips).mode(), latents, atol=1e-5)
         assert torch.allclose(whole.decode(latents).clamp(-1, 1), decoded, atol=1e-5)
+
+
+@pytest.mark.parametrize("highest", [0.0, 0.4])
+def test_latents_drawn_anew_err_a_little_or_from_no_noise_not_at_all(
+    tmp_path, monkeypatch, highest
+):
+    """Of the shipped weights, which know these latents' mean and std."""
+    model = _started_from(BUILTIN_FOLDER)
+    state = {"model": model.state_dict(), "ema": dict(model.named_parameters())}
+    torch.save(state | {"record": json.dumps({"words": model.words})}, tmp_path / "dit.pt")
+    config = json.loads((BUILTIN_FOLDER / "vae" / "config.json").read_text())
+    scene = Scene((Body("red", "ball", "roll", "right"),), "checkered floor")
+    clip = to_model(render_one(scene, 9, 64, random.Random(0)).frames)
+    clean = WholeClips(open_vae(BUILTIN_FOLDER)).encode(clip).mode().detach()
+    mean, std = (torch.tensor(config[f"latents_{name}"]) for name in ("mean", "std"))
+    latents = Store(tmp_path / "latents")
+    latents.append(clean.numpy(), [scene], mean=mean.tolist(), std=std.tolist())
+    monkeypatch.setattr(dit, "_REDRAWN_FROM", highest)
+    redrawn = dit.redraw_with(tmp_path / "dit.pt", latents)(clean, [scene])
+    error = ((redrawn - clean) / std.view(-1, 1, 1, 1)).pow(2).mean()
+    assert error < 1e-8 if highest == 0 else 1e-4 < error < 0.2
 
 
 @pytest.mark.slow
