@@ -815,8 +815,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
     try:
         page = launch(studio, shelf, **options)
-    except (OSError, OverflowError):
-        sys.exit("python app.py: that port is taken or does not exist; name a free one by --port")
+    except (OSError, OverflowError) as error:
+        sys.exit(f"python app.py: can't be served ({error}); name a free port by --port")
     load_in_background(studio)  # after the page is up, which needs none of it
     page.block_thread()
 

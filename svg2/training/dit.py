@@ -441,6 +441,7 @@ def redraw_with(
     model = load_denoiser(checkpoint, shipped)[0].to(device)
     mean, std = (torch.tensor(latents.about[name]).view(-1, 1, 1, 1) for name in ("mean", "std"))
     mean, std = mean.to(device), std.to(device)
+    seed += 1000 * processes().rank
     rng, generator = random.Random(seed), torch.Generator(device).manual_seed(seed)
 
     @torch.no_grad()

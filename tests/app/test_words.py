@@ -94,7 +94,7 @@ def test_the_address_gives_what_can_be_used(studio: Studio) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "says"),
-    [(["--port", "70000"], "name a free one by --port"), (["--prot", "7861"], "unrecognized")],
+    [(["--port", "70000"], "name a free port by --port"), (["--prot", "7861"], "unrecognized")],
 )
 def test_a_start_that_cannot_be_is_refused_in_a_sentence(argv, says, capsys):
     with pytest.raises(SystemExit) as refused:
