@@ -152,7 +152,7 @@ function timeBars(run) {
           el(
             "span",
             { class: `part ${key}${s / longest < 0.2 ? " brief" : ""}`, style: `width:${((100 * s) / longest).toFixed(2)}%`, title: `${CONCERNS[key]}: ${seconds(s)}` },
-            s / longest > 0.1
+            s / longest > 0.15
               ? `${key === "warm" ? "still dense" : key} ${seconds(s)}`
               : s / longest > 0.05
                 ? seconds(s)
