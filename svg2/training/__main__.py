@@ -18,16 +18,24 @@ import torch.distributed as dist
 from svg2.config import METHODS
 from svg2.distributed import Processes, processes
 from svg2.models import BUILTIN_FOLDER
-from svg2.training.data import Store, TrainingError, render_clips
+from svg2.training.data import Store, TrainingError, checkpoint_record, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, redraw_with, train_dit
 from svg2.training.evaluate import evaluate_model, make_contact_sheet
 from svg2.training.pipeline import DEFAULTS, assemble, ship
-from svg2.training.vae import checkpoint_record, train_vae
+from svg2.training.text import train_text
+from svg2.training.vae import train_vae
 
 BENCH = Path(__file__).parents[2] / "assets" / "bench"
 # Shares of the time of `all`: of a first call, and of a later one, whose VAE is finished.
-_FIRST = {"render": 0.05, "vae": 0.25, "encode": 0.15, "dit": 0.42, "decoder": 0.05}
-_LATER = {"render": 0.04, "encode": 0.1, "dit": 0.72, "decoder": 0.05}
+_FIRST = {
+    "render": 0.05,
+    "vae": 0.25,
+    "encode": 0.15,
+    "text": 0.05,
+    "dit": 0.37,
+    "decoder": 0.05,
+}
+_LATER = {"render": 0.04, "encode": 0.1, "text": 0.03, "dit": 0.69, "decoder": 0.05}
 
 
 class Training:
@@ -39,7 +47,7 @@ class Training:
         work.mkdir(parents=True, exist_ok=True)
         self.clips, self.latents = Store(work / "clips"), Store(work / "latents")
         self.vae_path, self.decoder_path = work / "vae.pt", work / "decoder.pt"
-        self.denoiser_path = work / "dit.pt"
+        self.text_path, self.denoiser_path = work / "text.pt", work / "dit.pt"
         self.common = {"seed": args.seed, "device": args.device}
 
     @property
@@ -61,9 +69,14 @@ class Training:
             *(self.clips, self.latents, self.encoder, count), minutes=minutes, **self.common
         )
 
+    def text(self, minutes: float = float("inf")) -> None:
+        if not self.text_path.exists():
+            train_text(self.text_path, minutes=minutes, **self.common)
+
     def dit(self, minutes: float) -> None:
         train_dit(
             *(self.latents, self.denoiser_path, minutes),
+            text=self.text_path,
             start=self.args.pretrained,
             compile_blocks=self.args.compile,
             **self.common,
@@ -72,8 +85,7 @@ class Training:
     def decoder(self, minutes: float) -> None:
         redraw = None
         if self.denoiser_path.exists():
-            shipped = self.args.pretrained or BUILTIN_FOLDER
-            redraw = redraw_with(self.denoiser_path, self.latents, shipped=shipped, **self.common)
+            redraw = redraw_with(self.denoiser_path, self.latents, **self.common)
         train_vae(
             *(self.clips, self.decoder_path, minutes),
             frozen_encoder=self.encoder,
@@ -82,7 +94,7 @@ class Training:
         )
 
     def ship(self) -> None:
-        model, record = load_denoiser(self.denoiser_path, self.args.pretrained or BUILTIN_FOLDER)
+        model, record = load_denoiser(self.denoiser_path)
         decoder = self.decoder_path if self.decoder_path.exists() else self.encoder
         autoencoder = load_vae(decoder, self.latents)
         pipe = assemble(autoencoder, model.transformer, model.text_encoder, model.tokenizer)
@@ -116,6 +128,7 @@ class Training:
         timed: dict[str, Callable[[float], None]] = {
             "render": self.render,
             "encode": self.encode,
+            "text": self.text,
             "vae": lambda m: self.vae(m + _spent(self.vae_path)),
             "dit": lambda m: self.dit(m + _spent(self.denoiser_path)),
             "decoder": lambda m: self.decoder(m + _spent(self.decoder_path)),
@@ -136,12 +149,13 @@ class Training:
         found = {}
         for name, path in (
             ("vae", self.vae_path),
+            ("text", self.text_path),
             ("dit", self.denoiser_path),
             ("decoder", self.decoder_path),
         ):
             record = checkpoint_record(path)
             if record is not None:
-                kept = ("seed", "seconds", "steps", "clips")
+                kept = ("seed", "seconds", "steps", "clips", "accuracy")
                 found[name] = {k: record[k] for k in kept if k in record}
                 found[name]["last"] = record["log"][-1] if record["log"] else None
         return found
@@ -179,6 +193,7 @@ def _run(training: Training, args: argparse.Namespace, share: Processes) -> None
     elif args.stage == "dit":
         if share.is_first:
             training.encode()
+            training.text()
         if share.world > 1:
             dist.barrier()
         training.dit(args.minutes)
@@ -188,7 +203,18 @@ def _run(training: Training, args: argparse.Namespace, share: Processes) -> None
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m svg2.training", description=__doc__)
-    stages = ("render", "vae", "encode", "dit", "decoder", "ship", "evaluate", "sheet", "all")
+    stages = (
+        "render",
+        "vae",
+        "encode",
+        "text",
+        "dit",
+        "decoder",
+        "ship",
+        "evaluate",
+        "sheet",
+        "all",
+    )
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--work", type=Path, default=Path("work"), help="clips and checkpoints")
     parser.add_argument(

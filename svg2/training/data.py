@@ -1,4 +1,4 @@
-"""Rows and their scenes on disk, in files that grow: rendered clips, and latents of clips."""
+"""What stages leave on disk: rendered clips and latents, in files that grow, and checkpoints."""
 
 import json
 import time
@@ -71,6 +71,25 @@ class Store:
     def _lines(self) -> list[str]:
         path = self.folder / "scenes.jsonl"
         return path.read_text().splitlines() if path.exists() else []
+
+
+def save_checkpoint(path: Path, record: dict, **states: dict[str, Tensor]) -> None:
+    """Weights under their names and the `record` of their training, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save({**states, "record": json.dumps(record)}, part)
+    part.replace(path)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
+    """The states and the record of `save_checkpoint`."""
+    states = torch.load(path, map_location="cpu", weights_only=True)
+    return states, json.loads(states.pop("record"))
+
+
+def checkpoint_record(path: Path) -> dict | None:
+    """What a checkpoint says of its training; None where there is none."""
+    return load_checkpoint(path)[1] if path.exists() else None
 
 
 def render_training(

@@ -1,10 +1,11 @@
-"""Stage `dit`: train the text encoder and the transformer on the latents of rendered clips.
+"""Stage `dit`: train the transformer on latents of rendered clips, under a frozen text encoder.
 
 Any subset of a clip's tokens, at their own places, is a fair sample. So training starts on some
 frames of the clip and every second row and column, which is many clips a minute and enough to
 learn what goes where, and ends on all tokens, always at the positions at which the model samples.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -23,8 +24,16 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from svg2.distributed import processes
-from svg2.training.data import AT_ONCE, Store, TrainingError, render_training, within
-from svg2.training.grammar import Scene, describe, rule, vocabulary
+from svg2.training.data import (
+    AT_ONCE,
+    Store,
+    TrainingError,
+    load_checkpoint,
+    render_training,
+    save_checkpoint,
+    within,
+)
+from svg2.training.grammar import Scene, rule, vocabulary
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.pipeline import (
     DEFAULTS,
@@ -32,10 +41,10 @@ from svg2.training.pipeline import (
     build_text_encoder,
     build_tokenizer,
     build_transformer,
-    with_words,
     words_of,
 )
 from svg2.training.ranks import average_gradients, shared_clock
+from svg2.training.text import load_text_encoder, write
 from svg2.training.vae import Redraw, WholeClips, autocast, open_vae, to_model
 
 _SHIFT = 2.0
@@ -43,6 +52,7 @@ _REDRAWN_FROM = 0.4  # the highest noise level that a decoder's latents are draw
 _STATISTICS_OF = 48  # clips whose latents tell mean and std by channel
 _WARM_STEPS = 50
 _COOLING = 0.7  # share of the time after which the learning rate falls
+_PAIRS = 0.55  # share of clips with two objects: harder to draw than one
 
 
 @dataclass(frozen=True)
@@ -107,19 +117,30 @@ class LatentSet:
         mean, std = (v.to(device).view(-1, 1, 1, 1) for v in (self.mean, self.std))
         return (rows - mean) / std
 
+    @functools.cached_property
+    def _by_count(self) -> tuple[list[int], list[int]]:
+        """Clips of one object, and of two."""
+        counts = [len(scene.bodies) for scene in self.scenes]
+        one, two = ([i for i, n in enumerate(counts) if n == some] for some in (1, 2))
+        return one or two, two or one
+
+    def pick(self, rng: random.Random) -> tuple[int, int]:
+        """A clip, and whether it is mirrored."""
+        return rng.choice(self._by_count[rng.random() < _PAIRS]), rng.randrange(2)
+
     def scene(self, pick: tuple[int, int]) -> Scene:
         scene = self.scenes[pick[0]]
         return scene.mirrored() if pick[1] else scene
 
 
 class Denoiser(nn.Module):
-    """Text encoder and transformer, which train together, for a vocabulary."""
+    """Transformer and the frozen text encoder that it listens to, for a vocabulary."""
 
     def __init__(self, words: Sequence[str] = vocabulary()) -> None:
         super().__init__()
         self.words = tuple(words)
         self.tokenizer = build_tokenizer(self.words)
-        self.text_encoder = build_text_encoder(len(self.tokenizer))
+        self.text_encoder = build_text_encoder(len(self.tokenizer)).requires_grad_(False)
         self.transformer = build_transformer()
 
     def encode(self, prompts: list[str], length: int) -> Float[Tensor, "B length text"]:
@@ -277,6 +298,7 @@ def train_dit(
     checkpoint: Path,
     minutes: float,
     *,
+    text: Path,
     start: Path | None = None,
     lr: float = 2e-3,
     seed: int = 0,
@@ -286,11 +308,14 @@ def train_dit(
 ) -> dict:
     """Train for `minutes` of wall time in all, resuming from `checkpoint`; torchrun shares it out.
 
-    Where there is no checkpoint yet, `start` may name a shipped pipeline to go on from: of its
-    vocabulary, the words that the grammar still has keep their embeddings. As it may have been
-    trained on other combinations, the record says under `before` which words it knew.
+    Where there is no checkpoint yet, it begins under the text encoder of the checkpoint `text`, or
+    goes on from the shipped pipeline in `start`. As that may have been trained on combinations
+    that are held out today, the record says under `before` which words it knew.
 
     The schedule is a fraction of the time, so a slow machine gets fewer steps, not a cut schedule.
+
+    Raises:
+        TrainingError: `start` knows other words than the grammar.
     """
     share = processes()
     rank, world = share.rank, share.world
@@ -300,16 +325,17 @@ def train_dit(
     record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "clips": 0}
     averages: dict[str, Tensor] = {}
     if checkpoint.exists():
-        model, record, averages = _load(checkpoint, start)
+        model, record, averages = _load(checkpoint)
         if record.get("rule") != rule():
             record["before"] = list(model.words)
     elif start is not None:
-        model = _started_from(start)
-        record["before"] = list(words_of(start))
+        model, record["before"] = _started_from(start)
     else:
         model = Denoiser()
+        model.text_encoder.load_state_dict(load_text_encoder(text).state_dict())
     record |= {"words": list(model.words), "max_sequence_length": TEXT_LENGTH, "rule": rule()}
     model.to(device).float()
+    # Momenta are not kept: a resumed run warms up within seconds.
     parameters = dict(model.named_parameters())
     ema = {n: averages.get(n, p).detach().clone().to(device) for n, p in parameters.items()}
     optimizers = build_optimizers(
@@ -362,27 +388,40 @@ def train_dit(
             )
             recent = []
         if rank == 0 and time.monotonic() - saved > 120:
-            _save(checkpoint, model, ema, record)
+            save_checkpoint(checkpoint, record, model=model.state_dict(), ema=ema)
             saved = time.monotonic()
     if rank == 0:
-        _save(checkpoint, model, ema, record)
+        save_checkpoint(checkpoint, record, model=model.state_dict(), ema=ema)
     return record
 
 
-def _started_from(folder: Path) -> Denoiser:
-    """The shipped weights of `folder`, for the vocabulary of the grammar."""
-    model = Denoiser()
-    encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder").float()
-    model.text_encoder = with_words(encoder, words_of(folder), model.words)
-    model.transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer")
+def load_shipped(folder: Path) -> Denoiser:
+    """The weights of a shipped pipeline, in fp32."""
+    model = Denoiser(words_of(folder))
+    for name, kind in (("text_encoder", UMT5EncoderModel), ("transformer", WanTransformer3DModel)):
+        part = kind.from_pretrained(folder, subfolder=name)
+        getattr(model, name).load_state_dict(part.state_dict())
     return model
 
 
+def _started_from(folder: Path) -> tuple[Denoiser, list[str] | None]:
+    """The shipped weights of `folder`, and the words of those that the rule did not bind."""
+    words = words_of(folder)
+    if set(words) != set(vocabulary()):
+        raise TrainingError(
+            f"{folder} knows other words than the grammar, so it can't be gone on from: "
+            "leave --pretrained out, and train from the start."
+        )
+    model = load_shipped(folder)
+    lab = json.loads((folder / "lab.json").read_text())
+    return model, lab.get("before") if lab.get("rule") == rule() else list(words)
+
+
 def _loss(model, data, num_frames, stride, batch, rng, generator, device) -> Tensor:
-    picks = [(rng.randrange(len(data.scenes)), rng.randrange(2)) for _ in range(batch)]
+    picks = [data.pick(rng) for _ in range(batch)]
     places = _pick_places(data.latents.shape[3:], num_frames, stride, rng)
     clean = data.clean(picks, places, device)
-    prompts = ["" if rng.random() < 0.1 else describe(data.scene(pick), rng) for pick in picks]
+    prompts = ["" if rng.random() < 0.1 else write(data.scene(pick), rng) for pick in picks]
     # Mostly short, at times as long as WanPipeline's default, so that both read alike.
     length = rng.choice((TEXT_LENGTH, TEXT_LENGTH, TEXT_LENGTH, 64, 512))
     noise = torch.randn(clean.shape, generator=generator, device=device)
@@ -393,27 +432,17 @@ def _loss(model, data, num_frames, stride, batch, rng, generator, device) -> Ten
     return (predicted.float() - (noise - clean)).pow(2).mean()
 
 
-def _save(checkpoint: Path, model: Denoiser, ema: dict[str, Tensor], record: dict) -> None:
-    """Weights and their averages; momenta are not kept: a resumed run warms up within seconds."""
-    part = checkpoint.with_suffix(".part")
-    state = {"model": model.state_dict(), "ema": ema, "record": json.dumps(record)}
-    torch.save(state, part)
-    part.replace(checkpoint)
+def _load(checkpoint: Path) -> tuple[Denoiser, dict, dict[str, Tensor]]:
+    """Model, record and averages."""
+    states, record = load_checkpoint(checkpoint)
+    model = Denoiser(record["words"])
+    model.load_state_dict(states["model"])
+    return model, record, states["ema"]
 
 
-def _load(checkpoint: Path, shipped: Path | None) -> tuple[Denoiser, dict, dict[str, Tensor]]:
-    """Model, record and averages; a checkpoint that names no words has those of `shipped`."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    record = json.loads(state["record"])
-    words = record.get("words") or (words_of(shipped) if shipped else vocabulary())
-    model = Denoiser(words)
-    model.load_state_dict(state["model"])
-    return model, record, state["ema"]
-
-
-def load_denoiser(checkpoint: Path, shipped: Path | None = None) -> tuple[Denoiser, dict]:
+def load_denoiser(checkpoint: Path) -> tuple[Denoiser, dict]:
     """The averaged weights of a checkpoint, and its record."""
-    model, record, averages = _load(checkpoint, shipped)
+    model, record, averages = _load(checkpoint)
     for name, p in model.named_parameters():
         p.data.copy_(averages[name])
     return model.eval(), record
@@ -430,7 +459,6 @@ def redraw_with(
     checkpoint: Path,
     latents: Store,
     *,
-    shipped: Path | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> Redraw:
@@ -438,7 +466,7 @@ def redraw_with(
 
     So they err as samples do, and a decoder can learn to make good for it.
     """
-    model = load_denoiser(checkpoint, shipped)[0].to(device)
+    model = load_denoiser(checkpoint)[0].to(device)
     mean, std = (torch.tensor(latents.about[name]).view(-1, 1, 1, 1) for name in ("mean", "std"))
     mean, std = mean.to(device), std.to(device)
     seed += 1000 * processes().rank
@@ -452,7 +480,7 @@ def redraw_with(
         s = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1 - s) * clean + s * noise
         places = Places(*(torch.arange(n) for n in clean.shape[2:]))
-        prompts = [describe(scene, rng) for scene in scenes]
+        prompts = [write(scene, rng) for scene in scenes]
         with autocast(device):
             velocity = model(noisy, sigma, prompts, places, TEXT_LENGTH)
         return (noisy - s * velocity.float()) * std + mean

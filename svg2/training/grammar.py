@@ -43,11 +43,12 @@ _VERBS = {
     "orbit": ("orbiting", "moving in a circle"),
     "still": ("standing still", "resting"),
 }
+# Of several ways to say a thing, the first is the usual one.
 _WAYS = {
-    "left": "to the left",
-    "right": "to the right",
-    "towards": "towards the viewer",
-    "away": "away from the viewer",
+    "left": ("to the left", "left", "leftwards"),
+    "right": ("to the right", "right", "rightwards"),
+    "towards": ("towards the viewer", "towards the camera"),
+    "away": ("away from the viewer", "away"),
 }
 _SKY_PHRASES = {
     "clear": "under a clear sky",
@@ -55,9 +56,9 @@ _SKY_PHRASES = {
     "cloudy": "under a cloudy sky",
 }
 _CAMERA_PHRASES = {
-    "pan left": "as the camera pans to the left",
-    "pan right": "as the camera pans to the right",
-    "zoom in": "as the camera zooms in",
+    "pan left": ("as the camera pans to the left", "with the camera panning left"),
+    "pan right": ("as the camera pans to the right", "with the camera panning right"),
+    "zoom in": ("as the camera zooms in", "with the camera zooming in"),
 }
 _MIRROR = {"left": "right", "right": "left", "pan left": "pan right", "pan right": "pan left"}
 _SYNONYMS = {
@@ -82,16 +83,22 @@ _SYNONYMS = {
     "rotating": "spinning",
     "turning": "spinning",
     "circling": "orbiting",
-    "resting": "still",
+    "rolls": "rolling",
+    "slides": "sliding",
+    "moves": "moving",
+    "bounces": "bouncing",
+    "spins": "spinning",
+    "orbits": "orbiting",
     "toward": "towards",
     "rightwards": "right",
     "leftwards": "left",
     "panning": "pans",
     "zooming": "zooms",
 }
-# Trained on as other words for the same: the rest of the synonyms fold only when a prompt is read.
-_SPOKEN = ("sphere", "box", "donut", "violet", "glossy", "rotating", "circling", "grey")
-_FILLER = frozenset("a an the to over across in of is on stands with while".split())
+# Words that a phrase has a place of its own for; all others may stand wherever their meaning does.
+_PHRASED = ("rightwards", "leftwards", "panning", "zooming")
+_SPOKEN = tuple(word for word in _SYNONYMS if word not in _PHRASED)
+SMALL_WORDS = frozenset("a an the to over across in of is on stands with while".split())
 _GROUND_KEYS = {ground.split()[0]: ground for ground in GROUNDS}
 
 # The first ones need the fewest words, so that every model knows some.
@@ -260,9 +267,10 @@ def knowledge_of(folder: Path) -> Knowledge:
 
 def vocabulary() -> tuple[str, ...]:
     """Every word that a described scene can hold, and common small ones, sorted."""
-    parts = [*COLOURS, *SHAPES, *MATERIALS, *GROUNDS, *_FILLER, *_WAYS.values(), *_SPOKEN]
-    parts += [phrase for phrases in _VERBS.values() for phrase in phrases]
-    parts += [*_SKY_PHRASES.values(), *_CAMERA_PHRASES.values(), "and", "moving"]
+    parts = [*COLOURS, *SHAPES, *MATERIALS, *GROUNDS, *SMALL_WORDS, *_SYNONYMS, "and", "moving"]
+    for said in (_VERBS, _WAYS, _CAMERA_PHRASES):
+        parts += [phrase for phrases in said.values() for phrase in phrases]
+    parts += _SKY_PHRASES.values()
     return tuple(sorted({w for part in parts for w in part.split()}))
 
 
@@ -292,7 +300,7 @@ def _take_camera(words: list[str]) -> tuple[list[str], str]:
     """The words that are not about the camera, and the camera's move."""
     if "pans" in words:
         at = words.index("pans")
-        near = range(at + 1, min(at + 4, len(words)))
+        near = range(at + 1, min(at + 5, len(words)))
         turn = next((i for i in near if words[i] in ("left", "right")), None)
         if turn is not None:
             return words[:at] + words[turn + 1 :], f"pan {words[turn]}"
@@ -337,22 +345,39 @@ def _parse_body(words: list[str]) -> Body:
 
 def describe(scene: Scene, rng: random.Random) -> str:
     """A prompt for `scene`, with the wording drawn from `rng`."""
-    bodies = " and ".join(_describe_body(body, rng) for body in scene.bodies)
-    place = "over" if any(b.motion in DIRECTED for b in scene.bodies) else "on"
-    parts = [bodies, f"{place} a {scene.ground}"]
-    if scene.sky != "clear" or rng.random() < 0.2:
-        parts.append(_SKY_PHRASES[scene.sky])
-    if scene.camera != "still":
-        parts.append(_CAMERA_PHRASES[scene.camera])
-    text = " ".join(parts)
-    if rng.random() < 0.15:
+    return " ".join(word for word, _ in tell(scene, rng))
+
+
+def tell(scene: Scene, rng: random.Random) -> list[tuple[str, int]]:
+    """The words of `describe`, each with the index of the object that it is said of, or -1."""
+    told = [(word, -1) for word in _describe_place(scene, rng)]
+    for i, body in reversed(list(enumerate(scene.bodies))):
+        phrase = [(word, i) for word in _describe_body(body, rng).split()]
+        told = [*([("and", -1)] if i else []), *phrase, *told]
+    if rng.random() < 0.3:
         spoken = [w for w in _SPOKEN if rng.random() < 0.5]
-        text = " ".join(_respell(word, spoken) for word in text.split())
-    return re.sub(r"\ba (?=orange\b)", "an ", text)
+        told = [(_respell(word, spoken), owner) for word, owner in told]
+    for i, ((word, owner), (following, _)) in enumerate(pairwise(told)):
+        if word == "a" and following[0] in "aeiou":
+            told[i] = ("an", owner)
+    return told
 
 
 def _respell(word: str, spoken: list[str]) -> str:
     return next((s for s in spoken if _SYNONYMS[s] == word), word)
+
+
+def _describe_place(scene: Scene, rng: random.Random) -> list[str]:
+    """Ground, sky and camera; what `parse` takes for granted need not be said."""
+    parts: list[str] = []
+    if scene.ground != "gray floor" or rng.random() < 0.8:
+        place = "over" if any(b.motion in DIRECTED for b in scene.bodies) else "on"
+        parts.append(f"{place} a {scene.ground}")
+    if scene.sky != "clear" or rng.random() < 0.2:
+        parts.append(_SKY_PHRASES[scene.sky])
+    if scene.camera != "still":
+        parts.append(_usually(_CAMERA_PHRASES[scene.camera], rng))
+    return " ".join(parts).split()
 
 
 def _describe_body(body: Body, rng: random.Random) -> str:
@@ -360,10 +385,17 @@ def _describe_body(body: Body, rng: random.Random) -> str:
     if body.motion in DIRECTED:
         if rng.random() < 0.25 and (body.motion == "roll") == (body.shape == "ball"):
             verb = "moving"  # without saying how, a ball rolls and all else slides
-        verb = f"{verb} {_WAYS[body.direction]}"
+        verb = f"{verb} {_usually(_WAYS[body.direction], rng)}"
+    elif body.motion == "still" and rng.random() < 0.25:
+        verb = ""
     says_matte = body.material == "matte" and rng.random() < 0.3
     material = f"{body.material} " if body.material == "shiny" or says_matte else ""
     return f"a {material}{body.colour} {body.shape} {verb}"
+
+
+def _usually(phrases: tuple[str, ...], rng: random.Random) -> str:
+    """The first of some phrases, or at times any."""
+    return phrases[0] if rng.random() < 0.7 else rng.choice(phrases)
 
 
 def held_out(scene: Scene) -> bool:

@@ -60,26 +60,6 @@ def words_of(folder: Path) -> tuple[str, ...]:
     return tuple(tokens_of(folder)[len(_SPECIAL) :])
 
 
-def with_words(
-    encoder: UMT5EncoderModel, known: Sequence[str], words: Sequence[str]
-) -> UMT5EncoderModel:
-    """`encoder` for another vocabulary: known words keep their embeddings, the rest start anew."""
-    new = build_text_encoder(len(_SPECIAL) + len(words))
-    state = encoder.state_dict()
-    table = new.shared.weight.data
-    # New words start as far from the mean of the known ones as these are.
-    table.normal_().mul_(encoder.shared.weight.data.std())
-    rows = {w: i for i, w in enumerate((*_SPECIAL, *known))}
-    for i, word in enumerate((*_SPECIAL, *words)):
-        if word in rows:
-            table[i] = encoder.shared.weight.data[rows[word]]
-    for name in state:
-        if state[name].shape == encoder.shared.weight.shape:
-            state[name] = table.clone()
-    new.load_state_dict(state)
-    return new
-
-
 def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
     config = UMT5Config(
         vocab_size=vocab_size,

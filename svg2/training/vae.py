@@ -1,7 +1,6 @@
 """Stage `vae`: train the video autoencoder on crops of rendered clips."""
 
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from svg2.distributed import processes
-from svg2.training.data import Store
+from svg2.training.data import Store, load_checkpoint, save_checkpoint
 from svg2.training.grammar import Scene
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.ranks import average_gradients, shared_clock
@@ -189,7 +188,7 @@ def train_vae(
     kind = torch.device(device).type
     record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "base_dim": base_dim}
     if checkpoint.exists():
-        vae, record = open_vae(checkpoint, device), _load(checkpoint)[1]
+        vae, record = open_vae(checkpoint, device), load_checkpoint(checkpoint)[1]
     elif (source := frozen_encoder or start) is not None:
         vae = open_vae(source, device)
         record["base_dim"] = vae.config["base_dim"]
@@ -245,11 +244,11 @@ def train_vae(
             )
             errors = []
         if rank == 0 and time.monotonic() - saved > 60:
-            _save(checkpoint, vae, record)
+            save_checkpoint(checkpoint, record, model=vae.state_dict())
             saved = time.monotonic()
     record["finished"] = True
     if rank == 0:
-        _save(checkpoint, vae, record)
+        save_checkpoint(checkpoint, record, model=vae.state_dict())
     return record
 
 
@@ -263,24 +262,7 @@ def open_vae(source: Path, device: str = "cpu") -> AutoencoderKLWan:
     """The VAE of a checkpoint, or of the folder of a shipped pipeline."""
     if source.is_dir():
         return AutoencoderKLWan.from_pretrained(source, subfolder="vae").to(device).float()
-    state, record = _load(source)
+    states, record = load_checkpoint(source)
     vae = build_vae(record.get("base_dim", _OLD_BASE_DIM))
-    vae.load_state_dict(state)
+    vae.load_state_dict(states["model"])
     return vae.to(device)
-
-
-def checkpoint_record(checkpoint: Path) -> dict | None:
-    """What a checkpoint says of its training; None where there is none."""
-    return _load(checkpoint)[1] if checkpoint.exists() else None
-
-
-def _load(checkpoint: Path) -> tuple[dict, dict]:
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    return content["model"], json.loads(content["record"])
-
-
-def _save(checkpoint: Path, vae: AutoencoderKLWan, record: dict) -> None:
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    part = checkpoint.with_suffix(".part")
-    torch.save({"model": vae.state_dict(), "record": json.dumps(record)}, part)
-    part.replace(checkpoint)

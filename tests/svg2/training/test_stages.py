@@ -7,30 +7,28 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
-from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from svg2.models import BUILTIN_FOLDER
 from svg2.training import __main__ as stages
 from svg2.training import dit
 from svg2.training.__main__ import main
-from svg2.training.data import Store
+from svg2.training.data import Store, TrainingError, checkpoint_record, save_checkpoint
 from svg2.training.dit import (
     Denoiser,
     Places,
     _positions,
     _started_from,
     encode_clips,
-    load_denoiser,
+    load_shipped,
 )
-from svg2.training.grammar import Body, Scene, knowledge_of, vocabulary
+from svg2.training.grammar import Body, Scene, knowledge_of, rule, vocabulary
 from svg2.training.muon import orthogonalise
-from svg2.training.pipeline import words_of
+from svg2.training.pipeline import assemble, build_tokenizer, ship
 from svg2.training.render import render_one
 from svg2.training.vae import (
     CROPS,
     WholeClips,
     build_vae,
-    checkpoint_record,
     open_vae,
     to_model,
 )
@@ -60,7 +58,10 @@ def test_stages_from_clips_to_a_pipeline(tmp_path):
     assert latents.rows().shape == (4, 2, 16, 9, 24, 24)
     rows = latents.rows().astype(np.float32)  # one clip's colours are not those of all
     np.testing.assert_allclose(latents.about["std"], rows.std(axis=(0, 1, 3, 4, 5)), rtol=1e-3)
+    stage("text", "--minutes", "0.05")
+    reading = (work / "text.pt").read_bytes()
     stage("dit", "--minutes", "0.03", "--clips", "4")
+    assert (work / "text.pt").read_bytes() == reading  # the denoiser depends on it
     stage("dit", "--minutes", "0.06", "--clips", "4")  # resumes
     stage("decoder", "--minutes", "0.02")
     stage("ship")
@@ -124,33 +125,26 @@ def test_a_broken_off_append_is_overwritten(tmp_path):
     assert store.rows().tolist() == [[1] * 3, [2] * 3, [2] * 3]
 
 
-def test_the_shipped_weights_go_on_with_more_words():
-    model = _started_from(BUILTIN_FOLDER)
-    shipped = UMT5EncoderModel.from_pretrained(BUILTIN_FOLDER, subfolder="text_encoder").float()
-    known, table = words_of(BUILTIN_FOLDER), model.text_encoder.shared.weight
-    old = PreTrainedTokenizerFast.from_pretrained(BUILTIN_FOLDER / "tokenizer")
-    assert len(model.tokenizer) > len(old)
-    for word in known:
-        before = shipped.shared.weight[old.convert_tokens_to_ids(word)]
-        after = table[model.tokenizer.convert_tokens_to_ids(word)]
-        assert torch.equal(before, after)
-    prompt = "a red ball rolling to the right over a checkered floor"
+def test_weights_of_other_words_are_not_gone_on_from(tmp_path):
+    build_tokenizer(("red", "ball")).save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(TrainingError, match="other words than the grammar"):
+        _started_from(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "before"),
+    [({"before": None}, None), ({"before": ["red"]}, ["red"]), ({"rule": "another"}, "all")],
+)
+def test_what_weights_may_have_seen_goes_with_them(tmp_path, changed, before):
+    model = Denoiser()
+    pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
+    ship(pipe, tmp_path, {"rule": rule()} | changed)
+    started, seen = _started_from(tmp_path)
+    assert seen == (list(vocabulary()) if before == "all" else before)
+    assert started.words == vocabulary()
     with torch.no_grad():
-        mine = model.encode([prompt], 16)
-        ids = old(prompt, return_tensors="pt").input_ids
-        theirs = shipped(ids).last_hidden_state
-    assert torch.allclose(mine[:, : theirs.shape[1]], theirs, atol=1e-5)
-    assert torch.isfinite(model.encode(["a pink pyramid orbiting"], 16)).all()
-
-
-def test_a_checkpoint_without_words_takes_those_of_the_shipped_model(tmp_path):
-    known = words_of(BUILTIN_FOLDER)
-    model = Denoiser(known)
-    averages = {name: p.detach() for name, p in model.named_parameters()}
-    state = {"model": model.state_dict(), "ema": averages, "record": json.dumps({"steps": 1})}
-    torch.save(state, tmp_path / "dit.pt")
-    loaded, _ = load_denoiser(tmp_path / "dit.pt", BUILTIN_FOLDER)
-    assert loaded.words == known
+        mine, theirs = started.encode([PROMPT], 32), model.float().encode([PROMPT], 32)
+    assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 def test_a_subset_of_tokens_gets_the_positions_of_its_places():
@@ -202,9 +196,9 @@ def test_latents_drawn_anew_err_a_little_or_from_no_noise_not_at_all(
     tmp_path, monkeypatch, highest
 ):
     """Of the shipped weights, which know these latents' mean and std."""
-    model = _started_from(BUILTIN_FOLDER)
-    state = {"model": model.state_dict(), "ema": dict(model.named_parameters())}
-    torch.save(state | {"record": json.dumps({"words": model.words})}, tmp_path / "dit.pt")
+    model = load_shipped(BUILTIN_FOLDER)
+    weights = {"model": model.state_dict(), "ema": dict(model.named_parameters())}
+    save_checkpoint(tmp_path / "dit.pt", {"words": model.words}, **weights)
     config = json.loads((BUILTIN_FOLDER / "vae" / "config.json").read_text())
     scene = Scene((Body("red", "ball", "roll", "right"),), "checkered floor")
     clip = to_model(render_one(scene, 9, 64, random.Random(0)).frames)
