@@ -47,7 +47,7 @@ from svg2.training.ranks import average_gradients, shared_clock
 from svg2.training.text import load_text_encoder, write
 from svg2.training.vae import Redraw, WholeClips, autocast, open_vae, to_model
 
-_SHIFT = 2.0
+_SHIFT, _SHIFT_TOKENS = 5.0, 5184  # shift to more noise at so many tokens
 _REDRAWN_FROM = 0.4  # the highest noise level that a decoder's latents are drawn anew from
 _STATISTICS_OF = 48  # clips whose latents tell mean and std by channel
 _WARM_STEPS = 50
@@ -286,11 +286,15 @@ def load_latents(store: Store, device: str = "cpu") -> LatentSet:
     return LatentSet(latents.to(device) if on_gpu else latents, store.scenes, mean, std)
 
 
-def sample_sigma(batch: int, generator: torch.Generator) -> Float[Tensor, " B"]:
-    """Noise levels: logit-normal, shifted to more noise (SD3, arXiv 2403.03206)."""
+def sample_sigma(batch: int, tokens: int, generator: torch.Generator) -> Float[Tensor, " B"]:
+    """Noise levels: logit-normal, shifted to more noise (SD3, arXiv 2403.03206).
+
+    More tokens show the same object through more noise, so the shift grows with their root.
+    """
     noise = torch.randn(batch, generator=generator, device=generator.device)
     u = torch.sigmoid(noise * 1.1)
-    return _SHIFT * u / (1 + (_SHIFT - 1) * u)
+    shift = _SHIFT * math.sqrt(tokens / _SHIFT_TOKENS)
+    return shift * u / (1 + (shift - 1) * u)
 
 
 def train_dit(
@@ -425,7 +429,7 @@ def _loss(model, data, num_frames, stride, batch, rng, generator, device) -> Ten
     # Mostly short, at times as long as WanPipeline's default, so that both read alike.
     length = rng.choice((TEXT_LENGTH, TEXT_LENGTH, TEXT_LENGTH, 64, 512))
     noise = torch.randn(clean.shape, generator=generator, device=device)
-    sigma = sample_sigma(batch, generator)
+    sigma = sample_sigma(batch, clean[0, 0].numel(), generator)
     s = sigma.view(-1, 1, 1, 1, 1)
     with autocast(device):
         predicted = model((1 - s) * clean + s * noise, sigma, prompts, places, length)
