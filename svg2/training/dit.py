@@ -74,8 +74,8 @@ class Lesson:
 # A CPU sees few clips, so most of them in part; a GPU sees many, and mostly all tokens of them.
 CURRICULA = {
     "cpu": (
-        Lesson(0.4, ((0.35, 3, 2, 8), (0.65, 9, 3, 6)), 0.8),
-        Lesson(0.7, ((0.35, 3, 1, 2), (0.35, 9, 2, 3), (0.3, 9, 3, 6)), 0.8),
+        Lesson(0.35, ((0.2, 3, 1, 2), (0.8, 9, 3, 6)), 0.8),
+        Lesson(0.65, ((0.3, 3, 1, 2), (0.35, 9, 2, 3), (0.35, 9, 3, 6)), 0.8),
         Lesson(1.0, ((0.35, 3, 1, 2), (0.3, 5, 1, 1), (0.35, 9, 1, 1)), 0.6),
     ),
     "cuda": (
