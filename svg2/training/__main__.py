@@ -197,6 +197,8 @@ def _run(training: Training, args: argparse.Namespace, share: Processes) -> None
         if share.world > 1:
             dist.barrier()
         training.dit(args.minutes)
+    elif share.is_first and args.stage == "text":
+        training.text(args.minutes)
     elif share.is_first:
         getattr(training, args.stage)()
 

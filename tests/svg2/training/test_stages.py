@@ -60,6 +60,9 @@ def test_stages_from_clips_to_a_pipeline(tmp_path):
     np.testing.assert_allclose(latents.about["std"], rows.std(axis=(0, 1, 3, 4, 5)), rtol=1e-3)
     stage("text", "--minutes", "0.05")
     reading = (work / "text.pt").read_bytes()
+    record = checkpoint_record(work / "text.pt")
+    assert record is not None
+    assert record["seconds"] < 60  # within its minutes, after one step at the least
     stage("dit", "--minutes", "0.03", "--clips", "4")
     assert (work / "text.pt").read_bytes() == reading  # the denoiser depends on it
     stage("dit", "--minutes", "0.06", "--clips", "4")  # resumes
