@@ -1,7 +1,7 @@
 """Stage `dit`: train the transformer on latents of rendered clips, under a frozen text encoder.
 
 Any subset of a clip's tokens, at their own places, is a fair sample. So training starts on some
-frames of the clip and every second row and column, which is many clips a minute and enough to
+frames of the clip and every third row and column, which is many clips a minute and enough to
 learn what goes where, and ends on all tokens, always at the positions at which the model samples.
 """
 

@@ -236,7 +236,7 @@ class Knowledge:
         """A prompt that the model knows; the same one for a seed."""
         rng = random.Random(seed)
         while True:
-            prompt = describe(random_scene(rng), rng)
+            prompt = describe(random_scene(rng), rng, loosely=False)
             if self.covers(prompt):
                 return prompt
 
@@ -343,18 +343,18 @@ def _parse_body(words: list[str]) -> Body:
     return Body(colour, shape, motion, direction if motion in DIRECTED else "", material)
 
 
-def describe(scene: Scene, rng: random.Random) -> str:
-    """A prompt for `scene`, with the wording drawn from `rng`."""
-    return " ".join(word for word, _ in tell(scene, rng))
+def describe(scene: Scene, rng: random.Random, loosely: bool = True) -> str:
+    """A prompt for `scene`, with the wording drawn from `rng`: the usual one, or more loosely."""
+    return " ".join(word for word, _ in tell(scene, rng, loosely))
 
 
-def tell(scene: Scene, rng: random.Random) -> list[tuple[str, int]]:
+def tell(scene: Scene, rng: random.Random, loosely: bool = True) -> list[tuple[str, int]]:
     """The words of `describe`, each with the index of the object that it is said of, or -1."""
-    told = [(word, -1) for word in _describe_place(scene, rng)]
+    told = [(word, -1) for word in _describe_place(scene, rng, loosely)]
     for i, body in reversed(list(enumerate(scene.bodies))):
-        phrase = [(word, i) for word in _describe_body(body, rng).split()]
+        phrase = [(word, i) for word in _describe_body(body, rng, loosely).split()]
         told = [*([("and", -1)] if i else []), *phrase, *told]
-    if rng.random() < 0.3:
+    if loosely and rng.random() < 0.3:
         spoken = [w for w in _SPOKEN if rng.random() < 0.5]
         told = [(_respell(word, spoken), owner) for word, owner in told]
     for i, ((word, owner), (following, _)) in enumerate(pairwise(told)):
@@ -367,35 +367,35 @@ def _respell(word: str, spoken: list[str]) -> str:
     return next((s for s in spoken if _SYNONYMS[s] == word), word)
 
 
-def _describe_place(scene: Scene, rng: random.Random) -> list[str]:
+def _describe_place(scene: Scene, rng: random.Random, loosely: bool) -> list[str]:
     """Ground, sky and camera; what `parse` takes for granted need not be said."""
     parts: list[str] = []
-    if scene.ground != "gray floor" or rng.random() < 0.8:
+    if scene.ground != "gray floor" or not loosely or rng.random() < 0.8:
         place = "over" if any(b.motion in DIRECTED for b in scene.bodies) else "on"
         parts.append(f"{place} a {scene.ground}")
     if scene.sky != "clear" or rng.random() < 0.2:
         parts.append(_SKY_PHRASES[scene.sky])
     if scene.camera != "still":
-        parts.append(_usually(_CAMERA_PHRASES[scene.camera], rng))
+        parts.append(_usually(_CAMERA_PHRASES[scene.camera], rng, loosely))
     return " ".join(parts).split()
 
 
-def _describe_body(body: Body, rng: random.Random) -> str:
+def _describe_body(body: Body, rng: random.Random, loosely: bool) -> str:
     verb = rng.choice(_VERBS[body.motion])
     if body.motion in DIRECTED:
         if rng.random() < 0.25 and (body.motion == "roll") == (body.shape == "ball"):
             verb = "moving"  # without saying how, a ball rolls and all else slides
-        verb = f"{verb} {_usually(_WAYS[body.direction], rng)}"
-    elif body.motion == "still" and rng.random() < 0.25:
+        verb = f"{verb} {_usually(_WAYS[body.direction], rng, loosely)}"
+    elif body.motion == "still" and loosely and rng.random() < 0.25:
         verb = ""
     says_matte = body.material == "matte" and rng.random() < 0.3
     material = f"{body.material} " if body.material == "shiny" or says_matte else ""
     return f"a {material}{body.colour} {body.shape} {verb}"
 
 
-def _usually(phrases: tuple[str, ...], rng: random.Random) -> str:
-    """The first of some phrases, or at times any."""
-    return phrases[0] if rng.random() < 0.7 else rng.choice(phrases)
+def _usually(phrases: tuple[str, ...], rng: random.Random, loosely: bool) -> str:
+    """The first of some phrases, or, said loosely, at times any."""
+    return phrases[0] if not loosely or rng.random() < 0.7 else rng.choice(phrases)
 
 
 def held_out(scene: Scene) -> bool:

@@ -1,9 +1,9 @@
 """Stage `text`: teach the text encoder to read the grammar.
 
-A denoiser's loss hardly tells which of two objects a colour belongs to, so encoder and transformer
-that learn together end with a bag of words: colours go to the wrong object. Reading needs no
-pictures, only minutes. After it, each word of an object tells all that is said of that object, and
-the encoder is frozen, as the large text encoders of real models are.
+An encoder that had learnt along with the denoiser read words without their neighbours, and colours
+went to the wrong one of two objects. Reading needs no pictures, only minutes. After it, each word
+of an object tells all that is said of that object, and the encoder is frozen, as the large text
+encoders of real models are.
 """
 
 import random
@@ -39,7 +39,7 @@ from svg2.training.pipeline import TEXT_DIM, build_text_encoder, build_tokenizer
 
 STEPS = 1500
 _BATCH = 48
-_LR = 1e-3  # T5 does not scale its dot products: a higher rate soon saturates the softmax
+_LR = 1e-3  # T5 does not scale its dot products: large steps can saturate its softmax
 _WARM_STEPS = 100
 _STRAY = "perhaps"  # stands for all words that the grammar doesn't have
 _OF_BODY = {

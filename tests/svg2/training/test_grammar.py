@@ -115,3 +115,6 @@ def test_the_shipped_model_is_offered_only_what_it_knows():
         prompt = known.random_prompt(seed)
         assert known.covers(prompt)
         assert prompt == known.random_prompt(seed)
+        # Said as these weights were trained to read it.
+        assert any(f" a {ground}" in prompt for ground in grammar.GROUNDS)
+        assert prompt.count("left") + prompt.count("right") == prompt.count("to the ")
