@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 
@@ -42,25 +43,36 @@ def processes() -> Processes:
 
 
 @contextmanager
+def process_group(device_type: str, timeout: timedelta | None = None) -> Iterator[None]:
+    """All processes as one group: `nccl` where `device_type` is `cuda`, else `gloo`.
+
+    Leaving a group open would let the threads of gloo die with the interpreter, and now and then
+    the process with them, after all its work was done.
+    """
+    import torch.distributed as dist
+
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timeout)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
 def joined(pipe: Any) -> Iterator[None]:
     """Share the work on every video of `pipe` among all processes.
 
     Raises: as `svg2.processors.parallel.context_parallel`.
     """
     import torch
-    import torch.distributed as dist
 
     from svg2.processors.parallel import context_parallel
 
     device = pipe._execution_device
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        with context_parallel(pipe):
-            yield
-    finally:
-        dist.destroy_process_group()
+    with process_group(device.type), context_parallel(pipe):
+        yield
 
 
 def agree(wish: bool, device: Any) -> bool:

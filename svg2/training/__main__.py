@@ -5,18 +5,19 @@ with torchrun.
 """
 
 import argparse
-import datetime
 import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from svg2.config import METHODS
-from svg2.distributed import Processes, processes
+from svg2.distributed import Processes, process_group, processes
 from svg2.models import BUILTIN_FOLDER
 from svg2.training.data import Store, TrainingError, checkpoint_record, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, redraw_with, train_dit
@@ -173,16 +174,17 @@ def main(argv: list[str] | None = None) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     share = processes()
+    group = nullcontext()
     if share.world > 1:
         if args.stage == "all":
             sys.exit("`all` is one process: start vae, dit and decoder with torchrun, one by one")
         if args.device == "cuda":
             torch.cuda.set_device(share.local_rank)
         # The first renders and encodes clips while the others wait.
-        backend = "nccl" if args.device == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
+        group = process_group(args.device, timeout=timedelta(days=1))
     try:
-        _run(Training(args), args, share)
+        with group:
+            _run(Training(args), args, share)
     except TrainingError as error:
         sys.exit(f"svg2.training: {error}")
 

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from svg2.distributed import process_group
+
 
 def make(model: str) -> None:
     """All runs of the pipeline in folder `model`, into frames.npz beside its files."""
@@ -55,7 +57,6 @@ def make(model: str) -> None:
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    for model in sys.argv[1:]:
-        make(model)
-    dist.destroy_process_group()
+    with process_group("cpu"):
+        for model in sys.argv[1:]:
+            make(model)
