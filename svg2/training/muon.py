@@ -1,4 +1,4 @@
-"""Muon in the gradients' own precision.
+"""Muon in the precision that the hardware is fast in.
 
 torch.optim.Muon orthogonalises in bf16, which CPUs without bf16 units run hundreds of times slower
 than fp32.
@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kernels import bf16_is_native
+
 # Keller Jordan's quintic: pushes singular values towards 1 in five steps, not exactly to it.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -19,11 +21,13 @@ def orthogonalise(update: Float[Tensor, "n rows cols"], steps: int = 5) -> Tenso
     a, b, c = _COEFFICIENTS
     tall = update.shape[1] > update.shape[2]
     x = update.mT if tall else update
+    if x.device.type == "cpu" and bf16_is_native():
+        x = x.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(update.dtype)
 
 
 class Muon(torch.optim.Optimizer):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 from svg2.training.grammar import GROUNDS, MAX_BODIES, SHAPES, Scene
 from svg2.training.placement import BOUND, FOCAL, PITCH, Placement, place
@@ -168,12 +169,13 @@ class _Batch:
         seen = torch.isfinite(nearest)
         at = seen.nonzero(as_tuple=True)
         image[at] = colour[at[0], which[at], at[1], at[2]]
-        h, w = (side // supersample for side in self.shape)
-        clip = image.view(n, frames, h, supersample, w, supersample, 3).mean(dim=(3, 5))
+        pixels = image.view(n * frames, *self.shape, 3).permute(0, 3, 1, 2)
+        clip = F.avg_pool2d(pixels, supersample).permute(0, 2, 3, 1).unflatten(0, (n, frames))
         masks = []
         for body in range(MAX_BODIES):
-            covered = (seen & (which == body)).view(n, frames, h, supersample, w, supersample)
-            masks.append(covered.float().mean(dim=(3, 5)) >= 0.5)
+            covered = (seen & (which == body)).view(n * frames, *self.shape).float()
+            share = F.avg_pool2d(covered, supersample)
+            masks.append(share.unflatten(0, (n, frames)) >= 0.5)
         return (clip.clamp_(0, 1) * 255).round_().to(torch.uint8), torch.stack(masks, dim=1)
 
     def _rays(self) -> Float[Tensor, "N C P 3"]:

@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from kernels import bf16_is_native
 from svg2.distributed import processes
 from svg2.training.data import Store, load_checkpoint, save_checkpoint
 from svg2.training.grammar import Scene
@@ -253,9 +254,9 @@ def train_vae(
 
 
 def autocast(device: str) -> AbstractContextManager:
-    """bf16 where a GPU multiplies in it; CPUs stay in fp32."""
+    """bf16 where the hardware multiplies in it, else fp32."""
     kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" or bf16_is_native())
 
 
 def open_vae(source: Path, device: str = "cpu") -> AutoencoderKLWan:

@@ -1,0 +1,109 @@
+"""Self-attention written out as bf16 matrix products, for training on CPUs that have them.
+
+torch's fused kernel for CPUs takes two to three times as long there, most of it on the way back.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_ROWS = 576  # queries at once: their scores stay in a core's cache
+
+
+@torch.library.custom_op("svg2_training::attend", mutates_args=())
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output [G, N, D] and weights [G, N, N], which the way back needs; q is scaled already."""
+    weights = q.new_empty((len(q), q.shape[1], k.shape[1]))
+    out = torch.empty_like(v)
+    for g in range(len(q)):
+        keys = k[g].t()
+        for rows in _chunks(q.shape[1]):
+            torch.softmax(q[g, rows] @ keys, -1, out=weights[g, rows])
+            torch.mm(weights[g, rows], v[g], out=out[g, rows])
+    return out, weights
+
+
+@_attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(v), q.new_empty((len(q), q.shape[1], k.shape[1]))
+
+
+@torch.library.custom_op("svg2_training::attend_backward", mutates_args=())
+def _attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    d_scores = torch.empty_like(weights[0])
+    for g in range(len(q)):
+        values = v[g].t()
+        for rows in _chunks(q.shape[1]):
+            d_scores[rows] = torch._softmax_backward_data(
+                grad[g, rows] @ values, weights[g, rows], -1, q.dtype
+            )
+            torch.mm(d_scores[rows], k[g], out=d_q[g, rows])
+        torch.mm(weights[g].t(), grad[g], out=d_v[g])
+        torch.mm(d_scores.t(), q[g], out=d_k[g])
+    return d_q, d_k, d_v
+
+
+@_attend_backward.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # zeros for the weights', which nobody uses
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _back(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _attend_backward(grad.contiguous(), *ctx.saved_tensors)
+
+
+_attend.register_autograd(_back, setup_context=_keep)
+
+
+def _chunks(total: int) -> list[slice]:
+    return [slice(start, start + _ROWS) for start in range(0, total, _ROWS)]
+
+
+def attention(
+    q: Float[Tensor, "B H N D"], k: Float[Tensor, "B H N D"], v: Float[Tensor, "B H N D"]
+) -> Float[Tensor, "B H N D"]:
+    """Exact softmax attention in bf16 with a way back; it keeps the weights, 2 N² bytes a head."""
+    scale = q.shape[-1] ** -0.5
+    folded = (x.bfloat16().flatten(0, 1).contiguous() for x in (q * scale, k, v))
+    return _attend(*folded)[0].unflatten(0, q.shape[:2])
+
+
+class WrittenOutProcessor:
+    """Self-attention of a Wan block by `attention`."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Float[Tensor, "B N inner"],
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "B N inner"]:
+        q = attn.norm_q(attn.to_q(hidden_states))
+        k = attn.norm_k(attn.to_k(hidden_states))
+        v = attn.to_v(hidden_states)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        if rotary_emb is not None:
+            cos, sin = (table.transpose(1, 2)[..., ::2] for table in rotary_emb)
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        out = attention(q, k, v).transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def _rotate(
+    x: Float[Tensor, "B H N D"], cos: Float[Tensor, "1 1 N half"], sin: Float[Tensor, "1 1 N half"]
+) -> Float[Tensor, "B H N D"]:
+    even, odd = x[..., ::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
