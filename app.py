@@ -619,6 +619,9 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
             if visit.wish is not None or visit.is_making_both:
                 waits = "A run is under way; the budget can be run after it."
                 return {explorer: visit.view(notice=waits)}  # the status is the run's own
+            if visit.shown is None or event.trace != visit.shown.key:
+                late = "A newer run was just opened: let go of the slider again to measure there."
+                return {explorer: visit.view(notice=late)}
             try:
                 visit.release = visit.wish_at(studio, event.run, event.method, event.top_p)
             except BAD_INPUT as error:

@@ -87,9 +87,9 @@ def explorer_html(trace: Trace | dict[str, Any], mode: str = "trace") -> str:
 def explorer_component(value: dict[str, Any] | None = None) -> dict[str, Any]:
     """Keyword arguments for `gr.HTML`. See `explorer_value` for what its value is.
 
-    The component raises `release` when the budget slider is let go, with `top_p`, `method` and
-    `run` (its index in the trace) in the event's data; `stop` when a run in progress is to stop;
-    `select` with `trace` when a link opened another one.
+    The component raises `release` when the budget slider is let go, with `top_p`, `method`, `run`
+    (its index in the trace) and `trace` (the name of the one on show) in the event's data; `stop`
+    when a run in progress is to stop; `select` with `trace` when a link opened another one.
     """
     return {
         "value": value,

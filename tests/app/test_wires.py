@@ -46,11 +46,26 @@ def test_a_release_during_a_run_is_refused_and_leaves_the_runs_own_words(
     page = app.build_page(studio, shelf)
     visit = app.Visit(next(iter(shelf.ready_made.values())), studio.model)
     visit.is_making_both = True
-    event = SimpleNamespace(run=0, method="svg2", top_p=0.5)
+    event = SimpleNamespace(run=0, method="svg2", top_p=0.5, trace=visit.shown.key)
     said = {part.elem_id: value for part, value in wire(page, "released")(visit, event).items()}
     assert "A run is under way" in said["explorer"]["notice"]
     assert "status" not in said
     assert visit.release is None
+
+
+def test_a_release_on_a_trace_that_another_has_just_replaced_asks_for_one_more(
+    studio: Studio, shelf: Shelf
+) -> None:
+    page = app.build_page(studio, shelf)
+    older, newer = list(shelf.ready_made.values())[:2]
+    visit = app.Visit(newer, studio.model)
+    event = SimpleNamespace(run=0, method="svg2", top_p=0.5, trace=older.key)
+    said = {part.elem_id: value for part, value in wire(page, "released")(visit, event).items()}
+    assert "let go of the slider again" in said["explorer"]["notice"]
+    assert visit.release is None
+    event.trace = newer.key
+    wire(page, "released")(visit, event)
+    assert visit.release.config.top_p == 0.5
 
 
 def test_uploads_do_not_stay_for_good(studio: Studio, shelf: Shelf) -> None:

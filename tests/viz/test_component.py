@@ -18,27 +18,25 @@ def demo(trace, tmp_path):
     fewer = replace(
         trace, runs=trace.runs[:2], records=tuple(r for r in trace.records if r.run < 2)
     )
-    (tmp_path / "a.json.gz").write_bytes(
-        payload_bytes(explorer_payload(fewer, "ready-made trace"))
-    )
-    (tmp_path / "b.json.gz").write_bytes(payload_bytes(explorer_payload(trace, "live CPU")))
-    address = lambda name: f"/gradio_api/file={tmp_path / name}"  # noqa: E731
+    for name, shown, mode in (("a", fewer, "ready-made trace"), ("b", trace, "live CPU")):
+        (tmp_path / name).mkdir()
+        payload = payload_bytes(explorer_payload(shown, mode))
+        (tmp_path / name / "payload").write_bytes(payload)
+    address = lambda name: f"/gradio_api/file={tmp_path / name / 'payload'}"  # noqa: E731
 
     def released(event: gr.EventData):
-        return f"{event.method} {event.top_p:g}"
+        return f"{event.method} {event.top_p:g} {event.trace}"
 
     with gr.Blocks() as page:
-        explorer = gr.HTML(
-            **explorer_component(explorer_value(address("a.json.gz"), can_run=True))
-        )
+        explorer = gr.HTML(**explorer_component(explorer_value(address("a"), can_run=True)))
         heard = gr.Textbox(label="heard")
         newer = gr.Button("newer")
         busy = gr.Button("busy")
         explorer.release(released, outputs=heard)
-        newer.click(lambda: explorer_value(address("b.json.gz"), can_run=True), outputs=explorer)
+        newer.click(lambda: explorer_value(address("b"), can_run=True), outputs=explorer)
         busy.click(
             lambda: explorer_value(
-                address("b.json.gz"), live={"text": "dense: denoise, step 3 of 20", "done": 0.2}
+                address("b"), live={"text": "dense: denoise, step 3 of 20", "done": 0.2}
             ),
             outputs=explorer,
         )
@@ -64,7 +62,7 @@ def test_the_component_lives_in_a_gradio_page(demo, chromium):
     slider = page.get_by_label("Budget top-p")
     for _ in range(10):
         slider.press("ArrowLeft")
-    expect(page.get_by_label("heard")).to_have_value("svg2 0.85")  # the run that it opens with
+    expect(page.get_by_label("heard")).to_have_value("svg2 0.85 a")  # the run that it opens with
 
     page.get_by_role("button", name="newer").click()
     page.get_by_text("live CPU").wait_for()

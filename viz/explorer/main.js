@@ -482,7 +482,7 @@ function carriedOver(app, data) {
  * `load(payload)`, `loadBase64(text)`, `receive(value)` (see `explorer_value` in page.py), `selection()`, `select(patch)`.
  *
  * Options: `css` (the style sheet), `standalone` (the page is nothing but the explorer: keys and the
- * system's colour scheme are its own), `onRelease({top_p, method, run})`, `onCancel()`, `onOpen({trace})`.
+ * system's colour scheme are its own), `onRelease({top_p, method, run, trace})`, `onCancel()`, `onOpen({trace})`.
  */
 export function mount(host, options) {
   const shadow = host.shadowRoot ?? host.attachShadow({ mode: "open" });
@@ -498,7 +498,8 @@ export function mount(host, options) {
   if (isEmbedded) root.dataset.embed = query.get("view") ?? "all";
   const extras = {};
   let workspace = null;
-  let shownSrc = null;
+  let shownSrc = null; // asked for last
+  let openSrc = null; // on show
   let ticket = 0;
   let link = readLink(location.hash);
 
@@ -531,6 +532,7 @@ export function mount(host, options) {
   }
   const mine = {
     ...options,
+    onRelease: options.onRelease && ((asked) => options.onRelease({ ...asked, trace: traceOf(openSrc) })),
     onState: () => workspace && history.replaceState(history.state, "", address()),
     async copyLink() {
       const text = address();
@@ -594,13 +596,16 @@ export function mount(host, options) {
     return show(data, workspace ? carriedOver(workspace.app, data) : {});
   }
 
-  async function open(bytesOrPromise) {
+  async function open(bytesOrPromise, src = null) {
     ticket += 1;
     const mineNow = ticket;
     try {
       const bytes = await bytesOrPromise;
       const payload = await parsePayload(bytes);
-      if (mineNow === ticket) load(payload);
+      if (mineNow === ticket) {
+        load(payload);
+        openSrc = src;
+      }
       return true;
     } catch (error) {
       if (mineNow === ticket)
@@ -623,12 +628,12 @@ export function mount(host, options) {
     const answer = await fetch(src).catch(() => null);
     if (answer?.ok) {
       options.onOpen?.({ trace: name });
-      await open(answer.arrayBuffer().then((buffer) => new Uint8Array(buffer)));
+      await open(answer.arrayBuffer().then((buffer) => new Uint8Array(buffer)), src);
       return;
     }
     shownSrc = value.src;
     link = { trace: null, wanted: {}, problems: [] };
-    await open(fetched(value.src));
+    await open(fetched(value.src), value.src);
     say(notice, "The trace of this link is no longer open here, so another one is shown.");
   }
 
@@ -658,7 +663,7 @@ export function mount(host, options) {
           return;
         }
         shownSrc = value.src;
-        open(fetched(value.src)).then(() => value.notice && tell(value.notice));
+        open(fetched(value.src), value.src).then(() => value.notice && tell(value.notice));
       } else if (value.notice) tell(value.notice);
     },
     selection() {
