@@ -73,7 +73,32 @@ def _builtin_model(report: dict[str, Any] | None) -> str:
     if report["fidelity"]:
         top_p = next(iter(report["fidelity"].values()))["top_p"]
         lines += ["", f"top-p {top_p}, default size and steps."]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *_looked_closer(report), ""])
+
+
+def _looked_closer(report: dict[str, Any]) -> list[str]:
+    """Sentences of what else an evaluation measured."""
+    told = []
+    if "reconstruction_db" in report:
+        told.append(
+            f"The autoencoder gives unseen rendered clips back at {report['reconstruction_db']} dB."
+        )
+    if "classifier_accuracy" in report:
+        told.append(
+            "The classifier of shapes is right on "
+            f"{report['classifier_accuracy']:.1%} of rendered frames that it never saw."
+        )
+    flicker = report["shares"]["dense"].get("flicker_to_rendered")
+    if flicker is not None:
+        told.append(f"Dense clips flicker {flicker:.2f} times as much as rendered ones.")
+    followed = report.get("following", {"clips": 0})
+    if followed["clips"]:
+        told.append(
+            f"Of the cluster under the object in the first frame, {followed['best']:.0%} of the "
+            f"tokens in the last frame still lie on it in the best layer and head, and "
+            f"{followed['median']:.0%} in the median one ({followed['clips']} clips)."
+        )
+    return told
 
 
 def _percent(share: float | None) -> str:

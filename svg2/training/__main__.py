@@ -118,7 +118,7 @@ class Training:
         print(json.dumps({k: v for k, v in report.items() if k != "rows"}))
 
     def sheet(self) -> None:
-        make_contact_sheet(self.args.out, self.args.work / "contact_sheet.png")
+        make_contact_sheet(self.args.out, self.args.out / "contact_sheet.png")
 
     def all(self, minutes: float) -> None:
         """A sensible whole within `minutes`; a later call goes on from it."""
