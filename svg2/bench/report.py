@@ -81,7 +81,7 @@ def _looked_closer(report: dict[str, Any]) -> list[str]:
     told = []
     if "reconstruction_db" in report:
         told.append(
-            f"The autoencoder gives unseen rendered clips back at {report['reconstruction_db']} dB."
+            f"The autoencoder gives unseen clips back at {report['reconstruction_db']} dB."
         )
     if "classifier_accuracy" in report:
         told.append(
