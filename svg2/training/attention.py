@@ -1,4 +1,4 @@
-"""Self-attention written out as bf16 matrix products, for training on CPUs that have them.
+"""Attention written out as bf16 matrix products, for training on CPUs that have them.
 
 torch's fused kernel for CPUs takes two to three times as long there, most of it on the way back.
 """
@@ -14,9 +14,9 @@ _ROWS = 576  # queries at once: their scores stay in a core's cache
 
 @torch.library.custom_op("svg2_training::attend", mutates_args=())
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [G, N, D] and weights [G, N, N], which the way back needs; q is scaled already."""
+    """Output [G, N, D] and weights [G, N, M], which the way back needs; q is scaled already."""
     weights = q.new_empty((len(q), q.shape[1], k.shape[1]))
-    out = torch.empty_like(v)
+    out = torch.empty_like(q)
     for g in range(len(q)):
         keys = k[g].t()
         for rows in _chunks(q.shape[1]):
@@ -27,7 +27,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 @_attend.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(v), q.new_empty((len(q), q.shape[1], k.shape[1]))
+    return torch.empty_like(q), q.new_empty((len(q), q.shape[1], k.shape[1]))
 
 
 @torch.library.custom_op("svg2_training::attend_backward", mutates_args=())
@@ -72,28 +72,29 @@ def _chunks(total: int) -> list[slice]:
 
 
 def attention(
-    q: Float[Tensor, "B H N D"], k: Float[Tensor, "B H N D"], v: Float[Tensor, "B H N D"]
+    q: Float[Tensor, "B H N D"], k: Float[Tensor, "B H M D"], v: Float[Tensor, "B H M D"]
 ) -> Float[Tensor, "B H N D"]:
-    """Exact softmax attention in bf16 with a way back; it keeps the weights, 2 N² bytes a head."""
+    """Exact softmax attention in bf16, with a way back: it keeps 2 N M bytes of weights a head."""
     scale = q.shape[-1] ** -0.5
     folded = (x.bfloat16().flatten(0, 1).contiguous() for x in (q * scale, k, v))
     return _attend(*folded)[0].unflatten(0, q.shape[:2])
 
 
 class WrittenOutProcessor:
-    """Self-attention of a Wan block by `attention`."""
+    """Attention of a Wan block, to itself or to text, by `attention`."""
 
     def __call__(
         self,
         attn: Any,
         hidden_states: Float[Tensor, "B N inner"],
-        encoder_hidden_states: None = None,
+        encoder_hidden_states: Float[Tensor, "B L inner"] | None = None,
         attention_mask: None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B N inner"]:
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q = attn.norm_q(attn.to_q(hidden_states))
-        k = attn.norm_k(attn.to_k(hidden_states))
-        v = attn.to_v(hidden_states)
+        k = attn.norm_k(attn.to_k(source))
+        v = attn.to_v(source)
         q, k, v = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))
         if rotary_emb is not None:
             cos, sin = (table.transpose(1, 2)[..., ::2] for table in rotary_emb)

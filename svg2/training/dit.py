@@ -73,6 +73,16 @@ class Lesson:
     rate: float = 1.0
 
 
+@dataclass(frozen=True)
+class _Draw:
+    """What one step draws, on every rank alike, so that all take as long."""
+
+    batch: int
+    num_frames: int
+    stride: int
+    text_length: int
+
+
 # A CPU sees few clips, so most of them in part; a GPU sees many, and mostly all tokens of them.
 CURRICULA = {
     "cpu": (
@@ -344,6 +354,7 @@ def train_dit(
     if torch.device(device).type == "cpu" and bf16_is_native():
         for block in model.transformer.blocks:
             block.attn1.set_processor(WrittenOutProcessor())
+            block.attn2.set_processor(WrittenOutProcessor())
     # Momenta are not kept: a resumed run warms up within seconds.
     parameters = dict(model.named_parameters())
     ema = {n: averages.get(n, p).detach().clone().to(device) for n, p in parameters.items()}
@@ -372,7 +383,10 @@ def train_dit(
         decay = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * cooled))
         warm = min(1.0, (record["steps"] - first_step + 1) / _WARM_STEPS)
         set_rate(optimizers, lesson.rate * decay * warm)
-        loss = _loss(model, data, num_frames, stride, batch, rng, generator, device)
+        # Mostly short, at times as long as WanPipeline's default, so that both read alike.
+        length = lessons.choice((*[TEXT_LENGTH] * 14, 64, 512))
+        some = _Draw(batch, num_frames, stride, length)
+        loss = _loss(model, data, some, rng, generator)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -426,18 +440,19 @@ def _started_from(folder: Path) -> tuple[Denoiser, list[str] | None]:
     return model, lab.get("before") if lab.get("rule") == rule() else list(words)
 
 
-def _loss(model, data, num_frames, stride, batch, rng, generator, device) -> Tensor:
-    picks = [data.pick(rng) for _ in range(batch)]
-    places = _pick_places(data.latents.shape[3:], num_frames, stride, rng)
-    clean = data.clean(picks, places, device)
+def _loss(
+    model: Denoiser, data: LatentSet, draw: _Draw, rng: random.Random, generator: torch.Generator
+) -> Tensor:
+    device = model.transformer.device
+    picks = [data.pick(rng) for _ in range(draw.batch)]
+    places = _pick_places(data.latents.shape[3:], draw.num_frames, draw.stride, rng)
+    clean = data.clean(picks, places, str(device))
     prompts = ["" if rng.random() < 0.1 else write(data.scene(pick), rng) for pick in picks]
-    # Mostly short, at times as long as WanPipeline's default, so that both read alike.
-    length = rng.choice((*[TEXT_LENGTH] * 6, 64, 512))
     noise = torch.randn(clean.shape, generator=generator, device=device)
-    sigma = sample_sigma(batch, clean[0, 0].numel(), generator)
+    sigma = sample_sigma(draw.batch, clean[0, 0].numel(), generator)
     s = sigma.view(-1, 1, 1, 1, 1)
-    with autocast(device):
-        predicted = model((1 - s) * clean + s * noise, sigma, prompts, places, length)
+    with autocast(str(device)):
+        predicted = model((1 - s) * clean + s * noise, sigma, prompts, places, draw.text_length)
     return (predicted.float() - (noise - clean)).pow(2).mean()
 
 

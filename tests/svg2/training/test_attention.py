@@ -53,5 +53,6 @@ def test_a_wan_transformer_computes_and_learns_as_with_its_own_processor():
     exact, low = gradient(torch.float32), gradient(torch.bfloat16)
     for block in model.blocks:
         block.attn1.set_processor(WrittenOutProcessor())
+        block.attn2.set_processor(WrittenOutProcessor())
     ours = gradient(torch.bfloat16)
     assert (ours - exact).norm() <= 2 * (low - exact).norm()
