@@ -39,6 +39,7 @@ from svg2.training.grammar import Scene, rule, vocabulary
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.pipeline import (
     DEFAULTS,
+    SIZES,
     TEXT_LENGTH,
     build_text_encoder,
     build_tokenizer,
@@ -148,12 +149,22 @@ class LatentSet:
 class Denoiser(nn.Module):
     """Transformer and the frozen text encoder that it listens to, for a vocabulary."""
 
-    def __init__(self, words: Sequence[str] = vocabulary()) -> None:
+    def __init__(
+        self,
+        words: Sequence[str] = vocabulary(),
+        transformer: WanTransformer3DModel | None = None,
+    ) -> None:
         super().__init__()
         self.words = tuple(words)
         self.tokenizer = build_tokenizer(self.words)
         self.text_encoder = build_text_encoder(len(self.tokenizer)).requires_grad_(False)
-        self.transformer = build_transformer()
+        self.transformer = transformer or build_transformer()
+
+    @property
+    def record(self) -> dict:
+        """What a checkpoint must say of the model to build it again."""
+        config = self.transformer.config
+        return {"words": list(self.words), "sizes": {name: config[name] for name in SIZES}}
 
     def encode(self, prompts: list[str], length: int) -> Float[Tensor, "B length text"]:
         """Embeddings as WanPipeline makes them: zeros after the end of each prompt."""
@@ -349,7 +360,7 @@ def train_dit(
     else:
         model = Denoiser()
         model.text_encoder.load_state_dict(load_text_encoder(text).state_dict())
-    record |= {"words": list(model.words), "max_sequence_length": TEXT_LENGTH, "rule": rule()}
+    record |= model.record | {"max_sequence_length": TEXT_LENGTH, "rule": rule()}
     model.to(device).float()
     if torch.device(device).type == "cpu" and bf16_is_native():
         for block in model.transformer.blocks:
@@ -420,10 +431,10 @@ def train_dit(
 
 def load_shipped(folder: Path) -> Denoiser:
     """The weights of a shipped pipeline, in fp32."""
-    model = Denoiser(words_of(folder))
-    for name, kind in (("text_encoder", UMT5EncoderModel), ("transformer", WanTransformer3DModel)):
-        setattr(model, name, kind.from_pretrained(folder, subfolder=name).float())
-    model.text_encoder.requires_grad_(False)
+    transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer")
+    model = Denoiser(words_of(folder), transformer.float())
+    text_encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder")
+    model.text_encoder.load_state_dict(text_encoder.state_dict())
     return model
 
 
@@ -459,7 +470,7 @@ def _loss(
 def _load(checkpoint: Path) -> tuple[Denoiser, dict, dict[str, Tensor]]:
     """Model, record and averages."""
     states, record = load_checkpoint(checkpoint)
-    model = Denoiser(record["words"])
+    model = Denoiser(record["words"], build_transformer(**record.get("sizes", SIZES)))
     model.load_state_dict(states["model"])
     return model, record, states["ema"]
 

@@ -36,6 +36,8 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+# Of the transformer, as checkpoints remember them.
+SIZES = {"num_attention_heads": 4, "num_layers": 6, "ffn_dim": 768}
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
@@ -77,18 +79,22 @@ def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
     return UMT5EncoderModel(config)
 
 
-def build_transformer() -> WanTransformer3DModel:
+def build_transformer(
+    num_attention_heads: int = SIZES["num_attention_heads"],
+    num_layers: int = SIZES["num_layers"],
+    ffn_dim: int = SIZES["ffn_dim"],
+) -> WanTransformer3DModel:
     """About 6 M parameters; at 5,184 tokens three quarters of its arithmetic is self-attention."""
     return WanTransformer3DModel(
         patch_size=(1, 1, 1),
-        num_attention_heads=4,
+        num_attention_heads=num_attention_heads,
         attention_head_dim=64,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         text_dim=TEXT_DIM,
         freq_dim=256,
-        ffn_dim=768,
-        num_layers=6,
+        ffn_dim=ffn_dim,
+        num_layers=num_layers,
         rope_max_seq_len=256,
     )
 

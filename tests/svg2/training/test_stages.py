@@ -201,7 +201,7 @@ def test_latents_drawn_anew_err_a_little_or_from_no_noise_not_at_all(
     """Of the shipped weights, which know these latents' mean and std."""
     model = load_shipped(BUILTIN_FOLDER)
     weights = {"model": model.state_dict(), "ema": dict(model.named_parameters())}
-    save_checkpoint(tmp_path / "dit.pt", {"words": model.words}, **weights)
+    save_checkpoint(tmp_path / "dit.pt", model.record, **weights)
     config = json.loads((BUILTIN_FOLDER / "vae" / "config.json").read_text())
     scene = Scene((Body("red", "ball", "roll", "right"),), "checkered floor")
     clip = to_model(render_one(scene, 9, 64, random.Random(0)).frames)
