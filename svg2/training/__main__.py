@@ -1,7 +1,7 @@
 """Train the built-in model: `python -m svg2.training STAGE`, one stage after another, or `all`.
 
-Every stage resumes from what the work folder holds. On more cores or GPUs, start the dit stage
-with torchrun.
+Every stage resumes from what the work folder holds. On more cores or GPUs, start render, vae,
+encode, dit and decoder with torchrun.
 """
 
 import argparse
@@ -177,10 +177,10 @@ def main(argv: list[str] | None = None) -> None:
     group = nullcontext()
     if share.world > 1:
         if args.stage == "all":
-            sys.exit("`all` is one process: start vae, dit and decoder with torchrun, one by one")
+            sys.exit("`all` is one process: start its stages with torchrun, one by one")
         if args.device == "cuda":
             torch.cuda.set_device(share.local_rank)
-        # The first renders and encodes clips while the others wait.
+        # The first reads and ships while the others wait.
         group = process_group(args.device, timeout=timedelta(days=1))
     try:
         with group:
@@ -192,9 +192,11 @@ def main(argv: list[str] | None = None) -> None:
 def _run(training: Training, args: argparse.Namespace, share: Processes) -> None:
     if args.stage in ("vae", "decoder", "all"):
         getattr(training, args.stage)(args.minutes)
+    elif args.stage in ("render", "encode"):
+        getattr(training, args.stage)()
     elif args.stage == "dit":
+        training.encode()
         if share.is_first:
-            training.encode()
             training.text()
         if share.world > 1:
             dist.barrier()

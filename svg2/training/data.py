@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import UInt8
 from torch import Tensor
 
+from svg2.distributed import processes
 from svg2.training.grammar import Scene, training_scene
 from svg2.training.placement import place
+from svg2.training.ranks import shared_clock
 from svg2.training.render import render
 
 AT_ONCE = {"cpu": 1, "cuda": 24}  # clips rendered in one batch
+_ROUND = 4  # batches between which ranks wait for one another
 
 
 class TrainingError(ValueError):
@@ -113,19 +117,49 @@ def render_clips(
     minutes: float = float("inf"),
 ) -> None:
     """Render training clips until `store` holds `count`, or the time is over; resumes."""
-    at_once = AT_ONCE[torch.device(device).type]
-    until = within(minutes)
-    while (done := len(store)) < count and until():
-        some = min(at_once, count - done)
-        scenes, frames = render_training(done, some, num_frames, size, seed, device)
-        store.append(frames.cpu().numpy(), scenes, seed=seed)
+
+    def make(start: int, some: int) -> tuple[Sequence[Scene], np.ndarray]:
+        scenes, frames = render_training(start, some, num_frames, size, seed, device)
+        return scenes, frames.cpu().numpy()
+
+    grow(store, count, make, lambda _: {"seed": seed}, minutes=minutes, device=device)
 
 
-def within(minutes: float) -> Callable[[], bool]:
-    """A clock: true until `minutes` have passed, and always the first time."""
-    end, first = time.monotonic() + 60 * minutes, [True]
+def grow(
+    store: Store,
+    count: int,
+    make: Callable[[int, int], tuple[Sequence[Scene], np.ndarray]],
+    about: Callable[[np.ndarray], dict[str, Any]],
+    *,
+    least: int = 1,
+    minutes: float = float("inf"),
+    device: str = "cpu",
+) -> None:
+    """Append to `store` until it holds `count`, or the time is over; all ranks share the work.
 
-    def check() -> bool:
-        return bool(first and first.pop()) or time.monotonic() < end
-
-    return check
+    Args:
+        make: scenes and rows of so many, from a first index on.
+        about: what to note of the store, from the rows of the first round.
+        least: rows of the first round.
+    """
+    share, at_once = processes(), AT_ONCE[torch.device(device).type]
+    group = dist.new_group(backend="gloo") if share.world > 1 else None
+    done, started, is_over = len(store), time.monotonic(), False
+    while done < count and not is_over:
+        each = at_once * (_ROUND if group else 1)
+        each = max(each, 0 if done else -(-least // share.world))
+        starts = [min(count, done + rank * each) for rank in range(share.world + 1)]
+        begin, end = starts[share.rank], starts[share.rank + 1]
+        made = [make(i, min(at_once, end - i)) for i in range(begin, end, at_once)]
+        if group is None:
+            parts = made
+        else:
+            by_rank: list[Any] = [None] * share.world
+            dist.gather_object(made, by_rank if share.is_first else None, group=group)
+            parts = [part for some in by_rank if some for part in some]
+        if share.is_first:
+            rows = np.concatenate([some for _, some in parts])
+            scenes = [scene for some, _ in parts for scene in some]
+            store.append(rows, scenes, **({} if done else about(rows)))
+        done = starts[-1]
+        is_over = shared_clock(time.monotonic() - started, device) >= 60 * minutes

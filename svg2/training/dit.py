@@ -27,13 +27,12 @@ from kernels import bf16_is_native
 from svg2.distributed import processes
 from svg2.training.attention import WrittenOutProcessor
 from svg2.training.data import (
-    AT_ONCE,
     Store,
     TrainingError,
+    grow,
     load_checkpoint,
     render_training,
     save_checkpoint,
-    within,
 )
 from svg2.training.grammar import Scene, rule, vocabulary
 from svg2.training.muon import build_optimizers, set_rate
@@ -229,8 +228,6 @@ def encode_clips(
     maker, whole = _fingerprint(vae), WholeClips(vae)
     if len(latents) and latents.about["vae"] != maker:
         raise TrainingError(f"{latents.folder} holds latents of another VAE: remove it first.")
-    at_once = AT_ONCE[torch.device(device).type]
-    until = within(minutes)
     rendered = clips.scenes
 
     def encode(start: int, some: int) -> tuple[Sequence[Scene], np.ndarray]:
@@ -244,14 +241,14 @@ def encode_clips(
             )
         return scenes, _encode(whole, frames, device)
 
-    while (start := len(latents)) < count and until():
-        # The first are stored together, since the statistics of all are theirs.
-        end = min(count, start + (at_once if start else max(at_once, _STATISTICS_OF)))
-        parts = [encode(i, min(at_once, end - i)) for i in range(start, end, at_once)]
-        scenes = [scene for some, _ in parts for scene in some]
-        rows = np.concatenate([some for _, some in parts])
-        about = {} if start else _statistics(vae, rows) | {"vae": maker}
-        latents.append(rows, scenes, **about)
+    # The first are stored together, since the statistics of all are theirs.
+    grow(
+        *(latents, count, encode),
+        lambda rows: _statistics(vae, rows) | {"vae": maker},
+        least=_STATISTICS_OF,
+        minutes=minutes,
+        device=device,
+    )
 
 
 def _encode(vae: WholeClips, frames: Tensor, device: str) -> np.ndarray:

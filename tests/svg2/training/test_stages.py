@@ -12,7 +12,13 @@ from svg2.models import BUILTIN_FOLDER
 from svg2.training import __main__ as stages
 from svg2.training import dit
 from svg2.training.__main__ import main
-from svg2.training.data import Store, TrainingError, checkpoint_record, save_checkpoint
+from svg2.training.data import (
+    Store,
+    TrainingError,
+    checkpoint_record,
+    render_training,
+    save_checkpoint,
+)
 from svg2.training.dit import (
     Denoiser,
     Places,
@@ -217,16 +223,31 @@ def test_latents_drawn_anew_err_a_little_or_from_no_noise_not_at_all(
 
 @pytest.mark.slow
 def test_two_processes_share_a_training(tmp_path):
-    main(["render", "--work", str(tmp_path), "--vae-clips", "1", "--device", "cpu"])
-    command = ["-m", "svg2.training", "vae", "--work", str(tmp_path), "--minutes", "0.1"]
+    work = ("--work", str(tmp_path), "--device", "cpu")
+    done = torchrun("-m", "svg2.training", "render", *work, "--vae-clips", "3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    clips = Store(tmp_path / "clips")
+    scenes, frames = render_training(0, 3, 17, 192, 0, "cpu")
+    assert clips.scenes == tuple(scenes)
+    off = np.abs(clips.rows().astype(int) - frames.numpy()).max()
+    assert off <= 1  # other numbers of threads, other roundings
+    command = ["-m", "svg2.training", "vae", *work, "--minutes", "0.1"]
     # An option that torchrun could take for one of its own would be refused here.
-    done = torchrun(*command, "--device", "cpu", "--pretrained", str(BUILTIN_FOLDER))
+    done = torchrun(*command, "--pretrained", str(BUILTIN_FOLDER))
     assert done.returncode == 0, done.stderr[-3000:]
     record = checkpoint_record(tmp_path / "vae.pt")
     assert record is not None
     assert record["steps"] > 0
     assert record["clips"] == 2 * CROPS["cpu"].batch * record["steps"]
-    refused = torchrun("-m", "svg2.training", "all", "--work", str(tmp_path), "--device", "cpu")
+    done = torchrun("-m", "svg2.training", "encode", *work, "--clips", "4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    latents = Store(tmp_path / "latents")
+    assert latents.scenes[:3] == clips.scenes
+    again = Store(tmp_path / "again")
+    encode_clips(clips, again, tmp_path / "vae.pt", 4)
+    error = np.abs(latents.rows().astype(np.float32) - again.rows()).mean()
+    assert error < 0.02 * np.abs(again.rows().astype(np.float32)).mean()
+    refused = torchrun("-m", "svg2.training", "all", *work)
     assert refused.returncode != 0
     assert "`all` is one process" in refused.stderr
 
