@@ -41,6 +41,7 @@ def test_a_run_streams_in_and_a_release_shows_its_progress_in_place(visit) -> No
     live.get_by_text("Density by step, now").wait_for()
     says(page, "Done:")
     live.wait_for(state="hidden")
+    page.locator("#explorer .mode", has_text="live CPU").wait_for()  # its payload is here
 
     let_go_at(page, 0.4)
     here = page.locator("#explorer .side .live")
