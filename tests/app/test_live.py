@@ -6,6 +6,7 @@ import re
 from importlib import resources
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.app.test_page import PROMPT, field, generate, says, unfold
 from tests.viz.pace import slowdown
@@ -118,7 +119,7 @@ def test_a_link_opens_its_trace_and_state(visit) -> None:
     assert page.locator("#explorer .count").inner_text().startswith("3 /")
     assert page.get_by_label("Pinned cluster", exact=True).input_value() == "2"
     assert page.get_by_role("button", name="Blink").get_attribute("aria-pressed") == "true"
-    page.wait_for_function("document.querySelector('#ready input').value.startsWith('a blue')")
+    expect(page.locator("#ready input")).to_have_value(re.compile("^a blue"), timeout=90_000)
     unfold(page, "This trace")
     href = page.locator("#links a", has_text="this trace").get_attribute("href")
     assert href == "lab/blue-cube/trace.npz"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from playwright.sync_api import expect
 
 import app
 from svg2.trace import load_trace, trace_bytes
@@ -146,9 +147,7 @@ def test_surprise_me_brings_another_prompt(visit) -> None:
     unfold(page, "Examples")
     before = page.locator(PROMPT).input_value()
     page.click("#surprise")
-    page.wait_for_function(
-        "(before) => document.querySelector('#prompt textarea').value !== before", arg=before
-    )
+    expect(page.locator(PROMPT)).not_to_have_value(before, timeout=90_000)
     assert app.KNOWN.covers(page.locator(PROMPT).input_value())
     assert page.locator("#status p").count() == 0
 
@@ -260,6 +259,7 @@ def test_another_model_brings_its_settings_and_says_why_it_cannot_run_here(visit
     assert "Tencent" in page.locator("#about_model").inner_text()
     page.locator("#image").wait_for()
     unfold(page, "Video and sampling")
-    page.wait_for_function("document.querySelector('#num_frames input').value === '129'")
+    # An opened fold mounts its fields a moment later.
+    expect(field(page, "num_frames").first).to_have_value("129", timeout=90_000)
     page.click("#generate")
     says(page, "HunyuanVideo image to video starts from an image: name its file.")
