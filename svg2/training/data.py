@@ -15,7 +15,7 @@ from torch import Tensor
 
 from svg2.distributed import processes
 from svg2.training.grammar import Scene, training_scene
-from svg2.training.placement import place
+from svg2.training.placement import Placement, place
 from svg2.training.ranks import shared_clock
 from svg2.training.render import render
 
@@ -96,13 +96,20 @@ def checkpoint_record(path: Path) -> dict | None:
     return load_checkpoint(path)[1] if path.exists() else None
 
 
+def place_training(
+    start: int, count: int, num_frames: int, seed: int
+) -> list[tuple[Scene, Placement]]:
+    """Training scenes `start` to `start + count` of a seed, none of a held-out combination."""
+    drawn = [training_scene(f"{seed}/{i}") for i in range(start, start + count)]
+    return [(scene, place(scene, num_frames, rng)) for scene, rng in drawn]
+
+
 def render_training(
     start: int, count: int, num_frames: int, size: int, seed: int, device: str
 ) -> tuple[list[Scene], UInt8[Tensor, "count F size size 3"]]:
-    """Training clips `start` to `start + count` of a seed, none of a held-out combination."""
-    drawn = [training_scene(f"{seed}/{i}") for i in range(start, start + count)]
-    placements = [place(scene, num_frames, rng) for scene, rng in drawn]
-    scenes = [scene for scene, _ in drawn]
+    """Clips of `place_training`."""
+    placed = place_training(start, count, num_frames, seed)
+    scenes, placements = [scene for scene, _ in placed], [placement for _, placement in placed]
     return scenes, render(scenes, placements, size, size, device=device).frames
 
 

@@ -1,8 +1,9 @@
 """Stage `dit`: train the transformer on latents of rendered clips, under a frozen text encoder.
 
-Any subset of a clip's tokens, at their own places, is a fair sample. So training starts on some
-frames of the clip and every third row and column, which is many clips a minute and enough to
-learn what goes where, and ends on all tokens, always at the positions at which the model samples.
+Any subset of a clip's tokens, at their own places, is a fair sample. So training starts on every
+third row and column of the clip and all tokens about a body, which is many clips a minute and
+enough to learn what goes where, and ends on all tokens, always at the positions at which the model
+samples. Halfway through the blocks, tokens are asked what they stand for (`svg2.training.layout`).
 """
 
 import functools
@@ -12,14 +13,15 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
@@ -31,10 +33,12 @@ from svg2.training.data import (
     TrainingError,
     grow,
     load_checkpoint,
+    place_training,
     render_training,
     save_checkpoint,
 )
 from svg2.training.grammar import Scene, rule, vocabulary
+from svg2.training.layout import Grid, Guide, Layout, known, layout_of, window
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.pipeline import (
     DEFAULTS,
@@ -54,63 +58,77 @@ _REDRAWN_FROM = 0.4  # the highest noise level that a decoder's latents are draw
 _STATISTICS_OF = 48  # clips whose latents tell mean and std by channel
 _WARM_STEPS = 50
 _COOLING = 0.7  # share of the time after which the learning rate falls
+_GUIDANCE = 0.5  # weight of what tokens are to know
 _PAIRS = 0.55  # share of clips with two objects: harder to draw than one
 
 
 @dataclass(frozen=True)
+class View:
+    """Which tokens of a clip a step looks at.
+
+    Attributes:
+        weight: how often, against the lesson's other views.
+        num_frames: latent frames.
+        stride: of rows and columns.
+        clips: a step and process.
+        window: side of a square of all tokens about a body, beside those of `stride`, which
+            divides it; 0 for none.
+    """
+
+    weight: float
+    num_frames: int
+    stride: int
+    clips: int
+    window: int = 0
+
+
+@dataclass(frozen=True)
 class Lesson:
-    """What a part of the training looks at.
+    """A part of the training.
 
     Attributes:
         until: share of the time at which it ends.
-        mix: (weight, latent frames, stride of rows and columns, clips a step and process); each
-            step draws one of them.
+        views: each step draws one of them.
         rate: share of the largest learning rate.
     """
 
     until: float
-    mix: tuple[tuple[float, int, int, int], ...]
+    views: tuple[View, ...]
     rate: float = 1.0
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """What one step draws, on every rank alike, so that all take as long."""
-
-    batch: int
-    num_frames: int
-    stride: int
-    text_length: int
 
 
 # A CPU sees few clips, so most of them in part; a GPU sees many, and mostly all tokens of them.
 CURRICULA = {
     "cpu": (
-        Lesson(0.5, ((0.2, 3, 1, 2), (0.8, 9, 3, 8)), 0.8),
-        Lesson(0.7, ((0.35, 3, 1, 2), (0.35, 9, 2, 3), (0.3, 9, 3, 8)), 0.8),
-        Lesson(1.0, ((0.35, 3, 1, 2), (0.15, 9, 2, 3), (0.5, 9, 1, 1)), 0.7),
+        Lesson(0.45, (View(0.7, 9, 3, 8), View(0.3, 9, 3, 3, window=9)), 0.5),
+        Lesson(0.75, (View(0.4, 9, 3, 8), View(0.6, 9, 3, 2, window=12)), 0.5),
+        Lesson(1.0, (View(0.3, 9, 3, 2, window=12), View(0.2, 9, 2, 3), View(0.5, 9, 1, 1)), 0.4),
     ),
     "cuda": (
-        Lesson(0.15, ((0.5, 9, 3, 96), (0.5, 9, 2, 64))),
-        Lesson(0.35, ((0.4, 9, 2, 64), (0.3, 4, 1, 32), (0.3, 9, 1, 16))),
-        Lesson(1.0, ((0.1, 9, 2, 64), (0.9, 9, 1, 16))),
+        Lesson(0.15, (View(0.5, 9, 3, 96), View(0.5, 9, 2, 64))),
+        Lesson(0.35, (View(0.4, 9, 2, 64), View(0.3, 4, 1, 32), View(0.3, 9, 1, 16))),
+        Lesson(1.0, (View(0.1, 9, 2, 64), View(0.9, 9, 1, 16))),
     ),
 }
 
 
 @dataclass(frozen=True)
 class Places:
-    """The latent frames, rows and columns of a subset of a clip's tokens; on the CPU."""
+    """Some tokens of each of some clips, in (frame, row, column) order of the grid; on the CPU."""
 
-    frames: Tensor
-    rows: Tensor
-    columns: Tensor
+    index: Int[Tensor, "B N"]
+    grid: Grid
 
-    def of(self, latents: Tensor) -> Tensor:
-        """The subset of `latents` [n, C, T, Y, X]."""
-        for dim, axis in enumerate((self.frames, self.rows, self.columns), start=2):
-            latents = latents.index_select(dim, axis.to(latents.device))
-        return latents
+    def of(self, latents: Float[Tensor, "B C T Y X"]) -> Float[Tensor, "B C 1 1 N"]:
+        """These tokens of `latents` in a row, a shape as good as any to the transformer."""
+        flat = latents.flatten(2)
+        index = self.index.to(latents.device)[:, None].expand(-1, flat.shape[1], -1)
+        return flat.gather(2, index)[:, :, None, None]
+
+
+def all_places(batch: int, grid: Grid) -> Places:
+    """All tokens of `batch` clips."""
+    return Places(torch.arange(math.prod(grid)).expand(batch, -1), grid)
 
 
 @dataclass(frozen=True)
@@ -121,9 +139,10 @@ class LatentSet:
     scenes: tuple[Scene, ...]
     mean: Tensor
     std: Tensor
+    layout: Layout
 
     def clean(self, picks: list[tuple[int, int]], places: Places, device: str) -> Tensor:
-        """Normalised latents at `places` of some (clip, is mirrored)."""
+        """Normalised latents [n, C, 1, 1, N] at `places` of some (clip, is mirrored)."""
         at = torch.tensor(picks, device=self.latents.device)
         rows = places.of(self.latents[at[:, 0], at[:, 1]]).to(device).float()
         mean, std = (v.to(device).view(-1, 1, 1, 1) for v in (self.mean, self.std))
@@ -158,6 +177,8 @@ class Denoiser(nn.Module):
         self.tokenizer = build_tokenizer(self.words)
         self.text_encoder = build_text_encoder(len(self.tokenizer)).requires_grad_(False)
         self.transformer = transformer or build_transformer()
+        config = self.transformer.config
+        self.guide = Guide(config.num_attention_heads * config.attention_head_dim)
 
     @property
     def record(self) -> dict:
@@ -175,36 +196,43 @@ class Denoiser(nn.Module):
 
     def forward(
         self, noisy: Tensor, sigma: Tensor, prompts: list[str], places: Places, length: int
-    ) -> Tensor:
-        with _positions(self.transformer, places):
-            return self.transformer(
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity at `places`, and the tokens [B, N, inner] inside that the guide reads."""
+        with _positions(self.transformer, places), _tap(self.transformer) as inside:
+            velocity = self.transformer(
                 noisy, sigma * 1000, self.encode(prompts, length), return_dict=False
             )[0]
+        return velocity, inside[0]
 
 
-class _positions:
-    """Give the transformer's rotary embedding the true places of a subset of tokens."""
+@contextmanager
+def _positions(transformer: WanTransformer3DModel, places: Places) -> Iterator[None]:
+    """Give the transformer's rotary embedding the true places of some tokens."""
+    rope = transformer.rope
 
-    def __init__(self, transformer: WanTransformer3DModel, places: Places) -> None:
-        self.rope, self.places = transformer.rope, places
+    def at_places(hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        whole = hidden_states.new_empty((1, 1, *places.grid))
+        index = places.index.to(hidden_states.device)
+        cos, sin = (table[0][index] for table in type(rope).forward(rope, whole))
+        return cos, sin
 
-    def __enter__(self) -> None:
-        def at_places(hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-            axes = (self.places.frames, self.places.rows, self.places.columns)
-            grid = tuple(int(axis.max()) + 1 for axis in axes)
-            whole = hidden_states.new_empty((*hidden_states.shape[:2], *grid))
-            picked = []
-            for table in type(self.rope).forward(self.rope, whole):
-                table = table.unflatten(1, grid)
-                for dim, axis in enumerate(axes, start=1):
-                    table = table.index_select(dim, axis.to(table.device))
-                picked.append(table.flatten(1, 3))
-            return picked[0], picked[1]
+    rope.forward = at_places
+    try:
+        yield
+    finally:
+        del rope.forward
 
-        self.rope.forward = at_places
 
-    def __exit__(self, *_: object) -> None:
-        del self.rope.forward
+@contextmanager
+def _tap(transformer: WanTransformer3DModel) -> Iterator[list[Tensor]]:
+    """What the first half of the blocks makes, in a list."""
+    tokens: list[Tensor] = []
+    block = transformer.blocks[len(transformer.blocks) // 2]
+    handle = block.register_forward_pre_hook(lambda _, args: tokens.append(args[0]))
+    try:
+        yield tokens
+    finally:
+        handle.remove()
 
 
 def encode_clips(
@@ -244,7 +272,7 @@ def encode_clips(
     # The first are stored together, since the statistics of all are theirs.
     grow(
         *(latents, count, encode),
-        lambda rows: _statistics(vae, rows) | {"vae": maker},
+        lambda rows: _statistics(vae, rows) | {"vae": maker, "seed": seed},
         least=_STATISTICS_OF,
         minutes=minutes,
         device=device,
@@ -276,34 +304,47 @@ def _fingerprint(vae: AutoencoderKLWan) -> str:
 
 
 def _pick_places(
-    shape: tuple[int, int, int],
-    num_frames: int,
-    stride: int,
-    rng: random.Random,
+    layout: Layout, picks: Sequence[tuple[int, int]], view: View, rng: random.Random
 ) -> Places:
-    """Random frames and a grid of rows and columns that starts anywhere.
+    """Random frames, a grid of rows and columns that starts anywhere, and a window for each clip.
 
     The first frame is always one of them: it alone holds a single video frame, and rotary
     positions tell only how far frames are apart.
     """
-    total = shape[0]
-    num_frames = min(num_frames, total)
-    frames = [0, *sorted(rng.sample(range(1, total), num_frames - 1))]
-    rows, columns = (
-        torch.arange(rng.randrange(min(stride, size)), size, stride) for size in shape[1:]
-    )
-    return Places(torch.tensor(frames), rows, columns)
+    t, *sides = layout.grid
+    frames = [0, *sorted(rng.sample(range(1, t), min(view.num_frames, t) - 1))]
+    start = [rng.randrange(min(view.stride, side)) for side in sides]
+    coarse = np.zeros(sides, dtype=bool)
+    coarse[start[0] :: view.stride, start[1] :: view.stride] = True
+    index = []
+    for clip, is_mirrored in picks:
+        chosen = np.broadcast_to(coarse, layout.grid)
+        if view.window:
+            chosen = chosen | window(layout, clip, bool(is_mirrored), view.window, rng)
+        of_frames = np.zeros(layout.grid, dtype=bool)
+        of_frames[frames] = chosen[frames]
+        index.append(torch.from_numpy(np.flatnonzero(of_frames)))
+    return Places(torch.stack(index), layout.grid)
 
 
 def load_latents(store: Store, device: str = "cpu") -> LatentSet:
-    """All latents: memory-mapped on a CPU, moved to a GPU as a whole."""
-    rows, about = store.rows(), store.about
+    """All latents: memory-mapped on a CPU, moved to a GPU as a whole.
+
+    Raises:
+        TrainingError: they are of clips that would be placed otherwise today.
+    """
+    rows, about, scenes = store.rows(), store.about, store.scenes
     on_gpu = torch.device(device).type == "cuda"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file is read-only, and so is all that reads it
         latents = torch.from_numpy(rows)
     mean, std = (torch.tensor(about[name]) for name in ("mean", "std"))
-    return LatentSet(latents.to(device) if on_gpu else latents, store.scenes, mean, std)
+    drawn = place_training(0, len(scenes), int(DEFAULTS["num_frames"]), about.get("seed", 0))
+    if scenes != tuple(scene for scene, _ in drawn):
+        raise TrainingError(f"{store.folder} holds clips of another grammar: remove it first.")
+    layout = layout_of([placement for _, placement in drawn], rows.shape[3:])
+    moved = latents.to(device) if on_gpu else latents
+    return LatentSet(moved, scenes, mean, std, layout)
 
 
 def sample_sigma(batch: int, tokens: int, generator: torch.Generator) -> Float[Tensor, " B"]:
@@ -385,36 +426,34 @@ def train_dit(
         if progress >= 1:
             break
         lesson = next(part for part in curriculum if progress < part.until)
-        weights = [share for share, *_ in lesson.mix]
-        _, num_frames, stride, batch = lessons.choices(lesson.mix, weights)[0]
+        view = lessons.choices(lesson.views, [view.weight for view in lesson.views])[0]
         cooled = max(0.0, progress - _COOLING) / (1 - _COOLING)
         decay = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * cooled))
         warm = min(1.0, (record["steps"] - first_step + 1) / _WARM_STEPS)
         set_rate(optimizers, lesson.rate * decay * warm)
         # Mostly short, at times as long as WanPipeline's default, so that both read alike.
         length = lessons.choice((*[TEXT_LENGTH] * 14, 64, 512))
-        some = _Draw(batch, num_frames, stride, length)
-        loss = _loss(model, data, some, rng, generator)
+        loss, unknown = _losses(model, data, view, length, rng, generator)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + _GUIDANCE * unknown).backward()
         average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         record["steps"] += 1
-        record["clips"] += batch * world
+        record["clips"] += view.clips * world
         record["seconds"] = seconds
-        recent.append(loss.detach())
+        recent.append(torch.stack([loss, unknown]).detach())
         keep = min(0.998, (1 + record["steps"]) / (10 + record["steps"]))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.values()), list(parameters.values()), 1 - keep)
         if rank == 0 and record["steps"] % 50 == 0:
-            mean_loss = float(torch.stack(recent).mean())
-            record["log"].append([record["steps"], round(seconds), round(mean_loss, 4)])
+            mean = [round(value, 4) for value in torch.stack(recent).mean(dim=0).tolist()]
+            record["log"].append([record["steps"], round(seconds), *mean])
             print(
                 f"dit step {record['steps']} {seconds:.0f} s clips {record['clips']} "
-                f"loss {mean_loss:.4f}",
+                f"loss {mean[0]:.4f} guide {mean[1]:.4f}",
                 flush=True,
             )
             recent = []
@@ -448,20 +487,27 @@ def _started_from(folder: Path) -> tuple[Denoiser, list[str] | None]:
     return model, lab.get("before") if lab.get("rule") == rule() else list(words)
 
 
-def _loss(
-    model: Denoiser, data: LatentSet, draw: _Draw, rng: random.Random, generator: torch.Generator
-) -> Tensor:
+def _losses(
+    model: Denoiser,
+    data: LatentSet,
+    view: View,
+    length: int,
+    rng: random.Random,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Of the velocity, and of what tokens know halfway."""
     device = model.transformer.device
-    picks = [data.pick(rng) for _ in range(draw.batch)]
-    places = _pick_places(data.latents.shape[3:], draw.num_frames, draw.stride, rng)
+    picks = [data.pick(rng) for _ in range(view.clips)]
+    places = _pick_places(data.layout, picks, view, rng)
     clean = data.clean(picks, places, str(device))
     prompts = ["" if rng.random() < 0.1 else write(data.scene(pick), rng) for pick in picks]
     noise = torch.randn(clean.shape, generator=generator, device=device)
-    sigma = sample_sigma(draw.batch, clean[0, 0].numel(), generator)
+    sigma = sample_sigma(view.clips, places.index.shape[1], generator)
     s = sigma.view(-1, 1, 1, 1, 1)
     with autocast(str(device)):
-        predicted = model((1 - s) * clean + s * noise, sigma, prompts, places, draw.text_length)
-    return (predicted.float() - (noise - clean)).pow(2).mean()
+        predicted, inside = model((1 - s) * clean + s * noise, sigma, prompts, places, length)
+        unknown = model.guide(inside, known(data.layout, picks, places.index).to(device))
+    return (predicted.float() - (noise - clean)).pow(2).mean(), unknown
 
 
 def _load(checkpoint: Path) -> tuple[Denoiser, dict, dict[str, Tensor]]:
@@ -511,10 +557,11 @@ def redraw_with(
         sigma = _REDRAWN_FROM * torch.rand(len(clean), generator=generator, device=device)
         s = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1 - s) * clean + s * noise
-        places = Places(*(torch.arange(n) for n in clean.shape[2:]))
+        places = all_places(len(clean), clean.shape[2:])
         prompts = [write(scene, rng) for scene in scenes]
         with autocast(device):
-            velocity = model(noisy, sigma, prompts, places, TEXT_LENGTH)
+            velocity = model(places.of(noisy), sigma, prompts, places, TEXT_LENGTH)[0]
+        velocity = velocity.view(clean.shape)
         return (noisy - s * velocity.float()) * std + mean
 
     return redraw

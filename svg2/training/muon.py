@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kernels import bf16_is_native
+from svg2.training.ranks import shared
 
 # Keller Jordan's quintic: pushes singular values towards 1 in five steps, not exactly to it.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -53,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                     updates.append(p.grad.lerp(buffer, group["momentum"]).flatten(1))
                 stack = torch.stack(updates)
                 scale = 0.2 * max(stack.shape[1:]) ** 0.5
-                for p, update in zip(params, orthogonalise(stack), strict=True):
+                for p, update in zip(params, shared(orthogonalise, stack), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.view(shape), alpha=-group["lr"] * scale)
 

@@ -1,8 +1,10 @@
 """Training on several processes: what all ranks share, where torchrun started more than one."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from svg2.distributed import processes
 
@@ -27,3 +29,16 @@ def average_gradients(model: nn.Module) -> None:
     flat /= world
     for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         g.copy_(part.view_as(g))
+
+
+def shared(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """`function` of `rows`, which all ranks have alike, each rank computing some of them."""
+    share = processes()
+    if share.world == 1:
+        return function(rows)
+    each = -(-len(rows) // share.world)
+    padded = torch.cat([rows, rows[:1].expand(each * share.world - len(rows), *rows.shape[1:])])
+    mine = function(padded[share.rank * each : (share.rank + 1) * each]).contiguous()
+    parts = [torch.empty_like(mine) for _ in range(share.world)]
+    dist.all_gather(parts, mine)
+    return torch.cat(parts)[: len(rows)]

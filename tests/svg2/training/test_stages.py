@@ -24,6 +24,7 @@ from svg2.training.dit import (
     Places,
     _positions,
     _started_from,
+    all_places,
     encode_clips,
     load_shipped,
 )
@@ -158,16 +159,30 @@ def test_what_weights_may_have_seen_goes_with_them(tmp_path, changed, before):
 
 def test_a_subset_of_tokens_gets_the_positions_of_its_places():
     transformer = Denoiser().transformer
-    whole = torch.zeros(1, 16, 9, 4, 5)
+    whole = torch.zeros(2, 16, 9, 4, 5)
     tables = transformer.rope(whole)
-    places = Places(torch.tensor([1, 4, 8]), torch.tensor([1, 3]), torch.tensor([0, 2, 4]))
-    numbers = torch.arange(9 * 4 * 5).view(1, 1, 9, 4, 5)
-    wanted = places.of(numbers).flatten()
+    wanted = torch.tensor([[3, 7, 100], [0, 20, 179]])
+    places = Places(wanted, (9, 4, 5))
+    numbers = torch.arange(2 * 9 * 4 * 5).view(2, 1, 9, 4, 5)
+    assert torch.equal(places.of(numbers).flatten(1), wanted + torch.tensor([[0], [180]]))
     with _positions(transformer, places):
         some = transformer.rope(places.of(whole))
     for table, part in zip(tables, some, strict=True):
-        assert torch.equal(part, table[:, wanted])
+        assert torch.equal(part, table[0, wanted])
     assert torch.equal(transformer.rope(whole)[0], tables[0])
+
+
+@torch.no_grad()
+def test_all_tokens_in_a_row_are_the_clip_to_the_denoiser():
+    torch.manual_seed(0)
+    model = Denoiser().eval()
+    noisy, sigma = torch.randn(2, 16, 3, 4, 5), torch.tensor([0.3, 0.8])
+    places = all_places(2, (3, 4, 5))
+    velocity, inside = model(places.of(noisy), sigma, [PROMPT, ""], places, 32)
+    text = model.encode([PROMPT, ""], 32)
+    wanted = model.transformer(noisy, sigma * 1000, text, return_dict=False)[0]
+    assert torch.allclose(velocity.view(wanted.shape), wanted, atol=1e-5)
+    assert inside.shape == (2, 60, 256)
 
 
 def test_long_prompts_pad_with_zeros_as_the_pipeline_does():
