@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 _ROWS = 576  # queries at once
 
@@ -93,8 +94,13 @@ class WrittenOutProcessor:
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "B N inner"]:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q = attn.norm_q(attn.to_q(hidden_states))
-        k = attn.norm_k(attn.to_k(source))
+        q, k = (
+            _projected(rows, to, norm, None if rotary_emb is None else attn.heads)
+            for rows, to, norm in (
+                (hidden_states, attn.to_q, attn.norm_q),
+                (source, attn.to_k, attn.norm_k),
+            )
+        )
         v = attn.to_v(source)
         q, k, v = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))
         if rotary_emb is not None:
@@ -104,8 +110,25 @@ class WrittenOutProcessor:
         return attn.to_out[1](attn.to_out[0](out))
 
 
+def _projected(
+    rows: Float[Tensor, "B N inner"], to: nn.Linear, norm: nn.RMSNorm, heads: int | None
+) -> Float[Tensor, "B N inner"]:
+    """Normalised queries or keys; with `heads`, first the even then the odd dimensions of each.
+
+    Rotary embedding turns pairs of them. Weights are small, so it is they that are sorted: turning
+    every other number of q and k took six times as long as turning halves.
+    """
+    weight, bias, scale = to.weight, to.bias, norm.weight
+    if heads is not None:
+        order = torch.arange(len(weight), device=weight.device)
+        order = order.view(heads, -1, 2).transpose(1, 2).flatten()
+        weight, bias, scale = weight[order], bias[order], scale[order]
+    projected = F.linear(rows, weight, bias)
+    return F.rms_norm(projected, norm.normalized_shape, scale, norm.eps)
+
+
 def _rotate(
-    x: Float[Tensor, "B H N D"], cos: Float[Tensor, "1 1 N half"], sin: Float[Tensor, "1 1 N half"]
+    x: Float[Tensor, "B H N D"], cos: Float[Tensor, "B 1 N half"], sin: Float[Tensor, "B 1 N half"]
 ) -> Float[Tensor, "B H N D"]:
-    even, odd = x[..., ::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    even, odd = x.chunk(2, dim=-1)
+    return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)

@@ -55,7 +55,7 @@ from svg2.training.vae import Redraw, WholeClips, autocast, open_vae, to_model
 
 _SHIFT, _SHIFT_TOKENS = 5.0, 5184  # shift to more noise at so many tokens
 _REDRAWN_FROM = 0.4  # the highest noise level that a decoder's latents are drawn anew from
-_STATISTICS_OF = 48  # clips whose latents tell mean and std by channel
+_STATISTICS_OF = 48  # clips whose latents tell mean and std
 _WARM_STEPS = 50
 _COOLING = 0.7  # share of the time after which the learning rate falls
 _GUIDANCE = 0.5  # weight of what tokens are to know
@@ -286,13 +286,18 @@ def _encode(vae: WholeClips, frames: Tensor, device: str) -> np.ndarray:
 
 
 def _statistics(vae: AutoencoderKLWan, rows: np.ndarray) -> dict[str, list[float]]:
-    """Mean and std by channel: those that a shipped VAE came with, or else those of `rows`."""
+    """Mean by channel and one std: those that a shipped VAE came with, or else those of `rows`.
+
+    One for all channels, since in the VAE's own units an error changes the video about as much in
+    each of them. By its own std, a channel of fine grain would weigh as much as one of bodies.
+    """
     config = vae.config
     if any(config["latents_mean"]):
         return {"mean": list(config["latents_mean"]), "std": list(config["latents_std"])}
     values = rows.astype(np.float32)
     axes = (0, 1, 3, 4, 5)
-    return {"mean": values.mean(axes).tolist(), "std": values.std(axes).tolist()}
+    std = float(np.sqrt(values.var(axes).mean()))
+    return {"mean": values.mean(axes).tolist(), "std": [std] * values.shape[2]}
 
 
 def _fingerprint(vae: AutoencoderKLWan) -> str:
