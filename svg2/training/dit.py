@@ -102,7 +102,7 @@ CURRICULA = {
     "cpu": (
         Lesson(0.45, (View(0.7, 9, 3, 8), View(0.3, 9, 3, 3, window=9)), 0.5),
         Lesson(0.75, (View(0.4, 9, 3, 8), View(0.6, 9, 3, 2, window=12)), 0.5),
-        Lesson(1.0, (View(0.3, 9, 3, 2, window=12), View(0.2, 9, 2, 3), View(0.5, 9, 1, 1)), 0.4),
+        Lesson(1.0, (View(0.2, 9, 3, 2, window=12), View(0.1, 9, 2, 3), View(0.7, 9, 1, 1)), 0.4),
     ),
     "cuda": (
         Lesson(0.15, (View(0.5, 9, 3, 96), View(0.5, 9, 2, 64))),
