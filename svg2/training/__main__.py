@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from svg2.bench.report import builtin_file
 from svg2.config import METHODS
 from svg2.distributed import Processes, process_group, processes
-from svg2.models import BUILTIN_FOLDER
+from svg2.models import BUILTIN_FOLDERS
 from svg2.training.data import Store, TrainingError, checkpoint_record, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, redraw_with, train_dit
-from svg2.training.evaluate import evaluate_model, make_contact_sheet
+from svg2.training.evaluate import evaluate_model, make_contact_sheet, model_id
 from svg2.training.pipeline import DEFAULTS, assemble, ship
 from svg2.training.text import train_text
 from svg2.training.vae import train_vae
@@ -103,8 +104,8 @@ class Training:
 
     def evaluate(self, minutes: float = float("inf")) -> None:
         args = self.args
-        is_shipped = args.out.resolve() == BUILTIN_FOLDER
-        whole = BENCH / "builtin_model.json" if is_shipped else None
+        model = model_id(args.out)
+        whole = BENCH / builtin_file(model) if model in BUILTIN_FOLDERS else None
         report = evaluate_model(
             args.out,
             args.work / "evaluation.json",
@@ -224,7 +225,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--work", type=Path, default=Path("work"), help="clips and checkpoints")
     parser.add_argument(
-        "--out", type=Path, default=BUILTIN_FOLDER, help="folder of the shipped pipeline"
+        "--out",
+        type=Path,
+        default=BUILTIN_FOLDERS["builtin-scenes"],
+        help="folder of the shipped pipeline",
     )
     parser.add_argument("--pretrained", type=Path, help="shipped pipeline to go on from")
     parser.add_argument("--vae-clips", type=int, default=1000, help="clips for the autoencoder")

@@ -22,7 +22,7 @@ from svg2.config import method_config
 from svg2.environment import provenance
 from svg2.generate import DenseRun, compare, generate_dense
 from svg2.media import json_bytes, write_atomic
-from svg2.models import BUILTIN_FOLDER, load_pipeline, model_spec
+from svg2.models import BUILTIN_FOLDERS, load_pipeline, model_spec
 from svg2.request import Request
 from svg2.trace import RecordingPolicy, Trace
 from svg2.training.data import TrainingError
@@ -113,7 +113,7 @@ def evaluate_model(
         TrainingError: other combinations were held out of its training than this code holds out.
     """
     end = time.monotonic() + 60 * minutes
-    model = _model_id(folder)
+    model = model_id(folder)
     spec = model_spec(model)
     config = spec.config if top_p is None else spec.config.replace(top_p=top_p)
     asked = _held_out_of(Path(spec.source), prompts)
@@ -297,8 +297,9 @@ def _earlier_rows(path: Path, about: dict[str, Any]) -> list[dict]:
     return report["rows"] if all(report.get(k) == about[k] for k in same) else []
 
 
-def _model_id(folder: Path) -> str:
-    return "builtin" if folder.resolve() == BUILTIN_FOLDER else str(folder)
+def model_id(folder: Path) -> str:
+    ours = {where: model for model, where in BUILTIN_FOLDERS.items()}
+    return ours.get(folder.resolve(), str(folder))
 
 
 def checkpoint_hash(folder: Path) -> str:
@@ -321,7 +322,7 @@ def _reconstruction_db(pipe: Any, asked: Sequence[tuple[Scene, str]], spec: Any)
 
 def make_contact_sheet(folder: Path, path: Path) -> None:
     """Held-out prompts, three frames of each, as one PNG below 1 MB."""
-    model = _model_id(folder)
+    model = model_id(folder)
     across, down = _SHEET
     asked = _held_out_of(Path(model_spec(model).source), across * down, seed=1)
     pipe = load_pipeline(model, "auto", "auto")
