@@ -15,9 +15,9 @@ from torch import Tensor
 
 from kernels.cpu import bf16_is_native, share_work
 
-# A bf16 product takes as many rows at a time as have this many scores, and no fewer than 32.
-_SCORES_PER_PRODUCT = 1 << 16
-_MIN_ROWS = 32
+# A bf16 product takes so many rows at a time, and a multiple of so many keys.
+_ROWS = 64
+_KEYS_STEP = 128
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def cluster_attention(
     ]
     blocks = _blocks(q_sizes, k_sizes, kept, skipped, sparse, centroids is not None)
     longest = max(block.num_keys + len(block.skipped) for block in blocks)
+    longest = _round_up(longest, _KEYS_STEP)
 
     def attend_blocks(take: Callable[[], _Block | None]) -> None:
         keys = torch.empty(longest, k.shape[-1], dtype=dtype, device=k.device)
@@ -183,7 +184,14 @@ def _attend_block(
     k = torch.cat(k_parts, out=keys[:num_keys])
     v = torch.cat(v_parts, out=values[:num_keys])
     if q.dtype is torch.bfloat16:
-        out.copy_(_attend_bf16(q, k, v, bias, scale))
+        padded = _round_up(num_keys, _KEYS_STEP)
+        keys[num_keys:padded] = 0
+        values[num_keys:padded] = 0
+        logits = torch.zeros(padded)
+        if bias is not None:
+            logits[block.num_keys : num_keys] = bias
+        logits[num_keys:] = -torch.inf
+        out.copy_(_attend_bf16(q, keys[:padded], values[:padded], logits, scale))
     else:
         mask = None
         if bias is not None:
@@ -195,20 +203,24 @@ def _attend_bf16(
     q: Float[Tensor, "M D"],
     k: Float[Tensor, "L D"],
     v: Float[Tensor, "L D"],
-    bias: Float[Tensor, " V"] | None,
+    bias: Float[Tensor, " L"],
     scale: float,
 ) -> Float[Tensor, "M D"]:
     """Softmax attention by bf16 products and an fp32 softmax, some rows at a time.
 
-    `bias` is added to the logits of the last keys.
+    Products are of few shapes, keys and rows padded, since oneDNN compiles one for each new shape,
+    which takes longer than the product itself.
     """
     parts = []
-    for rows in q.split(max(_MIN_ROWS, _SCORES_PER_PRODUCT // len(k))):
-        scores = (rows @ k.t()).float().mul_(scale)
-        if bias is not None:
-            scores[:, len(k) - len(bias) :] += bias
-        parts.append(torch.softmax(scores, -1).to(q.dtype) @ v)
+    for rows in q.split(_ROWS):
+        padded = F.pad(rows, (0, 0, 0, _ROWS - len(rows)))
+        scores = (padded @ k.t()).float().mul_(scale).add_(bias)
+        parts.append((torch.softmax(scores, -1).to(q.dtype) @ v)[: len(rows)])
     return torch.cat(parts)
+
+
+def _round_up(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 def _sdpa(
