@@ -1,8 +1,8 @@
 """Where bodies are among a clip's tokens: what to look at closely, and what tokens are to know.
 
-A denoiser learns faster if a layer inside it is also asked for what its tokens stand for
-(REPA, arXiv 2410.06940, asks for the features of another network). A renderer knows: where a
-token lies, where the bodies of the prompt are from there, and whether it shows one.
+A layer inside a denoiser can be asked for what its tokens stand for, as REPA (arXiv 2410.06940)
+asks for the features of another network. A renderer knows: where a token lies, where the bodies of
+the prompt are from there, and whether it shows one.
 """
 
 import math
