@@ -37,16 +37,16 @@ def _attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    d_scores = torch.empty_like(weights[0])
     for g in range(len(q)):
         values = v[g].t()
+        of_keys, of_values = (torch.zeros_like(x[g], dtype=torch.float32) for x in (k, v))
         for rows in _chunks(q.shape[1]):
-            d_scores[rows] = torch._softmax_backward_data(
-                grad[g, rows] @ values, weights[g, rows], -1, q.dtype
-            )
-            torch.mm(d_scores[rows], k[g], out=d_q[g, rows])
-        torch.mm(weights[g].t(), grad[g], out=d_v[g])
-        torch.mm(d_scores.t(), q[g], out=d_k[g])
+            weight = weights[g, rows]
+            d_scores = torch._softmax_backward_data(grad[g, rows] @ values, weight, -1, q.dtype)
+            torch.mm(d_scores, k[g], out=d_q[g, rows])
+            of_keys += d_scores.t() @ q[g, rows]
+            of_values += weight.t() @ grad[g, rows]
+        d_k[g], d_v[g] = of_keys, of_values
     return d_q, d_k, d_v
 
 

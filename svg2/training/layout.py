@@ -22,6 +22,7 @@ from svg2.training.placement import Placement, project
 
 Grid = tuple[int, int, int]  # latent frames, rows and columns of a clip
 _FARTHEST = 3.0  # in radii: from there on, a body is only far
+_NEAR = 1.3  # in radii: as far as corners and the foot of a shadow
 _JITTER = 3  # tokens by which a window may miss its body
 
 
@@ -105,6 +106,12 @@ class Known:
 
     def to(self, device: torch.device) -> "Known":
         return Known(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    @property
+    def near(self) -> Float[Tensor, "B N"]:
+        """1 for tokens on a body or right beside it, 0 for all others."""
+        near = (self.offsets.norm(dim=-1) < _NEAR).float() * self.exists
+        return near.amax(-1)
 
 
 def known(layout: Layout, picks: Sequence[tuple[int, int]], index: Int[Tensor, "B N"]) -> Known:

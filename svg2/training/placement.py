@@ -1,5 +1,8 @@
 """Where everything is at each frame of a `Scene`: what a prompt leaves open, drawn at random.
 
+Little is left open, for a small model soon learns what is always alike: scenes are staged, objects
+face the viewer, grounds lie still, and of two objects the first stands in front of the other.
+
 A pinhole camera; x points to the right, y up, z away from the viewer; the ground is y = 0.
 """
 
@@ -28,7 +31,9 @@ _PAN = 0.2  # radians, first frame to last
 _ZOOM = 0.95  # of the way forward, first frame to last
 _TRIES = 40
 # Direction towards the sun before normalising: x, z and their spread.
-_SUNS = {"clear": (-0.6, -0.6, 0.15), "sunset": (-1.35, -0.55, 0.2), "cloudy": (-0.25, -0.3, 0.1)}
+_SUNS = {"clear": (-0.6, -0.6, 0.06), "sunset": (-1.35, -0.55, 0.06), "cloudy": (-0.25, -0.3, 0.06)}
+_LANES = (-0.5, 0.9)  # z of two objects, the first in front
+_ASIDE = 0.85  # x of two objects, on either side
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,6 @@ class Placement:
         sizes: radius of each body.
         centres, turns: of each body at each frame; `turns` take object axes to the world's.
         light: unit vector towards the sun.
-        ground_shift: offset of the ground's texture.
         eye, yaw: of the camera at each frame; a positive yaw looks to the right.
     """
 
@@ -47,7 +51,6 @@ class Placement:
     centres: Float[ndarray, "O F 3"]
     turns: Float[ndarray, "O F 3 3"]
     light: Float[ndarray, "3"]
-    ground_shift: tuple[float, float]
     eye: Float[ndarray, "F 3"]
     yaw: Float[ndarray, " F"]
 
@@ -62,7 +65,8 @@ def place(scene: Scene, num_frames: int, rng: random.Random) -> Placement:
     eye, yaw = _camera(scene.camera, times)
     best, most_room = None, -math.inf
     for _ in range(_TRIES):
-        drawn = [_place_body(body, scene, times, rng) for body in scene.bodies]
+        side = rng.choice((-1, 1))
+        drawn = [_place_body(i, side, scene, times, rng) for i in range(len(scene.bodies))]
         room = min(_gap(drawn), _view_gap(drawn))
         if room > most_room:
             best, most_room = drawn, room
@@ -77,7 +81,6 @@ def place(scene: Scene, num_frames: int, rng: random.Random) -> Placement:
         centres=np.stack([centres for _, centres, _ in best]),
         turns=np.stack([turns for _, _, turns in best]),
         light=light / np.linalg.norm(light),
-        ground_shift=(rng.uniform(0, 2.4), rng.uniform(0, 2.4)),
         eye=eye,
         yaw=yaw,
     )
@@ -99,7 +102,7 @@ def camera_effect(camera: str) -> tuple[float, float]:
     eye, yaw = _camera(camera, times)
     zeros = np.zeros((1, 2, 3))
     turns = np.zeros((1, 2, 3, 3))
-    placement = Placement(np.ones(1), zeros, turns, zeros[0, 0], (0, 0), eye, yaw)
+    placement = Placement(np.ones(1), zeros, turns, zeros[0, 0], eye, yaw)
     rest = np.array([[0.0, 0.7, 0.3]] * 2)
     x = project(rest, placement)[:, 0]
     wide = project(rest + np.array([0.1, 0, 0]), placement)[:, 0] - x
@@ -119,46 +122,44 @@ def _camera(camera: str, times: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def _place_body(
-    body: Body, scene: Scene, times: ndarray, rng: random.Random
+    index: int, side: int, scene: Scene, times: ndarray, rng: random.Random
 ) -> tuple[float, ndarray, ndarray]:
-    """Size, centres [F, 3] and turns [F, 3, 3] of one body."""
-    alone = len(scene.bodies) == 1
-    size = rng.uniform(0.7, 0.88) if alone else rng.uniform(0.5, 0.62)
+    """Size, centres [F, 3] and turns [F, 3, 3] of one body; the first of two is on this side."""
+    body, alone = scene.bodies[index], len(scene.bodies) == 1
+    size = rng.uniform(0.86, 0.94) if alone else rng.uniform(0.62, 0.68)
     frames = len(times)
     if alone:
-        x0, z0 = rng.uniform(-0.7, 0.7), rng.uniform(-0.2, 0.6)
+        x0, z0 = rng.uniform(-0.3, 0.3), rng.uniform(0.0, 0.3)
     elif any(b.motion == "orbit" for b in scene.bodies):
-        x0, z0 = rng.uniform(-0.2, 0.2), rng.uniform(0.2, 0.5)  # the other goes around it
+        x0, z0 = rng.uniform(-0.15, 0.15), rng.uniform(0.25, 0.45)  # the other goes around it
     else:
-        x0, z0 = rng.uniform(-1.25, 1.25), rng.uniform(-0.7, 1.3)
+        x0 = (side, -side)[index] * (_ASIDE + rng.uniform(-0.15, 0.15))
+        z0 = _LANES[index] + rng.uniform(-0.1, 0.1)
     x, y, z = np.full(frames, x0), np.zeros(frames), np.full(frames, z0)
-    yaw = np.full(frames, rng.uniform(0, 2 * math.pi))
-    if body.shape == "ring":
-        yaw[:] = rng.uniform(-0.7, 0.7)  # its hole to the viewer
+    yaw = np.full(frames, rng.uniform(-0.3, 0.3))
     heading = None
     if body.motion in ("roll", "slide"):
-        length = rng.uniform(2.2, 2.9)
+        length = rng.uniform(2.4, 2.7)
         if body.direction in ("left", "right"):
             sign = 1.0 if body.direction == "right" else -1.0
-            start = rng.uniform(-1.6, -1.1) if alone else rng.uniform(-1.7, -0.9)
-            x = sign * (start + length * times)
+            x = sign * (rng.uniform(-1.4, -1.2) + length * times)
             heading = np.array([sign, 0.0])
         else:
             sign = 1.0 if body.direction == "away" else -1.0
-            near = rng.uniform(-1.2, -0.6)
-            z = near + length * (times if sign > 0 else 1 - times)
+            z = rng.uniform(-1.0, -0.7) + length * (times if sign > 0 else 1 - times)
             heading = np.array([0.0, sign])
     elif body.motion == "bounce":
-        height, phase = rng.uniform(0.8, 1.1), rng.choice((0.0, 0.5))
-        u = (phase + 1.5 * times) % 1.0
+        height, u = rng.uniform(0.85, 1.05), 1.5 * times % 1.0
         y = 4 * height * u * (1 - u)
     elif body.motion == "spin":
-        yaw = yaw + rng.choice((-1, 1)) * rng.uniform(0.8, 1.1) * math.pi * times
+        yaw = yaw + rng.choice((-1, 1)) * rng.uniform(0.9, 1.0) * math.pi * times
     elif body.motion == "orbit":
-        radius = rng.uniform(0.75, 0.95) if alone else rng.uniform(1.2, 1.4)
-        middle = (rng.uniform(-0.2, 0.2), rng.uniform(0.2, 0.5))
-        angle = rng.uniform(0, 2 * math.pi) + rng.choice((-1, 1)) * 1.9 * math.pi * times
-        x, z = middle[0] + radius * np.cos(angle), middle[1] + radius * np.sin(angle)
+        radius = rng.uniform(0.8, 0.9) if alone else rng.uniform(1.2, 1.35)
+        angle = rng.uniform(-0.2, 0.2) - math.pi / 2  # from the front
+        if sum(b.motion == "orbit" for b in scene.bodies[:index]):
+            angle += math.pi  # another goes around ahead of it
+        angle = angle + side * 1.9 * math.pi * times
+        x, z = radius * np.cos(angle), 0.35 + radius * np.sin(angle)
     turns = _about_y(yaw)
     lift = HALF_HEIGHT[body.shape]
     if body.motion == "roll" and heading is not None:
@@ -168,8 +169,6 @@ def _place_body(
         turns = _about_y(np.full(frames, math.atan2(-heading[1], heading[0]))) @ _about_z(-angle)
         if body.shape == "cylinder":
             turns = turns @ _about_x(np.full(frames, math.pi / 2))  # it lies on its side
-        elif body.shape == "ball":
-            turns = turns @ _about_x(np.full(frames, rng.uniform(0, 2 * math.pi)))
     centres = np.stack([x, y + lift * size, z], axis=-1)
     return size, centres, turns
 

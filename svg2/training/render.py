@@ -28,6 +28,7 @@ PALETTE = {
     "pink": (1.00, 0.42, 0.70),
     "white": (0.95, 0.95, 0.95),
 }
+_GROUND_SHIFT = 0.6  # the middle of a tile lies at x = 0, so that mirror images are as checkered
 _STRIPE = 0.80  # brightness of every other sector of a round body: turning shows, hue stays
 
 
@@ -134,7 +135,6 @@ class _Batch:
         self.light = self._tensor([p.light for p in placements])
         self.eye = self._tensor([p.eye[:poses] for p in placements])
         self.yaw = self._tensor([p.yaw[:poses] for p in placements])
-        self.shift = self._tensor([p.ground_shift for p in placements])
         slots = [_slots(p) for p in placements]
         self.size = self._tensor([s for s, _, _ in slots])  # NO
         self.centre = self._tensor([c for _, c, _ in slots])  # NOF3
@@ -216,8 +216,7 @@ class _Batch:
             clips = [i for i, s in enumerate(self.scenes) if s.ground == ground]
             if clips:
                 at = torch.tensor(clips, device=self.device)
-                shift = self.shift[at][:, None, None]
-                u, v = point[at, ..., 0] + shift[..., 0], point[at, ..., 2] + shift[..., 1]
+                u, v = (point[at, ..., axis] + _GROUND_SHIFT for axis in (0, 2))
                 albedo[at] = _GROUNDS[ground](u, v, wide_u[at], wide_v[at])
         full = (self.ambient + self.sun * self.light[:, 1:2])[:, None, None]
         return albedo * full * (1 - haze), sky * haze, point, is_ground

@@ -122,7 +122,6 @@ def _one_frame(rng: random.Random) -> tuple[Scene, Placement]:
         whole.centres[:, only],
         whole.turns[:, only],
         whole.light,
-        whole.ground_shift,
         whole.eye[only],
         whole.yaw[only],
     )
