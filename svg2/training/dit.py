@@ -368,11 +368,12 @@ def load_latents(store: Store, device: str = "cpu") -> LatentSet:
 def sample_sigma(batch: int, tokens: int, generator: torch.Generator) -> Float[Tensor, " B"]:
     """Noise levels: logit-normal, shifted to more noise (SD3, arXiv 2403.03206).
 
-    More tokens show the same object through more noise, so the shift grows with their root.
+    More tokens show the same object through more noise, by their root. But what one token shows
+    does not depend on them, and samplers start at the most noise: so it is the root of that.
     """
     noise = torch.randn(batch, generator=generator, device=generator.device)
     u = torch.sigmoid(noise * 1.1)
-    shift = _SHIFT * math.sqrt(tokens / _SHIFT_TOKENS)
+    shift = _SHIFT * (tokens / _SHIFT_TOKENS) ** 0.25
     return shift * u / (1 + (shift - 1) * u)
 
 

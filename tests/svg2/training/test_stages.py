@@ -16,6 +16,7 @@ from svg2.training.data import (
     Store,
     TrainingError,
     checkpoint_record,
+    place_training,
     render_training,
     save_checkpoint,
 )
@@ -26,6 +27,7 @@ from svg2.training.dit import (
     _started_from,
     all_places,
     encode_clips,
+    load_latents,
     load_shipped,
 )
 from svg2.training.grammar import Body, Scene, knowledge_of, rule, vocabulary
@@ -126,6 +128,15 @@ def test_latents_of_another_autoencoder_are_refused(tmp_path):
     latents.append(np.zeros((1, 2, 16, 1, 1, 1), np.float16), [scene], vae="another")
     with pytest.raises(ValueError, match="another VAE"):
         encode_clips(Store(tmp_path / "none"), latents, BUILTIN_FOLDERS["builtin"], 2)
+
+
+def test_latents_of_clips_with_their_bodies_elsewhere_are_refused(tmp_path):
+    scene = place_training(0, 1, 17, 0)[0][0]
+    latents = Store(tmp_path / "latents")
+    about = {"mean": [0.0] * 16, "std": [1.0] * 16, "seed": 0, "staging": "another"}
+    latents.append(np.zeros((1, 2, 16, 9, 24, 24), np.float16), [scene], **about)
+    with pytest.raises(TrainingError, match="another grammar or staging"):
+        load_latents(latents)
 
 
 def test_a_broken_off_append_is_overwritten(tmp_path):
