@@ -15,9 +15,7 @@ from torch import Tensor
 
 from kernels.cpu import bf16_is_native, share_work
 
-# A bf16 product takes so many rows at a time, and a multiple of so many keys.
-_ROWS = 64
-_KEYS_STEP = 128
+_KEYS_STEP = 128  # a bf16 product takes a multiple of so many keys
 
 
 @dataclass(frozen=True)
@@ -184,39 +182,18 @@ def _attend_block(
     k = torch.cat(k_parts, out=keys[:num_keys])
     v = torch.cat(v_parts, out=values[:num_keys])
     if q.dtype is torch.bfloat16:
+        # oneDNN compiles a product for each new shape, which takes longer than the product itself.
         padded = _round_up(num_keys, _KEYS_STEP)
         keys[num_keys:padded] = 0
         values[num_keys:padded] = 0
-        logits = torch.zeros(padded)
+        k, v = keys[:padded], values[:padded]
+        mask = torch.zeros(1, padded)
         if bias is not None:
-            logits[block.num_keys : num_keys] = bias
-        logits[num_keys:] = -torch.inf
-        out.copy_(_attend_bf16(q, keys[:padded], values[:padded], logits, scale))
+            mask[0, block.num_keys : num_keys] = bias
+        mask[0, num_keys:] = -torch.inf
     else:
-        mask = None
-        if bias is not None:
-            mask = F.pad(bias, (block.num_keys, 0))[None]
-        out.copy_(_sdpa(q[None], k[None], v[None], mask, scale)[0])
-
-
-def _attend_bf16(
-    q: Float[Tensor, "M D"],
-    k: Float[Tensor, "L D"],
-    v: Float[Tensor, "L D"],
-    bias: Float[Tensor, " L"],
-    scale: float,
-) -> Float[Tensor, "M D"]:
-    """Softmax attention by bf16 products and an fp32 softmax, some rows at a time.
-
-    Products are of few shapes, keys and rows padded, since oneDNN compiles one for each new shape,
-    which takes longer than the product itself.
-    """
-    parts = []
-    for rows in q.split(_ROWS):
-        padded = F.pad(rows, (0, 0, 0, _ROWS - len(rows)))
-        scores = (padded @ k.t()).float().mul_(scale).add_(bias)
-        parts.append((torch.softmax(scores, -1).to(q.dtype) @ v)[: len(rows)])
-    return torch.cat(parts)
+        mask = None if bias is None else F.pad(bias, (block.num_keys, 0))[None]
+    out.copy_(_sdpa(q[None], k[None], v[None], mask, scale)[0])
 
 
 def _round_up(count: int, step: int) -> int:

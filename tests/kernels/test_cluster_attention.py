@@ -132,7 +132,6 @@ def test_with_compensation_it_attends_to_the_centroids_alone():
 @pytest.mark.parametrize("compensate", [False, True])
 def test_native_bf16_products(monkeypatch, compensate):
     monkeypatch.setattr(reference, "bf16_is_native", lambda: True)
-    monkeypatch.setattr(reference, "_ROWS", 16)
     check(make_case(n=200).to(torch.bfloat16), compensate=compensate)
 
 
