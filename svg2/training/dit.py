@@ -359,7 +359,9 @@ def load_latents(store: Store, device: str = "cpu") -> LatentSet:
     drawn = place_training(0, len(scenes), int(DEFAULTS["num_frames"]), about.get("seed", 0))
     is_same = about.get("staging") == _staging(about.get("seed", 0))
     if not is_same or scenes != tuple(scene for scene, _ in drawn):
-        raise TrainingError(f"{store.folder} holds clips of another grammar or staging: remove it first.")
+        raise TrainingError(
+            f"{store.folder} holds clips of another grammar or staging: remove it first."
+        )
     layout = layout_of([placement for _, placement in drawn], rows.shape[3:])
     moved = latents.to(device) if on_gpu else latents
     return LatentSet(moved, scenes, mean, std, layout)

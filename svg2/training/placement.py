@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from svg2.training.grammar import Body, Scene
+from svg2.training.grammar import Scene
 
 EYE = (0.0, 1.9, -4.1)
 PITCH = 0.27  # radians below the horizon
@@ -30,8 +30,9 @@ BOUND = {"ball": 1.02, "cube": 1.45, "cylinder": 1.22, "cone": 1.36, "pyramid": 
 _PAN = 0.2  # radians, first frame to last
 _ZOOM = 0.95  # of the way forward, first frame to last
 _TRIES = 40
-# Direction towards the sun before normalising: x, z and their spread.
-_SUNS = {"clear": (-0.6, -0.6, 0.06), "sunset": (-1.35, -0.55, 0.06), "cloudy": (-0.25, -0.3, 0.06)}
+# Direction towards the sun before normalising: x and z, and how far from there it may be.
+_SUNS = {"clear": (-0.6, -0.6), "sunset": (-1.35, -0.55), "cloudy": (-0.25, -0.3)}
+_SUN_SPREAD = 0.06
 _LANES = (-0.5, 0.9)  # z of two objects, the first in front
 _ASIDE = 0.85  # x of two objects, on either side
 
@@ -73,8 +74,8 @@ def place(scene: Scene, num_frames: int, rng: random.Random) -> Placement:
         if room > 0:
             break
     assert best is not None
-    x, z, spread = _SUNS[scene.sky]
-    light = np.array([x + rng.uniform(-spread, spread), 1.0, z + rng.uniform(-spread, spread)])
+    x, z = (at + rng.uniform(-_SUN_SPREAD, _SUN_SPREAD) for at in _SUNS[scene.sky])
+    light = np.array([x, 1.0, z])
     light[0] *= rng.choice((-1, 1))
     return Placement(
         sizes=np.array([size for size, _, _ in best]),

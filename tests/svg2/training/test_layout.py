@@ -46,7 +46,7 @@ def test_tokens_inside_a_body_are_those_that_show_it(placements, layout, is_mirr
             either = (disc[latent_frame] | shown).sum()
             assert either > 8
             assert both / either > 0.6
-    assert ((wanted.inside.amax(-1) <= wanted.near).all()), "what is inside is near"
+    assert (wanted.inside.amax(-1) <= wanted.near).all(), "what is inside is near"
     assert 0.03 < wanted.near.mean() < 0.35
     assert not wanted.inside[0, :, 1].any()
     assert wanted.exists.tolist() == [[[1, 0]], [[1, 1]]]
