@@ -34,7 +34,7 @@ _BUILTIN_TITLES = {
 
 MODELS: Mapping[str, str] = {
     "builtin": "our own small model of moving shapes, made for CPUs",
-    "builtin-scenes": "preview of its successor: two objects, skies, camera moves; rough shapes",
+    "builtin-scenes": "preview of its successor: two objects, skies, camera moves",
     **{
         name: f"{row.title}, {row.parameters / 1e9:.1f} billion parameters with its text encoder"
         for name, row in PUBLISHED.items()
