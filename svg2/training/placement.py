@@ -157,7 +157,7 @@ def _place_body(
     elif body.motion == "orbit":
         radius = rng.uniform(0.8, 0.9) if alone else rng.uniform(1.2, 1.35)
         angle = rng.uniform(-0.2, 0.2) - math.pi / 2  # from the front
-        if sum(b.motion == "orbit" for b in scene.bodies[:index]):
+        if any(b.motion == "orbit" for b in scene.bodies[:index]):
             angle += math.pi  # another goes around ahead of it
         angle = angle + side * 1.9 * math.pi * times
         x, z = radius * np.cos(angle), 0.35 + radius * np.sin(angle)
