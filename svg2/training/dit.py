@@ -60,7 +60,7 @@ _STAGED = 8  # clips whose placement stands for that of all
 _WARM_STEPS = 50
 _COOLING = 0.7  # share of the time after which the learning rate falls
 _GUIDANCE = 0.5  # weight of what tokens are to know
-# Bodies are 6 tokens of 100, but what a video is judged by, and a third of the error.
+# Bodies are what a video is judged by, and few tokens: 6 % of them had a third of the error.
 _BODY_WEIGHT = 4.0
 _PAIRS = 0.55  # share of clips with two objects: harder to draw than one
 
