@@ -1,5 +1,7 @@
 """k-means in PyTorch: on a CPU the heads are shared among one-thread workers."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -9,6 +11,7 @@ from kernels.cpu import share_work
 
 # Scores [tokens, C] exist for this many elements at a time, so memory stays bounded at any N.
 _SCORES_PER_CHUNK = 1 << 20
+_GROUP = 8
 # Tokens added up in one go: partial sums keep the fp32 mean of a giant cluster exact.
 _RUN = 128
 
@@ -40,12 +43,22 @@ def kmeans(
 
 
 def _assign(x: Float[Tensor, "N D"], centroids: Float[Tensor, "C D"]) -> Int[Tensor, " N"]:
-    """The nearest centroid of each token; the lowest index among equals."""
-    half_norms = centroids.square().sum(-1).mul_(-0.5)
-    step = max(1, _SCORES_PER_CHUNK // len(centroids))
-    return torch.cat(
-        [torch.addmm(half_norms, part, centroids.t()).argmax(-1) for part in x.split(step)]
-    )
+    """The nearest centroid of each token; the lowest index among equals.
+
+    Maxima alone are vectorised and their places are not, so it looks for the best group of
+    centroids first, and then inside it.
+    """
+    half_norms = centroids.square().sum(-1, keepdim=True).mul_(0.5)
+    padding = -len(centroids) % _GROUP
+    padded = F.pad(centroids, (0, 0, 0, padding))
+    bias = F.pad(-half_norms, (0, 0, 0, padding), value=-math.inf)
+    labels = []
+    for part in x.split(max(1, _SCORES_PER_CHUNK // len(padded))):
+        scores = torch.addmm(bias, padded, part.t()).view(-1, _GROUP, len(part))
+        group = scores.amax(1).max(0).indices
+        inside = scores.gather(0, group.expand(1, _GROUP, -1))[0].max(0).indices
+        labels.append(group * _GROUP + inside)
+    return torch.cat(labels)
 
 
 def _update(

@@ -103,9 +103,9 @@ class Lesson:
 # A CPU sees few clips, so most of them in part; a GPU sees many, and mostly all tokens of them.
 CURRICULA = {
     "cpu": (
-        Lesson(0.35, (View(0.6, 9, 3, 8), View(0.4, 9, 3, 3, window=12)), 0.5),
-        Lesson(0.65, (View(0.3, 9, 3, 8), View(0.7, 9, 3, 3, window=12)), 0.5),
-        Lesson(1.0, (View(0.3, 9, 3, 3, window=12), View(0.7, 9, 1, 1)), 0.4),
+        Lesson(0.3, (View(0.6, 9, 3, 8), View(0.4, 9, 3, 3, window=12)), 0.5),
+        Lesson(0.55, (View(0.3, 9, 3, 8), View(0.7, 9, 3, 3, window=12)), 0.5),
+        Lesson(1.0, (View(0.15, 9, 3, 3, window=12), View(0.85, 9, 1, 1)), 0.4),
     ),
     "cuda": (
         Lesson(0.15, (View(0.5, 9, 3, 96), View(0.5, 9, 2, 64))),
