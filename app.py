@@ -23,7 +23,7 @@ from svg2.config import METHODS, ConfigError, SVG2Config, method_config
 from svg2.generate import Cancelled, Comparison, DenseRun, Progress, add_run
 from svg2.jobs import Job, Studio, Wish
 from svg2.models import (
-    BUILTIN_FOLDERS,
+    BUILTIN_FOLDER,
     MODELS,
     PRESETS,
     ModelUnavailable,
@@ -40,8 +40,7 @@ from viz.shelf import Shelf, Shown, read_traces, without_records, without_run
 ROOT = Path(__file__).resolve().parent
 TRACES = ROOT / "assets" / "traces"
 STYLE = ROOT / "assets" / "static" / "page.css"
-KNOWN = {model: knowledge_of(folder) for model, folder in BUILTIN_FOLDERS.items()}
-DEFAULT = KNOWN["builtin"]
+KNOWN = knowledge_of(BUILTIN_FOLDER)
 MAX_RECORDED = 10  # runs of one trace with their clusters; older ones keep clip and numbers
 MAX_RUNS = 40
 HOUR_SECONDS = 3600  # uploads are looked through each hour, and gone after a day
@@ -280,24 +279,18 @@ def outcome(result: dict[str, Any]) -> str:
     return f"Done: {result['speedup']:.2f}× as fast as dense here, {fidelity}."
 
 
-def grammar_note(prompt: str, model: str = "builtin") -> str:
-    """Said of prompts that a built-in model was not trained on."""
-    known = KNOWN.get(model)
-    if known is None or known.covers(prompt):
+def grammar_note(prompt: str) -> str:
+    """Said of prompts that the built-in model was not trained on."""
+    if KNOWN.covers(prompt):
         return ""
-    new = ", ".join(known.unknown_words(prompt)[:8])
+    new = ", ".join(KNOWN.unknown_words(prompt)[:8])
     return say(
         "The built-in model knows only its own grammar, so expect a guess."
         + (f" New words to it: {new}." if new else "")
-        + f" It knows {'one object' if known.max_bodies == 1 else 'one object or two'}"
-        f" ({', '.join(known.colours)}; {', '.join(known.shapes)})"
-        f" on a {' or a '.join(known.grounds)}."
+        + f" It knows {'one object' if KNOWN.max_bodies == 1 else 'one object or two'}"
+        f" ({', '.join(KNOWN.colours)}; {', '.join(KNOWN.shapes)})"
+        f" on a {' or a '.join(KNOWN.grounds)}."
     )
-
-
-def surprise_of(model: str) -> str:
-    """A prompt at random, of what a built-in model knows; of the default's for other models."""
-    return KNOWN.get(model, DEFAULT).random_prompt(secrets.randbelow(2**31))
 
 
 def model_title(studio: Studio, model: str) -> str:
@@ -355,7 +348,7 @@ def read_address(studio: Studio, query: dict[str, str]) -> tuple[dict[str, Any],
             continue
         try:
             value = NUMBERS.get(name, str)(query[name])
-            studio.wish({"prompt": DEFAULT.examples[0], name: value})
+            studio.wish({"prompt": KNOWN.examples[0], name: value})
             found[name] = value
         except BAD_INPUT as error:
             complaint = complaint or f"In this page's address: {plain(error)}"
@@ -376,7 +369,7 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
         preset = {}  # the page opens without a model too, and Generate says what is missing
     ready_made = list(shelf.ready_made.values())
     # The page opens on the prompt that its form starts with, where there is a trace of that.
-    first = min(ready_made, key=lambda t: t.prompt != DEFAULT.examples[0], default=None)
+    first = min(ready_made, key=lambda t: t.prompt != KNOWN.examples[0], default=None)
     start = Visit(first, studio.model if preset else "")
 
     def number(label: str, name: str) -> gr.Number:
@@ -397,11 +390,11 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                     elem_id="ready",
                 )
                 prompt = gr.Textbox(
-                    DEFAULT.examples[0], label="Prompt", lines=3, max_lines=6, elem_id="prompt"
+                    KNOWN.examples[0], label="Prompt", lines=3, max_lines=6, elem_id="prompt"
                 )
                 with gr.Accordion("Examples", open=False):
                     gr.Examples(
-                        [[text] for text in DEFAULT.examples], prompt, label="", elem_id="examples"
+                        [[text] for text in KNOWN.examples], prompt, label="", elem_id="examples"
                     )
                     surprise = gr.Button("Surprise me", size="sm", elem_id="surprise")
                 with gr.Accordion("Model", open=False, elem_id="models"):
@@ -547,7 +540,8 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
                 return refuse(error)
             visit.cancel()  # a release gives way to a whole run
             visit.wish = wish
-            about = grammar_note(wish.request.prompt, wish.request.model)
+            is_builtin = wish.request.model == "builtin"
+            about = grammar_note(wish.request.prompt) if is_builtin else ""
             return {status: say("Waiting for its turn."), note: about, **buttons(True)}
 
         def follow(
@@ -703,7 +697,9 @@ def build_page(studio: Studio, shelf: Shelf) -> gr.Blocks:
         explorer.release(
             released, [visit], [status, explorer, cancel], trigger_mode="multiple", **quick
         ).success(run_release, [visit], run_outputs, trigger_mode="multiple", **heavy)
-        surprise.click(surprise_of, model, prompt, **quick)
+        surprise.click(
+            lambda: KNOWN.random_prompt(secrets.randbelow(2**31)), None, prompt, **quick
+        )
         gr.on([cancel.click, explorer.stop], stop, [visit], run_outputs, **quick)
         ready.input(choose, [visit, ready], opened, **quick)
         explorer.select(linked, [visit], [*opened, ready], **quick)

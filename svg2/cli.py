@@ -419,11 +419,12 @@ def _output_folder(name: str) -> Path:
 
 
 def _say_if_outside_grammar(request: Request) -> None:
-    from svg2.models import BUILTIN_FOLDERS
+    if request.model != "builtin":
+        return
+    from svg2.models import BUILTIN_FOLDER
     from svg2.training.grammar import knowledge_of
 
-    folder = BUILTIN_FOLDERS.get(request.model)
-    if folder is not None and not knowledge_of(folder).covers(request.prompt):
+    if not knowledge_of(BUILTIN_FOLDER).covers(request.prompt):
         print(
             "svg2: The built-in model knows only its own grammar, and this prompt is outside it: "
             "expect something else.",

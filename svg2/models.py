@@ -24,17 +24,10 @@ from svg2.request import Request, RequestError
 if TYPE_CHECKING:
     import torch
 
-_SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "models"
-BUILTIN_FOLDERS = {name: _SHIPPED / name for name in ("builtin", "builtin-scenes")}
-"""Where our own models are, by model id; the first is the one that is taken unless asked."""
-_BUILTIN_TITLES = {
-    "builtin": "the built-in model",
-    "builtin-scenes": "the built-in model of scenes (preview)",
-}
+BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "models" / "builtin"
 
 MODELS: Mapping[str, str] = {
     "builtin": "our own small model of moving shapes, made for CPUs",
-    "builtin-scenes": "preview of its successor: two objects, skies, camera moves",
     **{
         name: f"{row.title}, {row.parameters / 1e9:.1f} billion parameters with its text encoder"
         for name, row in PUBLISHED.items()
@@ -198,11 +191,10 @@ def model_spec(model: str) -> ModelSpec:
     """
     if model in PUBLISHED:
         return _published_spec(model, PUBLISHED[model])
-    if model in BUILTIN_FOLDERS:
-        folder, title = BUILTIN_FOLDERS[model], _BUILTIN_TITLES[model]
-        if not (folder / "model_index.json").is_file():
-            raise RequestError(f"{_upper(title)} is missing from assets/models/{model}.")
-        return _folder_spec(model, folder, title)
+    if model == "builtin":
+        if not (BUILTIN_FOLDER / "model_index.json").is_file():
+            raise RequestError("The built-in model is missing from assets/models/builtin.")
+        return _folder_spec("builtin", BUILTIN_FOLDER, "the built-in model")
     if _is_folder(model):
         return _folder_spec(model, Path(model), Path(model).name)
     for name, row in PUBLISHED.items():
@@ -525,7 +517,7 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
     vae = _read_json(folder, "vae/config.json")
     transformer = _read_json(folder, "transformer/config.json")
     lab = _read_json(folder, "lab.json") if (folder / "lab.json").is_file() else {}
-    is_builtin = model_id in BUILTIN_FOLDERS
+    is_builtin = model_id == "builtin"
     try:
         fields: dict[str, Any] = {
             name: lab.get(name, getattr(kind, name))

@@ -84,7 +84,7 @@ def test_numbers_are_those_of_the_committed_results() -> None:
 
 def test_what_has_no_result_reads_not_measured(tmp_path) -> None:
     text = with_numbers(README, tmp_path)
-    assert text.count("not measured.") == 6
+    assert text.count("not measured.") == 5
     assert "not measured." in text.split("built-in model on prompts")[1]
 
 
@@ -92,10 +92,10 @@ def test_what_has_no_result_reads_not_measured(tmp_path) -> None:
 def test_no_toy_number_reaches_the_readme(tmp_path, suite) -> None:
     name = "gpu.json" if suite is run_gpu_suite else "e2e.json"
     record = suite(tmp_path / name, lambda text: None, toy=True, rounds=2)
-    assert with_numbers(README, tmp_path).count("not measured.") == 6
+    assert with_numbers(README, tmp_path).count("not measured.") == 5
     (tmp_path / name).write_text(json.dumps(record | {"toy": False}))
     text = with_numbers(README, tmp_path)
-    assert text.count("not measured.") == 5
+    assert text.count("not measured.") == 4
     assert "| toy |" in text
 
 

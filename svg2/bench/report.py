@@ -10,24 +10,12 @@ from svg2.media import write_atomic
 ROOT = Path(__file__).resolve().parents[2]
 _SECTION = re.compile(r"(<!-- bench:begin -->\n).*?(<!-- bench:end -->)", re.DOTALL)
 _NOT_MEASURED = "not measured."
-_BUILTIN = {
-    "builtin": "The built-in model",
-    "builtin-scenes": "The preview of its successor, `builtin-scenes`,",
-}
-
-
-def builtin_file(model: str) -> str:
-    """In assets/bench, the evaluation of a built-in model."""
-    return f"{model.replace('-', '_')}_model.json"
 
 
 def section(folder: Path) -> str:
     """Markdown of all results in `folder`; what has no file there reads "not measured"."""
     parts = [
-        *(
-            _builtin_model(title, _read(folder / builtin_file(model)))
-            for model, title in _BUILTIN.items()
-        ),
+        _builtin_model(_read(folder / "builtin_model.json")),
         _cpu(_read(folder / "cpu.json")),
         _gpu(_read(folder / "gpu.json")),
         _e2e(_read(folder / "e2e.json")),
@@ -48,8 +36,8 @@ def with_numbers(readme: str, folder: Path) -> str:
     return readme[: found.end(1)] + section(folder) + readme[found.start(2) :]
 
 
-def _builtin_model(name: str, report: dict[str, Any] | None) -> str:
-    title = f"{name} on prompts held out of its training"
+def _builtin_model(report: dict[str, Any] | None) -> str:
+    title = "The built-in model on prompts held out of its training"
     if report is None:
         return f"{title}: {_NOT_MEASURED}\n"
     asked = {
@@ -59,8 +47,9 @@ def _builtin_model(name: str, report: dict[str, Any] | None) -> str:
         "both objects": "both_shapes",
     }
     asked = {k: v for k, v in asked.items() if v in report["shares"]["dense"]}
+    prompts = report["shares"]["dense"]["prompts"]
     lines = [
-        f"{title} ({report['shares']['dense']['prompts']} prompts; {_where(report)}):",
+        f"{title} ({prompts} prompts; {_where(report)}):",
         "",
         f"| | {' | '.join(asked)} | density | PSNR to dense, median (worst) | denoising loop |",
         f"|{'---|' * (4 + len(asked))}",
@@ -69,7 +58,8 @@ def _builtin_model(name: str, report: dict[str, Any] | None) -> str:
     if "rendered" in report:
         judged["rendered clips, judged alike"] = report["rendered"]
     for method, share in judged.items():
-        row = [method, *(_percent(share[name]) for name in asked.values())]
+        of = "" if share["prompts"] == prompts else f" ({share['prompts']} prompts)"
+        row = [method + of, *(_percent(share[name]) for name in asked.values())]
         close = report["fidelity"].get(method)
         if method == "dense":
             row += ["100 %", "", "1×"]

@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from svg2.bench.report import builtin_file
 from svg2.config import METHODS
 from svg2.distributed import Processes, process_group, processes
-from svg2.models import BUILTIN_FOLDERS
+from svg2.models import BUILTIN_FOLDER
 from svg2.training.data import Store, TrainingError, checkpoint_record, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, redraw_with, train_dit
-from svg2.training.evaluate import evaluate_model, make_contact_sheet, model_id
+from svg2.training.evaluate import evaluate_model, make_contact_sheet
 from svg2.training.pipeline import DEFAULTS, assemble, ship
 from svg2.training.text import train_text
 from svg2.training.vae import train_vae
@@ -104,13 +103,14 @@ class Training:
 
     def evaluate(self, minutes: float = float("inf")) -> None:
         args = self.args
-        model = model_id(args.out)
-        whole = BENCH / builtin_file(model) if model in BUILTIN_FOLDERS else None
+        is_shipped = args.out.resolve() == BUILTIN_FOLDER
+        whole = BENCH / "builtin_model.json" if is_shipped else None
         report = evaluate_model(
             args.out,
             args.work / "evaluation.json",
             args.prompts,
             methods=tuple(args.methods),
+            sparse_prompts=args.sparse_prompts,
             shapes=args.work / "shapes.pt",
             training=self._records(),
             minutes=minutes,
@@ -225,10 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--work", type=Path, default=Path("work"), help="clips and checkpoints")
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=BUILTIN_FOLDERS["builtin-scenes"],
-        help="folder of the shipped pipeline",
+        "--out", type=Path, default=BUILTIN_FOLDER, help="folder of the shipped pipeline"
     )
     parser.add_argument("--pretrained", type=Path, help="shipped pipeline to go on from")
     parser.add_argument("--vae-clips", type=int, default=1000, help="clips for the autoencoder")
@@ -244,6 +241,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=METHODS,
         default=["svg2", "svg2-comp"],
         help="sparse methods to evaluate beside dense",
+    )
+    parser.add_argument(
+        "--sparse-prompts", type=int, help="how many of the prompts they get; all unless given"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

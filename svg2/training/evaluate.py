@@ -22,7 +22,7 @@ from svg2.config import method_config
 from svg2.environment import provenance
 from svg2.generate import DenseRun, compare, generate_dense
 from svg2.media import json_bytes, write_atomic
-from svg2.models import BUILTIN_FOLDERS, load_pipeline, model_spec
+from svg2.models import BUILTIN_FOLDER, load_pipeline, model_spec
 from svg2.request import Request
 from svg2.trace import RecordingPolicy, Trace
 from svg2.training.data import TrainingError
@@ -94,6 +94,7 @@ def evaluate_model(
     prompts: int,
     *,
     methods: Sequence[str] = ("svg2", "svg2-comp"),
+    sparse_prompts: int | None = None,
     shapes: Path,
     training: dict[str, Any] | None = None,
     top_p: float | None = None,
@@ -106,6 +107,7 @@ def evaluate_model(
     from it. When all prompts are done the report goes to `target` too.
 
     Args:
+        sparse_prompts: how many of the prompts, the first, are run with `methods` too; None: all.
         shapes: where the shape classifier is, or goes once it is trained.
         training: what is known of the compute spent, for the report.
         top_p: budget of the sparse runs; None takes the model's own.
@@ -113,7 +115,7 @@ def evaluate_model(
         TrainingError: other combinations were held out of its training than this code holds out.
     """
     end = time.monotonic() + 60 * minutes
-    model = model_id(folder)
+    model = _model_id(folder)
     spec = model_spec(model)
     config = spec.config if top_p is None else spec.config.replace(top_p=top_p)
     asked = _held_out_of(Path(spec.source), prompts)
@@ -123,6 +125,7 @@ def evaluate_model(
         "checkpoint": checkpoint_hash(folder),
         "top_p": config.top_p,
         "methods": list(methods),
+        "sparse_prompts": sparse_prompts,
         "classifier_accuracy": round(accuracy, 4),
         "training": training or {},
     }
@@ -133,7 +136,8 @@ def evaluate_model(
             break
         scene, prompt = asked[i]
         dense = generate_dense(pipe, Request(prompt=prompt, model=model, seed=i))
-        rows.append(_row(i, scene, prompt, pipe, dense, methods, config, classifier))
+        wanted = methods if sparse_prompts is None or i < sparse_prompts else ()
+        rows.append(_row(i, scene, prompt, pipe, dense, wanted, config, classifier))
         report = _report(about, rows, asked, pipe)
         write_atomic(report_path, json_bytes(report))
         print(_line(rows[-1]), flush=True)
@@ -236,6 +240,7 @@ def _report(
 
 def _shares(rows: list[dict], method: str) -> dict[str, Any]:
     """Shares of prompts with what was asked, over all and over those with two objects."""
+    rows = [row for row in rows if method in row]
     judged = [row[method] for row in rows]
     both = [row[method] for row in rows if row["bodies"] == 2]
     return {
@@ -257,7 +262,7 @@ def _shares(rows: list[dict], method: str) -> dict[str, Any]:
 
 
 def _fidelity(rows: list[dict], method: str, top_p: float) -> dict[str, float | None]:
-    results = [row[method] for row in rows]
+    results = [row[method] for row in rows if method in row]
     psnrs = [_IDENTICAL_DB if r["psnr_db"] is None else r["psnr_db"] for r in results]
     return {
         "top_p": top_p,
@@ -293,13 +298,12 @@ def _earlier_rows(path: Path, about: dict[str, Any]) -> list[dict]:
     if not path.exists():
         return []
     report = json.loads(path.read_text())
-    same = ("checkpoint", "top_p", "methods", "classifier_accuracy")
+    same = ("checkpoint", "top_p", "methods", "sparse_prompts", "classifier_accuracy")
     return report["rows"] if all(report.get(k) == about[k] for k in same) else []
 
 
-def model_id(folder: Path) -> str:
-    ours = {where: model for model, where in BUILTIN_FOLDERS.items()}
-    return ours.get(folder.resolve(), str(folder))
+def _model_id(folder: Path) -> str:
+    return "builtin" if folder.resolve() == BUILTIN_FOLDER else str(folder)
 
 
 def checkpoint_hash(folder: Path) -> str:
@@ -322,7 +326,7 @@ def _reconstruction_db(pipe: Any, asked: Sequence[tuple[Scene, str]], spec: Any)
 
 def make_contact_sheet(folder: Path, path: Path) -> None:
     """Held-out prompts, three frames of each, as one PNG below 1 MB."""
-    model = model_id(folder)
+    model = _model_id(folder)
     across, down = _SHEET
     asked = _held_out_of(Path(model_spec(model).source), across * down, seed=1)
     pipe = load_pipeline(model, "auto", "auto")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from svg2 import cli
-from svg2.models import BUILTIN_FOLDERS
 from svg2.trace import load_trace
 from tests.svg2.pipelines import make_model_folder
 
@@ -134,11 +133,11 @@ def test_models_lists_what_can_be_had_and_what_each_takes(capsys, monkeypatch):
     assert cli.main(["models"]) == 0
     captured = capsys.readouterr()
     listed = {e["model"]: e for e in json.loads(captured.out.splitlines()[-1])["models"]}
-    assert len(listed) == 13
+    assert listed["builtin"]["available"]
+    assert len(listed) == 12
     for name, entry in listed.items():
         assert entry["why"].endswith(".")
-        if name in BUILTIN_FOLDERS:
-            assert entry["available"]
+        if name == "builtin":
             continue
         assert not entry["available"]
         assert "GPU" in entry["why"]

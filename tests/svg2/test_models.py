@@ -11,7 +11,7 @@ import torch
 from kernels import bf16_is_native
 from svg2 import ConfigError
 from svg2.models import (
-    BUILTIN_FOLDERS,
+    BUILTIN_FOLDER,
     MODELS,
     ModelUnavailable,
     _was_online,
@@ -94,7 +94,7 @@ def test_damaged_weights_are_one_sentence(tiny_pipeline_path, tmp_path):
 
 def test_large_models_say_what_they_need():
     for model in MODELS:
-        if model in BUILTIN_FOLDERS:
+        if model == "builtin":
             continue
         spec = model_spec(model)
         reason = availability(spec)
@@ -118,7 +118,7 @@ def test_the_shipped_model_needs_nothing_of_ours(tmp_path):
     script = f"""
 import sys
 from diffusers import WanPipeline
-pipe = WanPipeline.from_pretrained({str(BUILTIN_FOLDERS["builtin"])!r}, local_files_only=True)
+pipe = WanPipeline.from_pretrained({str(BUILTIN_FOLDER)!r}, local_files_only=True)
 pipe.to("cpu", dtype=__import__("torch").float32)
 frames = pipe("a red ball", height=32, width=32, num_frames=5, num_inference_steps=1,
               max_sequence_length=24).frames
@@ -239,8 +239,7 @@ def test_presets_differ_in_budget_and_warm_up():
 
 
 @pytest.mark.parametrize(
-    ("model", "frames", "steps"),
-    [("builtin", 17, 8), ("builtin-scenes", 17, 5), ("wan2.1-14b", 41, 30)],
+    ("model", "frames", "steps"), [("builtin", 17, 5), ("wan2.1-14b", 41, 30)]
 )
 def test_a_draft_is_shorter_or_has_fewer_steps(model, frames, steps):
     spec = model_spec(model)
@@ -251,7 +250,7 @@ def test_a_draft_is_shorter_or_has_fewer_steps(model, frames, steps):
 
 
 def test_no_message_says_where_our_files_are(monkeypatch, tmp_path):
-    monkeypatch.setitem(BUILTIN_FOLDERS, "builtin", tmp_path / "gone")
+    monkeypatch.setattr("svg2.models.BUILTIN_FOLDER", tmp_path / "gone")
     with pytest.raises(RequestError) as caught:
         model_spec("builtin")
     assert str(tmp_path) not in str(caught.value)

@@ -90,11 +90,11 @@ def test_a_video_whose_tokens_cannot_be_shared_evenly_is_refused():
 
 @pytest.mark.slow
 def test_heads_that_cannot_be_shared_evenly_are_one_sentence(tmp_path):
-    """The built-in model has three."""
+    """The built-in model has four."""
     command = ("-m", "svg2", "compare", "--prompt", "a red ball", "--out", str(tmp_path))
-    done = torchrun(*command)
+    done = torchrun("--nproc-per-node=3", *command)
     assert done.returncode != 0
-    assert "svg2: 3 heads can't be shared among 2 processes." in done.stderr
+    assert "svg2: 4 heads can't be shared among 3 processes." in done.stderr
     assert "Traceback" not in done.stderr.split("processes.")[0]
 
 

@@ -106,6 +106,10 @@ def test_an_interrupted_evaluation_goes_on_and_a_whole_one_is_kept(
     assert report["fidelity"]["svg2"]["psnr_db_median"] > 10
     assert report["reconstruction_db"] > 0
 
+    shares = run(2, sparse_prompts=1)["shares"]
+    assert len(calls) == 5  # by other measures, all are judged anew
+    assert (shares["dense"]["prompts"], shares["svg2"]["prompts"]) == (2, 1)
+
 
 def test_the_hash_tells_weights_apart(untrained, tmp_path):
     first = checkpoint_hash(untrained)

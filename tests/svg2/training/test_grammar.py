@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from svg2.models import BUILTIN_FOLDERS
+from svg2.models import BUILTIN_FOLDER
 from svg2.training import grammar
 from svg2.training.grammar import Body, GrammarError, Knowledge, Scene
 from svg2.training.pipeline import build_tokenizer
@@ -108,7 +108,7 @@ def test_a_model_knows_the_words_of_its_tokenizer(tmp_path: Path):
 
 
 def test_the_shipped_model_is_offered_only_what_it_knows():
-    known = grammar.knowledge_of(BUILTIN_FOLDERS["builtin"])
+    known = grammar.knowledge_of(BUILTIN_FOLDER)
     assert known.examples
     assert all(map(known.covers, known.examples))
     for seed in range(20):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from svg2.models import BUILTIN_FOLDERS
+from svg2.models import BUILTIN_FOLDER
 from svg2.training import __main__ as stages
 from svg2.training import dit
 from svg2.training.__main__ import main
@@ -127,7 +127,7 @@ def test_latents_of_another_autoencoder_are_refused(tmp_path):
     latents = Store(tmp_path / "latents")
     latents.append(np.zeros((1, 2, 16, 1, 1, 1), np.float16), [scene], vae="another")
     with pytest.raises(ValueError, match="another VAE"):
-        encode_clips(Store(tmp_path / "none"), latents, BUILTIN_FOLDERS["builtin"], 2)
+        encode_clips(Store(tmp_path / "none"), latents, BUILTIN_FOLDER, 2)
 
 
 def test_latents_of_clips_with_their_bodies_elsewhere_are_refused(tmp_path):
@@ -234,13 +234,13 @@ def test_latents_drawn_anew_err_a_little_or_from_no_noise_not_at_all(
     tmp_path, monkeypatch, highest
 ):
     """Of the shipped weights, which know these latents' mean and std."""
-    model = load_shipped(BUILTIN_FOLDERS["builtin"])
+    model = load_shipped(BUILTIN_FOLDER)
     weights = {"model": model.state_dict(), "ema": dict(model.named_parameters())}
     save_checkpoint(tmp_path / "dit.pt", model.record, **weights)
-    config = json.loads((BUILTIN_FOLDERS["builtin"] / "vae" / "config.json").read_text())
+    config = json.loads((BUILTIN_FOLDER / "vae" / "config.json").read_text())
     scene = Scene((Body("red", "ball", "roll", "right"),), "checkered floor")
     clip = to_model(render_one(scene, 9, 64, random.Random(0)).frames)
-    clean = WholeClips(open_vae(BUILTIN_FOLDERS["builtin"])).encode(clip).mode().detach()
+    clean = WholeClips(open_vae(BUILTIN_FOLDER)).encode(clip).mode().detach()
     mean, std = (torch.tensor(config[f"latents_{name}"]) for name in ("mean", "std"))
     latents = Store(tmp_path / "latents")
     latents.append(clean.numpy(), [scene], mean=mean.tolist(), std=std.tolist())
@@ -262,7 +262,7 @@ def test_two_processes_share_a_training(tmp_path):
     assert off <= 1  # other numbers of threads, other roundings
     command = ["-m", "svg2.training", "vae", *work, "--minutes", "0.1"]
     # An option that torchrun could take for one of its own would be refused here.
-    done = torchrun(*command, "--pretrained", str(BUILTIN_FOLDERS["builtin"]))
+    done = torchrun(*command, "--pretrained", str(BUILTIN_FOLDER))
     assert done.returncode == 0, done.stderr[-3000:]
     record = checkpoint_record(tmp_path / "vae.pt")
     assert record is not None
