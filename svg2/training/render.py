@@ -29,7 +29,7 @@ PALETTE = {
     "white": (0.95, 0.95, 0.95),
 }
 _GROUND_SHIFT = 0.6
-# Side of a tile: smaller ones are lost in a token a few rows away. The middle of one lies at x = 0,
+# Side of a tile: smaller ones are lost in a token a few rows away. One has its middle at x = 0,
 # so that mirror images are as checkered.
 TILE = 1.8
 _STRIPE = 0.80  # brightness of every other sector of a round body: turning shows, hue stays
