@@ -50,6 +50,7 @@ from svg2.training.pipeline import (
     words_of,
 )
 from svg2.training.ranks import average_gradients, shared_clock
+from svg2.training.render import TILE
 from svg2.training.text import load_text_encoder, write
 from svg2.training.vae import Redraw, WholeClips, autocast, open_vae, to_model
 
@@ -305,8 +306,8 @@ def _statistics(vae: AutoencoderKLWan, rows: np.ndarray) -> dict[str, list[float
 
 
 def _staging(seed: int) -> str:
-    """Tells apart where clips of a seed's scenes have their bodies, by the first of them."""
-    digest = hashlib.sha256()
+    """Tells apart how clips of a seed are staged: bodies, by the first of them, and tiles."""
+    digest = hashlib.sha256(str(TILE).encode())
     for _, placement in place_training(0, _STAGED, int(DEFAULTS["num_frames"]), seed):
         digest.update(placement.centres.round(6).tobytes())
     return digest.hexdigest()[:16]

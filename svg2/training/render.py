@@ -28,7 +28,10 @@ PALETTE = {
     "pink": (1.00, 0.42, 0.70),
     "white": (0.95, 0.95, 0.95),
 }
-_GROUND_SHIFT = 0.6  # the middle of a tile lies at x = 0, so that mirror images are as checkered
+_GROUND_SHIFT = 0.6
+# Side of a tile: smaller ones are lost in a token a few rows away. One has its middle at x = 0,
+# so that mirror images are as checkered.
+TILE = 1.8
 _STRIPE = 0.80  # brightness of every other sector of a round body: turning shows, hue stays
 
 
@@ -584,7 +587,8 @@ def _mix(share: Tensor, a: tuple, b: tuple) -> Float[Tensor, "... 3"]:
 
 
 def _checkered(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
-    odd = _square_wave(u / 1.2, wide_u / 1.2) * _square_wave(v / 1.2, wide_v / 1.2)
+    u, v = (at - _GROUND_SHIFT + TILE / 2 for at in (u, v))
+    odd = _square_wave(u / TILE, wide_u / TILE) * _square_wave(v / TILE, wide_v / TILE)
     return _mix(0.5 + 0.5 * odd, (0.90, 0.89, 0.86), (0.28, 0.29, 0.33))
 
 
