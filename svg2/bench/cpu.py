@@ -30,7 +30,7 @@ from svg2.selection import select_key_clusters
 _TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 DEFAULT_WORKLOADS = (
     # the clusters that the built-in model ships with, then coarser and finer ones
-    Workload((9, 24, 24), 32, 400, densities=_TENTHS),
+    Workload((9, 24, 24), 24, 400, densities=_TENTHS),
     Workload((9, 24, 24), num_q_clusters=16, num_k_clusters=96, densities=(0.1, 0.2, 0.3, 0.5)),
     Workload((9, 24, 24), num_q_clusters=100, num_k_clusters=300, densities=(0.1, 0.2, 0.3, 0.5)),
     Workload((9, 16, 16), num_q_clusters=50, num_k_clusters=100, densities=(0.1, 0.2, 0.3, 0.5)),

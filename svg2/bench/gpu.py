@@ -74,7 +74,7 @@ CASES = (
     Case("wan-480p", Workload((21, 30, 52), 200, 1000, _SOME, heads=12, head_dim=128)),
     Case("wan-720p", Workload((21, 45, 80), 400, 1000, (0.3,), heads=40, head_dim=128)),
     Case("wan-720p", Workload((21, 45, 80), 100, 500, (0.3,), heads=40, head_dim=128)),
-    Case("builtin", Workload((9, 24, 24), 32, 400, _SOME, heads=4, head_dim=64)),
+    Case("builtin", Workload((9, 24, 24), 24, 400, _SOME, heads=4, head_dim=64)),
 )
 TOY_CASES = (
     Case("toy", Workload((3, 8, 8), 6, 12, (0.3, 1.0), heads=2, head_dim=64)),
