@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kernels.cpu import share_work
 
-# Scores [tokens, C] exist for this many elements at a time, so memory stays bounded at any N.
-_SCORES_PER_CHUNK = 1 << 20
+# So many scores exist at a time: they stay in a core's cache, and in memory that malloc keeps.
+_SCORES_PER_CHUNK = 1 << 17
 _GROUP = 8
 # Tokens added up in one go: partial sums keep the fp32 mean of a giant cluster exact.
 _RUN = 128
