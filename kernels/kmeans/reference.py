@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.cpu import share_work
 
-# So many scores exist at a time: they stay in a core's cache, and in memory that malloc keeps.
+# So many scores exist at a time: fewer or more were slower, and memory stays bounded at any N.
 _SCORES_PER_CHUNK = 1 << 17
 _GROUP = 8
 # Tokens added up in one go: partial sums keep the fp32 mean of a giant cluster exact.
