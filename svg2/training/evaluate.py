@@ -37,7 +37,7 @@ from svg2.training.grammar import (
 )
 from svg2.training.render import render_one
 from svg2.training.shapes import ShapeNet, load_or_train
-from svg2.training.sight import HUES, flicker, following, moves_as, sight
+from svg2.training.sight import HUES, flicker, following, moves_as, sights
 from svg2.training.vae import psnr_of, to_model
 
 _FOLLOWED = 8  # prompts whose clusters are followed, and clips that the VAE reconstructs
@@ -74,7 +74,7 @@ def held_out_prompts(
 
 def judge(frames: UInt8[ndarray, "F H W 3"], scene: Scene, shapes: ShapeNet) -> dict[str, Any]:
     """What of `scene` a clip shows."""
-    seen = [sight(frames, body.colour) for body in scene.bodies]
+    seen = sights(frames, [body.colour for body in scene.bodies])
     alone = len(scene.bodies) == 1
     colours = [s.has_colour(alone) for s in seen]
     found = [shapes.shape_of(frames, s.masks) if s.seen else None for s in seen]
@@ -215,7 +215,7 @@ def cluster_following(
     trace: Trace, frames: UInt8[ndarray, "F H W 3"], scene: Scene
 ) -> dict[str, float]:
     """Share of tokens still on the first body, by "step/layer/head/side" of what was recorded."""
-    masks = sight(frames, scene.bodies[0].colour).masks
+    masks = sights(frames, [scene.bodies[0].colour])[0].masks
     found = {}
     for record in trace.records:
         for side, labels in (("q", record.q_labels), ("k", record.k_labels)):

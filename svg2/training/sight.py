@@ -4,6 +4,7 @@ Bodies are found by hue. White ones can't be: floors and clouds are as white.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -32,8 +33,12 @@ _MOVED_X = 0.14  # of the width, first to last
 _MOVED_Y = 0.07  # of the height, highest to lowest
 _GROWN, _SHRUNK = 1.2, 0.83
 _WOUND = 3.4  # radians around its middle that a body on its orbit goes at least
-_TURNED = 5.0  # change inside a turning body, of 255, over four frames
+_TURNED = 7.0  # change inside a turning body, of 255, over four frames
+_STEADILY = 0.25  # quantile of that: another body's shadow passes, a turn goes on
 _PATCH = 32
+_WHOLE = 0.8  # of its largest size: as little of a body beside another is hidden by it
+_TOUCHING = 2  # pixels between bodies that touch
+_FEWEST = 5  # frames that tell a movement
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,13 @@ class Sight:
         masks: its pixels; all false where it is unseen.
         track: centre (x, y) in shares of width and height, and the root of its area in shares of
             the frame's; nan where unseen.
-        change: how much its inside changes over four frames, of 255.
+        is_whole: frames that show all of it; in the others another body hides a part.
+        change: how much its inside changes over four frames, of 255, most of the time.
     """
 
     masks: Bool[ndarray, "F H W"]
     track: Float[ndarray, "F 3"]
+    is_whole: Bool[ndarray, " F"]
     change: float
 
     @property
@@ -75,24 +82,46 @@ def object_mask(frame: UInt8[ndarray, "H W 3"], colour: str) -> Bool[ndarray, "H
     return np.isin(labels, np.nonzero(areas >= _PIECE * areas.max())[0])
 
 
-def sight(frames: UInt8[ndarray, "F H W 3"], colour: str) -> Sight:
-    """Follow the body of `colour` through a clip."""
-    masks = np.stack([object_mask(frame, colour) for frame in frames])
+def sights(frames: UInt8[ndarray, "F H W 3"], colours: Sequence[str]) -> list[Sight]:
+    """Follow the bodies of `colours` through a clip."""
+    masks = [np.stack([object_mask(frame, colour) for frame in frames]) for colour in colours]
+    return [
+        _sight(frames, mine, [other for other in masks if other is not mine]) for mine in masks
+    ]
+
+
+def _sight(frames: ndarray, masks: ndarray, others: Sequence[ndarray]) -> Sight:
     track = np.full((len(frames), 3), np.nan)
     for i, mask in enumerate(masks):
         ys, xs = np.nonzero(mask)
         if len(xs):
             size = np.sqrt(len(xs) / mask.size)
             track[i] = xs.mean() / mask.shape[1], ys.mean() / mask.shape[0], size
-    return Sight(masks, track, _change(frames, masks, track))
+    is_whole = np.isfinite(track[:, 0])
+    if is_whole.any():
+        touched = np.any([_touch(masks, other) for other in others], axis=0)
+        is_whole &= ~(touched & (track[:, 2] < _WHOLE * np.nanmax(track[:, 2])))
+    return Sight(masks, track, is_whole, _change(frames, masks, track, is_whole))
 
 
-def _change(frames: ndarray, masks: ndarray, track: ndarray, lag: int = 4) -> float:
-    """Mean difference of patches around the body over `lag` frames, where both show it."""
+def _touch(masks: ndarray, others: ndarray) -> Bool[ndarray, " F"]:
+    """Frames in which two bodies touch."""
+    reach = np.ones((2 * _TOUCHING + 1,) * 2, dtype=np.uint8)
+    wider = np.stack([cv2.dilate(mask.astype(np.uint8), reach) > 0 for mask in masks])
+    return (wider & others).any((1, 2))
+
+
+def _change(
+    frames: ndarray, masks: ndarray, track: ndarray, shown: ndarray, lag: int = 4
+) -> float:
+    """Mean difference of patches around the body over `lag` frames that show it.
+
+    In the brightest channel: grey is nearly blind to blue.
+    """
     height, width = frames.shape[1:3]
     patches: list[tuple[ndarray, ndarray] | None] = []
-    for frame, mask, (x, y, size) in zip(frames, masks, track, strict=True):
-        if np.isnan(x):
+    for frame, mask, (x, y, size), is_shown in zip(frames, masks, track, shown, strict=True):
+        if not is_shown:
             patches.append(None)
             continue
         side = 1.3 * size * np.sqrt(height * width) / _PATCH
@@ -103,10 +132,10 @@ def _change(frames: ndarray, masks: ndarray, track: ndarray, lag: int = 4) -> fl
             ]
         )
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        bright = frame.max(axis=-1).astype(np.float32)
         inside = cv2.erode(mask.astype(np.float32), np.ones((3, 3)))
         warp = functools.partial(cv2.warpAffine, M=matrix, dsize=(_PATCH, _PATCH), flags=flags)
-        patches.append((warp(gray), warp(inside) > 0.99))
+        patches.append((warp(bright), warp(inside) > 0.99))
     found = []
     for before, after in zip(patches, patches[lag:], strict=False):
         if before is None or after is None:
@@ -114,14 +143,18 @@ def _change(frames: ndarray, masks: ndarray, track: ndarray, lag: int = 4) -> fl
         both = before[1] & after[1]
         if both.sum() >= 30:
             found.append(float(np.abs(before[0] - after[0])[both].mean()))
-    return float(np.median(found)) if found else 0.0
+    return float(np.quantile(found, _STEADILY)) if found else 0.0
 
 
 def moves_as(seen: Sight, body: Body, scene: Scene) -> bool:
     """Whether the movement is the asked one, the camera's own taken out."""
     if not seen.has_colour(len(scene.bodies) == 1):
         return False
-    frames = np.nonzero(np.isfinite(seen.track[:, 0]))[0]
+    shown = np.isfinite(seen.track[:, 0])
+    stays = body.motion in ("still", "spin", "bounce")
+    if stays and seen.is_whole.sum() >= _FEWEST:
+        shown = seen.is_whole  # the rest of it would seem to move away from what hides it
+    frames = np.nonzero(shown)[0]
     share = frames / max(len(seen.track) - 1, 1)
     camera_x, camera_growth = camera_effect(scene.camera)
     x = seen.track[frames, 0] - camera_x * share

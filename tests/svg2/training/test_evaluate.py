@@ -18,7 +18,7 @@ from svg2.training.grammar import Body, Knowledge, Scene, held_out, parse, rule,
 from svg2.training.pipeline import assemble, ship
 from svg2.training.render import render_one
 from svg2.training.shapes import ShapeNet, crop, load_or_train, rendered_crops, train
-from svg2.training.sight import sight
+from svg2.training.sight import sights
 from svg2.training.vae import build_vae
 
 EVERYTHING = Knowledge(frozenset(vocabulary()))
@@ -145,7 +145,7 @@ def test_a_trained_classifier_is_loaded_and_not_trained_again(classifier, monkey
 def test_a_crop_holds_brightness_within_the_body_alone():
     scene = Scene((Body("green", "cone"),))
     frame = render_one(scene, 1, 96, random.Random(0)).frames[0, 0].numpy()
-    mask = sight(frame[None], "green").masks[0]
+    mask = sights(frame[None], ["green"])[0].masks[0]
     found = crop(frame, mask)
     assert found is not None
     assert found.shape == (2, 40, 40)

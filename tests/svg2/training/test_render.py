@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from svg2.training.grammar import GROUNDS, MOTIONS, SHAPES, SKIES, Body, Scene, random_scene
+from svg2.training.grammar import (
+    GROUNDS,
+    MOTIONS,
+    SHAPES,
+    SKIES,
+    Body,
+    Scene,
+    parse,
+    random_scene,
+)
 from svg2.training.placement import place, project
 from svg2.training.render import _GROUNDS, _Batch, render, render_one
-from svg2.training.sight import HUES, flicker, following, moves_as, object_mask, sight
+from svg2.training.sight import HUES, flicker, following, moves_as, object_mask, sights
 
 
 def clip(scene: Scene, seed: int, size: int = 64, num_frames: int = 9) -> np.ndarray:
@@ -140,8 +149,8 @@ def test_the_evaluation_passes_rendered_clips(record_property):
         while not all(b.colour in HUES for b in scene.bodies):
             scene = random_scene(rng)
         frames = clip(scene, i, 96, 17)
-        for body in scene.bodies:
-            seen = sight(frames, body.colour)
+        found = sights(frames, [body.colour for body in scene.bodies])
+        for seen, body in zip(found, scene.bodies, strict=True):
             right["bodies"] += 1
             right["colour"] += seen.has_colour(len(scene.bodies) == 1)
             right["motion"] += moves_as(seen, body, scene)
@@ -149,31 +158,52 @@ def test_the_evaluation_passes_rendered_clips(record_property):
     record_property("right", right)
     assert kinds == set(MOTIONS)
     assert right["colour"] >= 0.98 * right["bodies"]
-    assert right["motion"] >= 0.96 * right["bodies"]
+    assert right["motion"] >= 0.98 * right["bodies"]
 
 
 def test_the_evaluation_fails_the_wrong_colour_and_the_wrong_movement():
     scene = one("red", "ball", "roll", "right", ground="grassy field")
-    seen = sight(clip(scene, seed=0, size=96, num_frames=17), "red")
+    seen = sights(clip(scene, seed=0, size=96, num_frames=17), ["red"])[0]
     assert moves_as(seen, scene.bodies[0], scene)
     for motion, direction in (("roll", "left"), ("roll", "towards"), ("roll", "away")):
         assert not moves_as(seen, Body("red", "ball", motion, direction), scene)
     for motion in ("still", "spin", "bounce", "orbit"):
         assert not moves_as(seen, Body("red", "ball", motion), scene)
-    assert not sight(clip(scene, seed=0, size=96), "blue").has_colour()
+    assert not sights(clip(scene, seed=0, size=96), ["blue"])[0].has_colour()
+
+
+def test_a_body_that_another_hides_for_a_while_is_not_said_to_move():
+    scene = parse("a red cube resting and a green ball orbiting over a grassy field")
+    cube = scene.bodies[0]
+    frames = clip(scene, seed=7, size=96, num_frames=17)
+    by_itself, beside = sights(frames, ["red"])[0], sights(frames, ["red", "green"])[0]
+    assert by_itself.is_whole.all()
+    assert not moves_as(by_itself, cube, scene), "else this clip shows nothing"
+    assert 5 <= beside.is_whole.sum() < len(frames)
+    assert moves_as(beside, cube, scene)
+    for motion in ("spin", "bounce"):
+        assert not moves_as(beside, Body("red", "cube", motion), scene)
+
+
+def test_a_blue_cube_is_seen_to_turn():
+    scene = one("blue", "cube", "spin")
+    for seed in range(3):
+        turning = sights(clip(scene, seed=seed, size=96, num_frames=17), ["blue"])[0]
+        assert moves_as(turning, scene.bodies[0], scene)
+        assert not moves_as(turning, Body("blue", "cube", "still"), scene)
 
 
 def test_noise_shows_nothing_and_flickers():
     noise = torch.randint(
         0, 256, (9, 64, 64, 3), dtype=torch.uint8, generator=torch.manual_seed(0)
     ).numpy()
-    assert not sight(noise, "green").has_colour()
+    assert not sights(noise, ["green"])[0].has_colour()
     assert flicker(noise) > 20 * flicker(clip(one("red", "ball", "spin"), seed=0))
 
 
 def test_a_cluster_that_travels_with_its_body_is_told_from_one_that_stays():
     scene = one("red", "cube", "slide", "right")
-    masks = sight(clip(scene, seed=0, size=96, num_frames=9), "red").masks
+    masks = sights(clip(scene, seed=0, size=96, num_frames=9), ["red"])[0].masks
     grid = (5, 12, 12)
     tokens = np.stack([masks[i].reshape(12, 8, 12, 8).mean((1, 3)) > 0.34 for i in range(0, 9, 2)])
     travels = following(tokens.astype(int).ravel(), grid, masks)
