@@ -219,10 +219,12 @@ def test_pickers_grey_and_name_what_is_not_recorded(trace, open_page):
 def test_one_selection_by_mouse_and_by_keyboard(trace, open_page):
     page = open_page(trace, "#run=1", reduced_motion="reduce")
     selection = lambda: page.evaluate("() => explorer.selection()")  # noqa: E731
-    assert (selection()["step"], selection()["layer"], selection()["head"]) == (5, 0, 0)
+    assert (selection()["step"], selection()["layer"], selection()["head"]) == (5, 1, 0)
 
     tiles = page.get_by_role("group", name="Latent frames")
     tiles.focus()
+    page.keyboard.press("ArrowUp")
+    assert selection()["layer"] == 0
     page.keyboard.press("ArrowDown")
     assert selection()["layer"] == 1
     page.keyboard.press("ArrowRight")

@@ -76,7 +76,7 @@ def click(page, selector: str, x: float, y: float, nth: int = 0) -> None:
 
 
 WRITERS = {
-    "picker, mouse": lambda p: p.get_by_role("button", name="Next recorded layer").click(),
+    "picker, mouse": lambda p: p.get_by_role("button", name="Previous recorded layer").click(),
     "picker, keyboard": lambda p: p.get_by_label("Step", exact=True).press("ArrowUp"),
     "density map, mouse": lambda p: click(p, ".headmap canvas", 0.05, 0.9, 1),
     "density map, keyboard": lambda p: p.locator(".headboard").press("ArrowLeft"),

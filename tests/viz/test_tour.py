@@ -21,7 +21,7 @@ def test_a_pinned_key_cluster_is_not_spoken_of_as_a_query_cluster(trace, open_pa
     page = open_page(trace, "#run=1&side=k&cluster=29&tour=3", reduced_motion="reduce")
     assert told(page) == "k-means groups tokens whose queries are alike, wherever they lie."
     page.evaluate("() => explorer.select({ side: 'q', cluster: 1 })")
-    assert "Lit is query cluster 2 of layer 1: " in told(page)
+    assert "Lit is query cluster 2 of layer 2: " in told(page)
     page.evaluate("() => explorer.select({ cluster: null })")
     assert "Lit is" not in told(page)
 

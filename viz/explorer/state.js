@@ -46,7 +46,8 @@ export function openingRun(data) {
   return (usual.find((r) => r.config.compensate) ?? usual[0] ?? data.runs[0]).index;
 }
 
-const LAST_STEP = 1e6; // where no step is wished for, the last recorded one is nearest
+// Where none is wished for: by the end clusters are things, in the first layers they are places.
+const LAST = 1e6;
 
 /** The recorded place nearest to a wanted one: same step and layer before same head and branch. */
 export function nearestPlace(data, wanted, run) {
@@ -55,8 +56,8 @@ export function nearestPlace(data, wanted, run) {
   for (const place of data.index) {
     if (place.run !== run) continue;
     const cost =
-      1000 * Math.abs(place.step - (wanted.step ?? LAST_STEP)) +
-      100 * Math.abs(place.layer - (wanted.layer ?? 0)) +
+      1000 * Math.abs(place.step - (wanted.step ?? LAST)) +
+      100 * Math.abs(place.layer - (wanted.layer ?? LAST)) +
       10 * (place.branch === (wanted.branch ?? place.branch) ? 0 : 1) +
       Math.abs(place.head - (wanted.head ?? 0));
     if (cost < bestCost) {
