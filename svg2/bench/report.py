@@ -95,10 +95,14 @@ def _looked_closer(report: dict[str, Any]) -> list[str]:
         told.append(f"Dense clips flicker {flicker:.2f} times as much as rendered ones.")
     followed = report.get("following", {"clips": 0})
     if followed["clips"]:
+        queries, keys = followed["queries"], followed["keys"]
+        step, layer, head = (int(n) + 1 for n in queries["best_at"].split("/")[:3])
         told.append(
-            f"Of the cluster under the object in the first frame, {followed['best']:.0%} of the "
-            f"tokens in the last frame still lie on it in the best layer and head, and "
-            f"{followed['median']:.0%} in the median one ({followed['clips']} clips)."
+            "Of the query cluster under the object in the first frame, "
+            f"{queries['best']:.0%} of the tokens in the last frame still lie on it in the best "
+            f"place (step {step}, layer {layer}, head {head}) and {queries['median']:.0%} in the "
+            f"median one; of the key cluster, {keys['best']:.0%} and {keys['median']:.0%} "
+            f"({followed['clips']} clips)."
         )
     return told
 

@@ -275,22 +275,23 @@ def _fidelity(rows: list[dict], method: str, top_p: float) -> dict[str, float | 
 
 
 def _following(rows: list[dict]) -> dict[str, Any]:
-    """Means over prompts by step, layer, head and side; the best of them, and their median."""
+    """By side: means over prompts at each step, layer and head; the best, and their median."""
     followed = [row["following"] for row in rows if "following" in row]
-    places = sorted({place for shares in followed for place in shares})
-    means = {
-        place: float(np.mean([shares[place] for shares in followed if place in shares]))
-        for place in places
-    }
-    if not means:
-        return {"clips": 0}
-    best = max(means, key=lambda place: means[place])
-    return {
-        "clips": len(followed),
-        "best": round(means[best], 3),
-        "best_at": best,
-        "median": _median(means.values()),
-    }
+    report: dict[str, Any] = {"clips": len(followed)}
+    for side, word in (("q", "queries"), ("k", "keys")):
+        places = sorted({place for shares in followed for place in shares if place[-1] == side})
+        means = {
+            place: float(np.mean([shares[place] for shares in followed if place in shares]))
+            for place in places
+        }
+        if means:
+            best = max(means, key=lambda place: means[place])
+            report[word] = {
+                "best": round(means[best], 3),
+                "best_at": best,
+                "median": _median(means.values()),
+            }
+    return report
 
 
 def _earlier_rows(path: Path, about: dict[str, Any]) -> list[dict]:
