@@ -44,22 +44,21 @@ def _builtin_model(report: dict[str, Any] | None) -> str:
         "asked colour": "colour",
         "asked shape": "shape",
         "asked movement": "motion",
-        "both objects": "both_shapes",
+        "both shapes, of two objects": "both_shapes",
     }
     asked = {k: v for k, v in asked.items() if v in report["shares"]["dense"]}
     prompts = report["shares"]["dense"]["prompts"]
     lines = [
-        f"{title} ({prompts} prompts; {_where(report)}):",
+        f"{title} ({prompts} prompts; {report['dtype']}; {_where(report)}):",
         "",
-        f"| | {' | '.join(asked)} | density | PSNR to dense, median (worst) | denoising loop |",
+        f"| | {' | '.join(asked)} | density | PSNR to dense, median (worst) | denoising speed |",
         f"|{'---|' * (4 + len(asked))}",
     ]
     judged = dict(report["shares"])
     if "rendered" in report:
         judged["rendered clips, judged alike"] = report["rendered"]
     for method, share in judged.items():
-        of = "" if share["prompts"] == prompts else f" ({share['prompts']} prompts)"
-        row = [method + of, *(_percent(share[name]) for name in asked.values())]
+        row = [method, *(_count(share, name) for name in asked.values())]
         close = report["fidelity"].get(method)
         if method == "dense":
             row += ["100 %", "", "1×"]
@@ -74,7 +73,11 @@ def _builtin_model(report: dict[str, Any] | None) -> str:
         lines.append(f"| {' | '.join(row)} |")
     if report["fidelity"]:
         top_p = next(iter(report["fidelity"].values()))["top_p"]
-        lines += ["", f"top-p {top_p}, default size and steps."]
+        lines += [
+            "",
+            f"top-p {top_p}, default size and steps. The last row is the same judge on perfect "
+            "clips. White objects are not judged, and grounds, skies and cameras neither.",
+        ]
     return "\n".join([*lines, *_looked_closer(report), ""])
 
 
@@ -107,8 +110,10 @@ def _looked_closer(report: dict[str, Any]) -> list[str]:
     return told
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+def _count(share: dict[str, Any], name: str) -> str:
+    """Prompts that were right, of all that were asked."""
+    total = share["pairs" if name.startswith("both") else "prompts"]
+    return "" if share[name] is None else f"{round(share[name] * total)} of {total}"
 
 
 def _cpu(record: dict[str, Any] | None) -> str:

@@ -229,7 +229,8 @@ def _report(
     about: dict[str, Any], rows: list[dict], asked: Sequence[tuple[Scene, str]], pipe: Any
 ) -> dict[str, Any]:
     methods = about["methods"]
-    report = provenance(pipe.device) | about
+    dtype = str(pipe.transformer.dtype).removeprefix("torch.")
+    report = provenance(pipe.device) | {"dtype": dtype} | about
     report["complete"] = len(rows) == len(asked)
     report["shares"] = {m: _shares(rows, m) for m in ("dense", *methods)}
     report["rendered"] = _shares(rows, "rendered")
