@@ -1,11 +1,12 @@
 """Train the built-in model: `python -m svg2.training STAGE`, one stage after another, or `all`.
 
-Every stage resumes from what the work folder holds. On more cores or GPUs, start render, vae,
+The long stages resume from what the work folder holds. On more cores or GPUs, start render, vae,
 encode, dit and decoder with torchrun.
 """
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,8 @@ import torch.distributed as dist
 
 from svg2.config import METHODS
 from svg2.distributed import Processes, process_group, processes
-from svg2.models import BUILTIN_FOLDER
+from svg2.models import BUILTIN_FOLDER, ModelUnavailable
+from svg2.request import RequestError
 from svg2.training.data import Store, TrainingError, checkpoint_record, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, redraw_with, train_dit
 from svg2.training.evaluate import evaluate_model, make_contact_sheet
@@ -44,6 +46,8 @@ class Training:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        if args.pretrained is not None:
+            _check_pipeline(args.pretrained, "name the folder of a shipped one with --pretrained")
         work: Path = args.work
         work.mkdir(parents=True, exist_ok=True)
         self.clips, self.latents = Store(work / "clips"), Store(work / "latents")
@@ -53,15 +57,27 @@ class Training:
 
     @property
     def encoder(self) -> Path:
-        """Where latents come from: the VAE trained here, or else the one to start from."""
+        """Where latents come from: the VAE trained here, or else the one to start from.
+
+        Raises:
+            TrainingError: there is neither.
+        """
         start: Path | None = self.args.pretrained
-        return start if start and not self.vae_path.exists() else self.vae_path
+        if start and not self.vae_path.exists():
+            return start
+        return _made(self.vae_path, "vae")
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a denoiser is yet to begin, under a text encoder that it does not come with."""
+        return self.args.pretrained is None and not self.denoiser_path.exists()
 
     def render(self, minutes: float = float("inf")) -> None:
         frames, size = int(DEFAULTS["num_frames"]), int(DEFAULTS["height"])
         render_clips(self.clips, self.args.vae_clips, frames, size, minutes=minutes, **self.common)
 
     def vae(self, minutes: float) -> None:
+        _made(self.clips.folder, "render")
         train_vae(self.clips, self.vae_path, minutes, start=self.args.pretrained, **self.common)
 
     def encode(self, minutes: float = float("inf")) -> None:
@@ -84,18 +100,22 @@ class Training:
         )
 
     def decoder(self, minutes: float) -> None:
+        _made(self.clips.folder, "render")
         redraw = None
         if self.denoiser_path.exists():
             redraw = redraw_with(self.denoiser_path, self.latents, **self.common)
+        encoder = self.encoder
+        if self.decoder_path.exists() and len(self.latents):
+            load_vae(self.decoder_path, self.latents)  # fails where the encoder is another by now
         train_vae(
             *(self.clips, self.decoder_path, minutes),
-            frozen_encoder=self.encoder,
+            frozen_encoder=encoder,
             redraw=redraw,
             **self.common,
         )
 
     def ship(self) -> None:
-        model, record = load_denoiser(self.denoiser_path)
+        model, record = load_denoiser(_made(self.denoiser_path, "dit"))
         decoder = self.decoder_path if self.decoder_path.exists() else self.encoder
         autoencoder = load_vae(decoder, self.latents)
         pipe = assemble(autoencoder, model.transformer, model.text_encoder, model.tokenizer)
@@ -103,6 +123,7 @@ class Training:
 
     def evaluate(self, minutes: float = float("inf")) -> None:
         args = self.args
+        _check_pipeline(args.out, "run `ship` first, or name another with --out")
         is_shipped = args.out.resolve() == BUILTIN_FOLDER
         whole = BENCH / "builtin_model.json" if is_shipped else None
         report = evaluate_model(
@@ -113,13 +134,16 @@ class Training:
             sparse_prompts=args.sparse_prompts,
             shapes=args.work / "shapes.pt",
             training=self._records(),
+            device=args.device,
             minutes=minutes,
             target=whole,
         )
         print(json.dumps({k: v for k, v in report.items() if k != "rows"}))
 
     def sheet(self) -> None:
-        make_contact_sheet(self.args.out, self.args.out / "contact_sheet.png")
+        out: Path = self.args.out
+        _check_pipeline(out, "run `ship` first, or name another with --out")
+        make_contact_sheet(out, out / "contact_sheet.png", self.args.device)
 
     def all(self, minutes: float) -> None:
         """A sensible whole within `minutes`; a later call goes on from it."""
@@ -130,7 +154,7 @@ class Training:
         timed: dict[str, Callable[[float], None]] = {
             "render": self.render,
             "encode": self.encode,
-            "text": self.text,
+            "text": lambda m: self.text(m) if self.needs_text else None,
             "vae": lambda m: self.vae(m + _spent(self.vae_path)),
             "dit": lambda m: self.dit(m + _spent(self.denoiser_path)),
             "decoder": lambda m: self.decoder(m + _spent(self.decoder_path)),
@@ -163,6 +187,27 @@ class Training:
         return found
 
 
+def _made(path: Path, stage: str) -> Path:
+    """`path`, which a stage before has made.
+
+    Raises:
+        TrainingError: it has not.
+    """
+    if not path.exists():
+        raise TrainingError(f"{path} is not there: run `{stage}` first.")
+    return path
+
+
+def _check_pipeline(folder: Path, otherwise: str) -> None:
+    """See that a shipped pipeline lies in `folder`.
+
+    Raises:
+        TrainingError: it does not.
+    """
+    if not all((folder / name).is_file() for name in ("model_index.json", "lab.json")):
+        raise TrainingError(f"{folder} holds no shipped pipeline: {otherwise}.")
+
+
 def _spent(checkpoint: Path) -> float:
     """Minutes that a checkpoint has been trained for."""
     return (checkpoint_record(checkpoint) or {"seconds": 0.0})["seconds"] / 60
@@ -170,7 +215,10 @@ def _spent(checkpoint: Path) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one stage."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; cpu would do.")
     if args.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
@@ -186,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with group:
             _run(Training(args), args, share)
-    except TrainingError as error:
+    except (TrainingError, RequestError, ModelUnavailable) as error:
         sys.exit(f"svg2.training: {error}")
 
 
@@ -197,7 +245,7 @@ def _run(training: Training, args: argparse.Namespace, share: Processes) -> None
         getattr(training, args.stage)()
     elif args.stage == "dit":
         training.encode()
-        if share.is_first:
+        if share.is_first and training.needs_text:
             training.text()
         if share.world > 1:
             dist.barrier()
@@ -228,13 +276,17 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=BUILTIN_FOLDER, help="folder of the shipped pipeline"
     )
     parser.add_argument("--pretrained", type=Path, help="shipped pipeline to go on from")
-    parser.add_argument("--vae-clips", type=int, default=1000, help="clips for the autoencoder")
-    parser.add_argument("--clips", type=int, default=2000, help="clips for the denoiser")
     parser.add_argument(
-        "--minutes", type=float, default=30, help="wall time of a stage, or of all"
+        "--vae-clips", type=_above_0(int), default=1000, help="clips for the autoencoder"
+    )
+    parser.add_argument("--clips", type=_above_0(int), default=2000, help="clips for the denoiser")
+    parser.add_argument(
+        "--minutes", type=_above_0(float), default=30, help="wall time of a stage, or of all"
     )
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
-    parser.add_argument("--prompts", type=int, default=100, help="held-out prompts to evaluate")
+    parser.add_argument(
+        "--prompts", type=_above_0(int), default=100, help="held-out prompts to evaluate"
+    )
     parser.add_argument(
         *("--methods",),
         nargs="*",
@@ -243,11 +295,28 @@ def _parser() -> argparse.ArgumentParser:
         help="sparse methods to evaluate beside dense",
     )
     parser.add_argument(
-        "--sparse-prompts", type=int, help="how many of the prompts they get; all unless given"
+        *("--sparse-prompts",),
+        type=_above_0(int),
+        help="how many of the prompts they get; all unless given",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        *("--device",),
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+    )
     return parser
+
+
+def _above_0(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it where `kind` refuses
+    return parse
 
 
 if __name__ == "__main__":

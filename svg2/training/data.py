@@ -1,5 +1,6 @@
 """What stages leave on disk: rendered clips and latents, in files that grow, and checkpoints."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +15,15 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from svg2.distributed import processes
+from svg2.media import write_atomic
 from svg2.training.grammar import Scene, training_scene
 from svg2.training.placement import Placement, place
 from svg2.training.ranks import shared_clock
-from svg2.training.render import render
+from svg2.training.render import TILE, render
 
 AT_ONCE = {"cpu": 1, "cuda": 24}  # clips rendered in one batch
 _ROUND = 4  # batches between which ranks wait for one another
+_STAGED = 8  # clips whose placement stands for that of all
 
 
 class TrainingError(ValueError):
@@ -61,20 +64,31 @@ class Store:
     def append(self, rows: np.ndarray, scenes: Sequence[Scene], **about: Any) -> None:
         """Add one row a scene; the first call fixes the rows' shape and `about`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "about.json").exists():
+        lines = self._lines()
+        if not lines:
             about = {"shape": rows.shape[1:], "dtype": str(rows.dtype)} | about
-            (self.folder / "about.json").write_text(json.dumps(about))
-        offset = len(self) * rows[0].nbytes
-        path = self.folder / "rows.bin"
-        with path.open("r+b" if path.exists() else "wb") as out:
-            out.seek(offset)
-            out.write(np.ascontiguousarray(rows).tobytes())
-        with (self.folder / "scenes.jsonl").open("a") as out:
-            out.writelines(scene.to_json() + "\n" for scene in scenes)
+            write_atomic(self.folder / "about.json", json.dumps(about).encode())
+        _write_at(
+            self.folder / "rows.bin",
+            len(lines) * rows[0].nbytes,
+            np.ascontiguousarray(rows).tobytes(),
+        )
+        whole = sum(len(line.encode()) + 1 for line in lines)
+        added = "".join(scene.to_json() + "\n" for scene in scenes)
+        _write_at(self.folder / "scenes.jsonl", whole, added.encode())
 
     def _lines(self) -> list[str]:
+        """One a row; what has no end yet was broken off."""
         path = self.folder / "scenes.jsonl"
-        return path.read_text().splitlines() if path.exists() else []
+        return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
+def _write_at(path: Path, offset: int, data: bytes) -> None:
+    """Write `data` from `offset` on, where the file then ends."""
+    with path.open("r+b" if path.exists() else "wb") as out:
+        out.seek(offset)
+        out.truncate()
+        out.write(data)
 
 
 def save_checkpoint(path: Path, record: dict, **states: dict[str, Tensor]) -> None:
@@ -94,6 +108,29 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
 def checkpoint_record(path: Path) -> dict | None:
     """What a checkpoint says of its training; None where there is none."""
     return load_checkpoint(path)[1] if path.exists() else None
+
+
+def staging_of(num_frames: int, seed: int) -> str:
+    """Tells apart how clips of a seed are staged: bodies, by the first of them, and tiles."""
+    digest = hashlib.sha256(str(TILE).encode())
+    for _, placement in place_training(0, _STAGED, num_frames, seed):
+        digest.update(placement.centres.round(6).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_staging(store: Store, num_frames: int, seed: int) -> None:
+    """See that what is stored shows the clips that would be rendered now.
+
+    Raises:
+        TrainingError: it is of another seed or staging.
+    """
+    if not len(store):
+        return
+    about = store.about
+    if (about.get("seed"), about.get("staging")) != (seed, staging_of(num_frames, seed)):
+        raise TrainingError(
+            f"{store.folder} holds clips of another seed, grammar or staging: remove it first."
+        )
 
 
 def place_training(
@@ -123,13 +160,19 @@ def render_clips(
     device: str = "cpu",
     minutes: float = float("inf"),
 ) -> None:
-    """Render training clips until `store` holds `count`, or the time is over; resumes."""
+    """Render training clips until `store` holds `count`, or the time is over; resumes.
+
+    Raises:
+        TrainingError: it holds clips of another seed or staging.
+    """
+    check_staging(store, num_frames, seed)
+    about = {"seed": seed, "staging": staging_of(num_frames, seed)}
 
     def make(start: int, some: int) -> tuple[Sequence[Scene], np.ndarray]:
         scenes, frames = render_training(start, some, num_frames, size, seed, device)
         return scenes, frames.cpu().numpy()
 
-    grow(store, count, make, lambda _: {"seed": seed}, minutes=minutes, device=device)
+    grow(store, count, make, lambda _: about, minutes=minutes, device=device)
 
 
 def grow(

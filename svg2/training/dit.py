@@ -8,6 +8,7 @@ samples. Halfway through the blocks, tokens are asked what they stand for (`svg2
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -31,11 +32,13 @@ from svg2.training.attention import WrittenOutProcessor
 from svg2.training.data import (
     Store,
     TrainingError,
+    check_staging,
     grow,
     load_checkpoint,
     place_training,
     render_training,
     save_checkpoint,
+    staging_of,
 )
 from svg2.training.grammar import Scene, rule, vocabulary
 from svg2.training.layout import Grid, Guide, Layout, known, layout_of, window
@@ -50,14 +53,14 @@ from svg2.training.pipeline import (
     words_of,
 )
 from svg2.training.ranks import average_gradients, shared_clock
-from svg2.training.render import TILE
 from svg2.training.text import load_text_encoder, write
 from svg2.training.vae import Redraw, WholeClips, autocast, open_vae, to_model
 
 _SHIFT, _SHIFT_TOKENS = 5.0, 5184  # shift to more noise at so many tokens
 _REDRAWN_FROM = 0.4  # the highest noise level that a decoder's latents are drawn anew from
 _STATISTICS_OF = 48  # clips whose latents tell mean and std
-_STAGED = 8  # clips whose placement stands for that of all
+_FRAMES = int(DEFAULTS["num_frames"])
+_LR = 2e-3
 _WARM_STEPS = 50
 _COOLING = 0.7  # share of the time after which the learning rate falls
 _GUIDANCE = 0.5  # weight of what tokens are to know
@@ -157,18 +160,22 @@ class LatentSet:
 
     @functools.cached_property
     def _by_count(self) -> tuple[tuple[list[int], list[float]], ...]:
-        """Clips of one object, and of two, each with how often they are drawn."""
+        """Clips of one object, and of two, each with how often they are drawn, summed up."""
         counts = [len(scene.bodies) for scene in self.scenes]
         one, two = ([i for i, n in enumerate(counts) if n == some] for some in (1, 2))
         often = [
             max(_HARD_SHAPES.get(body.shape, 1.0) for body in scene.bodies)
             for scene in self.scenes
         ]
-        return tuple((clips, [often[i] for i in clips]) for clips in (one or two, two or one))
+        return tuple(
+            (clips, list(itertools.accumulate(often[i] for i in clips)))
+            for clips in (one or two, two or one)
+        )
 
     def pick(self, rng: random.Random) -> tuple[int, int]:
         """A clip, and whether it is mirrored."""
-        return rng.choices(*self._by_count[rng.random() < _PAIRS])[0], rng.randrange(2)
+        clips, often = self._by_count[rng.random() < _PAIRS]
+        return rng.choices(clips, cum_weights=often)[0], rng.randrange(2)
 
     def scene(self, pick: tuple[int, int]) -> Scene:
         scene = self.scenes[pick[0]]
@@ -261,14 +268,17 @@ def encode_clips(
     Clips that `clips` does not hold are rendered on the way and not kept.
 
     Raises:
-        TrainingError: `latents` holds what another VAE made.
+        TrainingError: `latents` holds what another VAE made, or either is of clips that would be
+            placed otherwise today.
     """
+    check_staging(clips, _FRAMES, seed)
+    check_staging(latents, _FRAMES, seed)
     vae = open_vae(vae_source, device).eval()
     maker, whole = _fingerprint(vae), WholeClips(vae)
     if len(latents) and latents.about["vae"] != maker:
         raise TrainingError(f"{latents.folder} holds latents of another VAE: remove it first.")
     rendered = clips.scenes
-    staging = _staging(seed)
+    staging = staging_of(_FRAMES, seed)
 
     def encode(start: int, some: int) -> tuple[Sequence[Scene], np.ndarray]:
         scenes: Sequence[Scene]
@@ -277,7 +287,7 @@ def encode_clips(
             frames = torch.from_numpy(np.array(clips.rows()[start : start + some])).to(device)
         else:
             scenes, frames = render_training(
-                start, some, int(DEFAULTS["num_frames"]), int(DEFAULTS["height"]), seed, device
+                start, some, _FRAMES, int(DEFAULTS["height"]), seed, device
             )
         return scenes, _encode(whole, frames, device)
 
@@ -310,14 +320,6 @@ def _statistics(vae: AutoencoderKLWan, rows: np.ndarray) -> dict[str, list[float
     axes = (0, 1, 3, 4, 5)
     std = float(np.sqrt(values.var(axes).mean()))
     return {"mean": values.mean(axes).tolist(), "std": [std] * values.shape[2]}
-
-
-def _staging(seed: int) -> str:
-    """Tells apart how clips of a seed are staged: bodies, by the first of them, and tiles."""
-    digest = hashlib.sha256(str(TILE).encode())
-    for _, placement in place_training(0, _STAGED, int(DEFAULTS["num_frames"]), seed):
-        digest.update(placement.centres.round(6).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _fingerprint(vae: AutoencoderKLWan) -> str:
@@ -364,12 +366,8 @@ def load_latents(store: Store, device: str = "cpu") -> LatentSet:
         warnings.simplefilter("ignore")  # the file is read-only, and so is all that reads it
         latents = torch.from_numpy(rows)
     mean, std = (torch.tensor(about[name]) for name in ("mean", "std"))
-    drawn = place_training(0, len(scenes), int(DEFAULTS["num_frames"]), about.get("seed", 0))
-    is_same = about.get("staging") == _staging(about.get("seed", 0))
-    if not is_same or scenes != tuple(scene for scene, _ in drawn):
-        raise TrainingError(
-            f"{store.folder} holds clips of another grammar or staging: remove it first."
-        )
+    check_staging(store, _FRAMES, about["seed"])
+    drawn = place_training(0, len(scenes), _FRAMES, about["seed"])
     layout = layout_of([placement for _, placement in drawn], rows.shape[3:])
     moved = latents.to(device) if on_gpu else latents
     return LatentSet(moved, scenes, mean, std, layout)
@@ -394,40 +392,44 @@ def train_dit(
     *,
     text: Path,
     start: Path | None = None,
-    lr: float = 2e-3,
     seed: int = 0,
     device: str = "cpu",
-    curriculum: tuple[Lesson, ...] | None = None,
     compile_blocks: bool = False,
 ) -> dict:
     """Train for `minutes` of wall time in all, resuming from `checkpoint`; torchrun shares it out.
 
     Where there is no checkpoint yet, it begins under the text encoder of the checkpoint `text`, or
-    goes on from the shipped pipeline in `start`. As that may have been trained on combinations
-    that are held out today, the record says under `before` which words it knew.
+    goes on from the shipped pipeline in `start`.
 
     The schedule is a fraction of the time, so a slow machine gets fewer steps, not a cut schedule.
 
     Raises:
-        TrainingError: `start` knows other words than the grammar.
+        TrainingError: the weights to go on from know other words than the grammar, or may have
+            seen combinations that are held out today; or the checkpoint is of other latents.
     """
     share = processes()
     rank, world = share.rank, share.world
-    curriculum = curriculum or CURRICULA[torch.device(device).type]
+    curriculum = CURRICULA[torch.device(device).type]
     data = load_latents(latents, device)
     torch.manual_seed(seed)
     record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "clips": 0}
     averages: dict[str, Tensor] = {}
     if checkpoint.exists():
         model, record, averages = _load(checkpoint)
-        if record.get("rule") != rule():
-            record["before"] = list(model.words)
+        _check_rule(checkpoint, model.words, record.get("rule"))
+        if record.get("vae", latents.about["vae"]) != latents.about["vae"]:
+            raise TrainingError(
+                f"{checkpoint} was trained on latents of another VAE: remove it first."
+            )
     elif start is not None:
-        model, record["before"] = _started_from(start)
+        model = load_shipped(start)
+        lab = json.loads((start / "lab.json").read_text())
+        _check_rule(start, model.words, lab.get("rule"))
     else:
         model = Denoiser()
         model.text_encoder.load_state_dict(load_text_encoder(text).state_dict())
     record |= model.record | {"max_sequence_length": TEXT_LENGTH, "rule": rule()}
+    record["vae"] = latents.about["vae"]
     model.to(device).float()
     if torch.device(device).type == "cpu" and bf16_is_native():
         for block in model.transformer.blocks:
@@ -437,7 +439,7 @@ def train_dit(
     parameters = dict(model.named_parameters())
     ema = {n: averages.get(n, p).detach().clone().to(device) for n, p in parameters.items()}
     optimizers = build_optimizers(
-        model, lr, is_matrix=lambda name, p: "blocks" in name and p.ndim == 2
+        model, _LR, is_matrix=lambda name, p: "blocks" in name and p.ndim == 2
     )
     if compile_blocks:
         for block in model.transformer.blocks:
@@ -503,17 +505,19 @@ def load_shipped(folder: Path) -> Denoiser:
     return model
 
 
-def _started_from(folder: Path) -> tuple[Denoiser, list[str] | None]:
-    """The shipped weights of `folder`, and the words of those that the rule did not bind."""
-    words = words_of(folder)
+def _check_rule(source: Path, words: Sequence[str], trained_by: str | None) -> None:
+    """See that weights know the grammar's words, and not what is held out today.
+
+    Raises:
+        TrainingError: they don't, or do.
+    """
     if set(words) != set(vocabulary()):
-        raise TrainingError(
-            f"{folder} knows other words than the grammar, so it can't be gone on from: "
-            "leave --pretrained out, and train from the start."
-        )
-    model = load_shipped(folder)
-    lab = json.loads((folder / "lab.json").read_text())
-    return model, lab.get("before") if lab.get("rule") == rule() else list(words)
+        problem = "knows other words than the grammar"
+    elif trained_by != rule():
+        problem = "was trained with other combinations held out"
+    else:
+        return
+    raise TrainingError(f"{source} {problem}, so it can't be gone on from: train from the start.")
 
 
 def _losses(
@@ -559,8 +563,17 @@ def load_denoiser(checkpoint: Path) -> tuple[Denoiser, dict]:
 
 
 def load_vae(source: Path, latents: Store) -> AutoencoderKLWan:
-    """The trained VAE, with the latents' mean and std in its config for WanPipeline."""
+    """The trained VAE, with the latents' mean and std in its config for WanPipeline.
+
+    Raises:
+        TrainingError: it is not the one that made the latents.
+    """
     vae, about = open_vae(source), latents.about
+    if _fingerprint(vae) != about["vae"]:
+        raise TrainingError(
+            f"{source} is not the autoencoder of {latents.folder}: encode, dit and decoder have "
+            "to be run anew after it."
+        )
     vae.register_to_config(latents_mean=about["mean"], latents_std=about["std"])
     return vae.eval()
 

@@ -5,6 +5,7 @@ scenes, which says how far it can be trusted.
 """
 
 import hashlib
+import itertools
 import json
 import random
 import time
@@ -35,6 +36,7 @@ from svg2.training.grammar import (
     random_scene,
     rule,
 )
+from svg2.training.placement import camera_effect
 from svg2.training.render import render_one
 from svg2.training.shapes import ShapeNet, load_or_train
 from svg2.training.sight import HUES, flicker, following, moves_as, sights
@@ -45,16 +47,11 @@ _SHEET = (4, 6)  # prompts of a contact sheet, across and down
 _IDENTICAL_DB = 99.0
 
 
-def held_out_prompts(
-    count: int, known: Knowledge, before: Knowledge | None = None, seed: int = 0
-) -> tuple[tuple[Scene, str], ...]:
+def held_out_prompts(count: int, known: Knowledge, seed: int = 0) -> tuple[tuple[Scene, str], ...]:
     """Scenes never trained on and their prompts, within what a model knows.
 
     In colours that analysis can tell from every ground. Where it knows two objects, two prompts in
     five have both.
-
-    Args:
-        before: what weights knew that it went on from, trained by another rule.
     """
     rng, found = random.Random(f"held out {seed}"), []
     while len(found) < count:
@@ -65,7 +62,6 @@ def held_out_prompts(
             held_out(scene)
             and (len(scene.bodies) == 2) == wants_two
             and all(body.colour in HUES for body in scene.bodies)
-            and not (before is not None and before.may_have_seen(scene))
             and known.covers(prompt)
         ):
             found.append((scene, prompt))
@@ -74,7 +70,8 @@ def held_out_prompts(
 
 def judge(frames: UInt8[ndarray, "F H W 3"], scene: Scene, shapes: ShapeNet) -> dict[str, Any]:
     """What of `scene` a clip shows."""
-    seen = sights(frames, [body.colour for body in scene.bodies])
+    growth = camera_effect(scene.camera)[1]
+    seen = sights(frames, [body.colour for body in scene.bodies], growth)
     alone = len(scene.bodies) == 1
     colours = [s.has_colour(alone) for s in seen]
     found = [shapes.shape_of(frames, s.masks) if s.seen else None for s in seen]
@@ -97,7 +94,7 @@ def evaluate_model(
     sparse_prompts: int | None = None,
     shapes: Path,
     training: dict[str, Any] | None = None,
-    top_p: float | None = None,
+    device: str = "auto",
     minutes: float = float("inf"),
     target: Path | None = None,
 ) -> dict:
@@ -110,26 +107,28 @@ def evaluate_model(
         sparse_prompts: how many of the prompts, the first, are run with `methods` too; None: all.
         shapes: where the shape classifier is, or goes once it is trained.
         training: what is known of the compute spent, for the report.
-        top_p: budget of the sparse runs; None takes the model's own.
+        device: where to generate; "auto" takes a GPU where there is one.
+
     Raises:
         TrainingError: other combinations were held out of its training than this code holds out.
     """
     end = time.monotonic() + 60 * minutes
     model = _model_id(folder)
     spec = model_spec(model)
-    config = spec.config if top_p is None else spec.config.replace(top_p=top_p)
+    config = spec.config
     asked = _held_out_of(Path(spec.source), prompts)
-    pipe = load_pipeline(model, "auto", "auto")
+    pipe = load_pipeline(model, device, "auto")
     classifier, accuracy = load_or_train(shapes, str(pipe.device))
     about = {
         "checkpoint": checkpoint_hash(folder),
+        "judge": _judge_hash(),
         "top_p": config.top_p,
         "methods": list(methods),
         "sparse_prompts": sparse_prompts,
         "classifier_accuracy": round(accuracy, 4),
         "training": training or {},
     }
-    rows = _earlier_rows(report_path, about)[: len(asked)]
+    rows = _earlier_rows(report_path, about, [prompt for _, prompt in asked])
     report: dict[str, Any] = {}
     for i in range(len(rows), len(asked)):
         if time.monotonic() > end and rows:
@@ -161,8 +160,7 @@ def _held_out_of(folder: Path, count: int, seed: int = 0) -> tuple[tuple[Scene, 
             f"{folder} was trained with other combinations held out: judge it with the code of "
             "its time."
         )
-    before = None if lab["before"] is None else Knowledge(frozenset(lab["before"]))
-    return held_out_prompts(count, knowledge_of(folder), before, seed)
+    return held_out_prompts(count, knowledge_of(folder), seed)
 
 
 def _row(
@@ -295,23 +293,37 @@ def _following(rows: list[dict]) -> dict[str, Any]:
     return report
 
 
-def _earlier_rows(path: Path, about: dict[str, Any]) -> list[dict]:
-    """Rows of a broken-off evaluation of the same weights by the same measures."""
+def _earlier_rows(path: Path, about: dict[str, Any], prompts: Sequence[str]) -> list[dict]:
+    """Rows of a broken-off evaluation of the same weights and prompts by the same measures."""
     if not path.exists():
         return []
     report = json.loads(path.read_text())
-    same = ("checkpoint", "top_p", "methods", "sparse_prompts", "classifier_accuracy")
-    return report["rows"] if all(report.get(k) == about[k] for k in same) else []
+    same = ("checkpoint", "judge", "methods", "sparse_prompts", "classifier_accuracy")
+    if any(report.get(k) != about[k] for k in same):
+        return []
+    pairs = itertools.takewhile(
+        lambda pair: pair[0]["prompt"] == pair[1], zip(report["rows"], prompts, strict=False)
+    )
+    return [row for row, _ in pairs]
 
 
 def _model_id(folder: Path) -> str:
     return "builtin" if folder.resolve() == BUILTIN_FOLDER else str(folder)
 
 
-def checkpoint_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a pipeline's weights and tokenizer."""
+def _judge_hash() -> str:
+    """Tells apart the code that looks at frames."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*/*.safetensors"), *folder.glob("tokenizer/*.json")]):
+    for name in ("sight.py", "shapes.py"):
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of a pipeline's weights, settings and tokenizer."""
+    digest = hashlib.sha256()
+    files = [*folder.glob("*/*.safetensors"), *folder.glob("*/*.json"), *folder.glob("lab.json")]
+    for path in sorted(files):
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -326,12 +338,12 @@ def _reconstruction_db(pipe: Any, asked: Sequence[tuple[Scene, str]], spec: Any)
     return psnr_of(pipe.vae, to_model(torch.stack(clips)).to(pipe.device, pipe.vae.dtype))
 
 
-def make_contact_sheet(folder: Path, path: Path) -> None:
+def make_contact_sheet(folder: Path, path: Path, device: str = "auto") -> None:
     """Held-out prompts, three frames of each, as one PNG below 1 MB."""
     model = _model_id(folder)
     across, down = _SHEET
     asked = _held_out_of(Path(model_spec(model).source), across * down, seed=1)
-    pipe = load_pipeline(model, "auto", "auto")
+    pipe = load_pipeline(model, device, "auto")
     cells = []
     for i, (_, prompt) in enumerate(asked):
         frames = generate_dense(pipe, Request(prompt=prompt, model=model, seed=i)).frames
@@ -353,7 +365,7 @@ def png_below(image: UInt8[ndarray, "H W 3"], limit_bytes: int) -> bytes:
 
 
 def _cell(frames: UInt8[ndarray, "F H W 3"], prompt: str) -> UInt8[ndarray, "Y X 3"]:
-    """First, middle and last frame beside each other, the prompt in two lines below."""
+    """First, middle and last frame beside each other, the prompt in up to three lines below."""
     shown = np.concatenate([frames[i] for i in (0, len(frames) // 2, -1)], axis=1)
     width = 360
     shown = cv2.resize(shown, (width, width // 3), interpolation=cv2.INTER_AREA)

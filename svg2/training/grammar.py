@@ -221,17 +221,6 @@ class Knowledge:
         except GrammarError:
             return False
 
-    def may_have_seen(self, scene: Scene) -> bool:
-        """Whether all words for a body of `scene` and its ground are known.
-
-        Where it is not known what was held out of a training, that body may have been in it.
-        """
-        return any(
-            set(f"{body.colour} {body.shape} {scene.ground} {_VERBS[body.motion][0]}".split())
-            <= self.words
-            for body in scene.bodies
-        )
-
     def random_prompt(self, seed: int) -> str:
         """A prompt that the model knows; the same one for a seed."""
         rng = random.Random(seed)

@@ -129,15 +129,14 @@ def ship(pipeline: WanPipeline, folder: Path, record: Mapping[str, Any]) -> None
     """Save `pipeline` in bf16 with shards below 10 MB, and lab.json beside it.
 
     That holds its defaults, and of its training's `record` what an evaluation must know: the rule
-    by which combinations were held out, and what words weights knew that it went on from.
+    by which combinations were held out.
     """
     for old in folder.glob("*/*.safetensors*"):
         old.unlink()  # a model of fewer shards must not leave the rest of another's
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(folder, max_shard_size="9MB", safe_serialization=True)
     lab = DEFAULTS | {
-        "max_sequence_length": record.get("max_sequence_length", 24),
-        "rule": record.get("rule"),
-        "before": record.get("before"),
+        "max_sequence_length": record["max_sequence_length"],
+        "rule": record["rule"],
     }
     (folder / "lab.json").write_text(json.dumps(lab, indent=2) + "\n")

@@ -41,7 +41,7 @@ def crop(
 
 
 class ShapeNet(nn.Module):
-    """About 60,000 parameters."""
+    """About 42,000 parameters."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ Bodies are found by hue. White ones can't be: floors and clouds are as white.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,8 @@ _MOVED_X = 0.14  # of the width, first to last
 _MOVED_Y = 0.07  # of the height, highest to lowest
 _GROWN, _SHRUNK = 1.2, 0.83
 _WOUND = 3.4  # radians around its middle that a body on its orbit goes at least
-_TURNED = 7.0  # change inside a turning body, of 255, over four frames
+_LAG = 4  # frames over which a body's inside may change
+_TURNED = 7.0  # change inside a turning body, of 255, in that time
 _STEADILY = 0.25  # quantile of that: another body's shadow passes, a turn goes on
 _PATCH = 32
 _WHOLE = 0.8  # of its largest size: as little of a body beside another is hidden by it
@@ -50,7 +52,8 @@ class Sight:
         track: centre (x, y) in shares of width and height, and the root of its area in shares of
             the frame's; nan where unseen.
         is_whole: frames that show all of it; in the others another body hides a part.
-        change: how much its inside changes over four frames, of 255, most of the time.
+        change: how much its inside changes over four frames, of 255, most of the time; nan where
+            no frames show it twice.
     """
 
     masks: Bool[ndarray, "F H W"]
@@ -82,15 +85,21 @@ def object_mask(frame: UInt8[ndarray, "H W 3"], colour: str) -> Bool[ndarray, "H
     return np.isin(labels, np.nonzero(areas >= _PIECE * areas.max())[0])
 
 
-def sights(frames: UInt8[ndarray, "F H W 3"], colours: Sequence[str]) -> list[Sight]:
-    """Follow the bodies of `colours` through a clip."""
+def sights(
+    frames: UInt8[ndarray, "F H W 3"], colours: Sequence[str], growth: float = 1.0
+) -> list[Sight]:
+    """Follow the bodies of `colours` through a clip; the camera makes them grow by `growth`."""
     masks = [np.stack([object_mask(frame, colour) for frame in frames]) for colour in colours]
+    grown = growth ** np.linspace(0, 1, len(frames))
     return [
-        _sight(frames, mine, [other for other in masks if other is not mine]) for mine in masks
+        _sight(frames, mine, [other for other in masks if other is not mine], grown)
+        for mine in masks
     ]
 
 
-def _sight(frames: ndarray, masks: ndarray, others: Sequence[ndarray]) -> Sight:
+def _sight(
+    frames: ndarray, masks: ndarray, others: Sequence[ndarray], grown: Float[ndarray, " F"]
+) -> Sight:
     track = np.full((len(frames), 3), np.nan)
     for i, mask in enumerate(masks):
         ys, xs = np.nonzero(mask)
@@ -100,7 +109,8 @@ def _sight(frames: ndarray, masks: ndarray, others: Sequence[ndarray]) -> Sight:
     is_whole = np.isfinite(track[:, 0])
     if is_whole.any():
         touched = np.any([_touch(masks, other) for other in others], axis=0)
-        is_whole &= ~(touched & (track[:, 2] < _WHOLE * np.nanmax(track[:, 2])))
+        size = track[:, 2] / grown
+        is_whole &= ~(touched & (size < _WHOLE * np.nanmax(size)))
     return Sight(masks, track, is_whole, _change(frames, masks, track, is_whole))
 
 
@@ -108,13 +118,11 @@ def _touch(masks: ndarray, others: ndarray) -> Bool[ndarray, " F"]:
     """Frames in which two bodies touch."""
     reach = np.ones((2 * _TOUCHING + 1,) * 2, dtype=np.uint8)
     wider = np.stack([cv2.dilate(mask.astype(np.uint8), reach) > 0 for mask in masks])
-    return (wider & others).any((1, 2))
+    return np.asarray((wider & others).any(axis=(1, 2)))
 
 
-def _change(
-    frames: ndarray, masks: ndarray, track: ndarray, shown: ndarray, lag: int = 4
-) -> float:
-    """Mean difference of patches around the body over `lag` frames that show it.
+def _change(frames: ndarray, masks: ndarray, track: ndarray, shown: ndarray) -> float:
+    """Mean difference of patches around the body over `_LAG` frames that show it.
 
     In the brightest channel: grey is nearly blind to blue.
     """
@@ -137,13 +145,13 @@ def _change(
         warp = functools.partial(cv2.warpAffine, M=matrix, dsize=(_PATCH, _PATCH), flags=flags)
         patches.append((warp(bright), warp(inside) > 0.99))
     found = []
-    for before, after in zip(patches, patches[lag:], strict=False):
+    for before, after in zip(patches, patches[_LAG:], strict=False):
         if before is None or after is None:
             continue
         both = before[1] & after[1]
         if both.sum() >= 30:
             found.append(float(np.abs(before[0] - after[0])[both].mean()))
-    return float(np.quantile(found, _STEADILY)) if found else 0.0
+    return float(np.quantile(found, _STEADILY)) if found else math.nan
 
 
 def moves_as(seen: Sight, body: Body, scene: Scene) -> bool:
@@ -181,7 +189,7 @@ def moves_as(seen: Sight, body: Body, scene: Scene) -> bool:
         return range_y > _MOVED_Y
     if range_y > _MOVED_Y * 1.5:
         return False
-    return (seen.change > _TURNED) == (body.motion == "spin")
+    return seen.change > _TURNED if body.motion == "spin" else seen.change <= _TURNED
 
 
 def _winding(x: ndarray, y: ndarray) -> float:

@@ -26,8 +26,8 @@ LATENT_CHANNELS = 16
 Redraw = Callable[[Tensor, Sequence[Scene]], Tensor]  # latents of clips and what they show
 _DETAILED_OF = 3
 _ON_DEVICE_BYTES = 48 << 30  # clips up to this size move to a GPU as a whole
-# What checkpoints hold that do not say it.
-_OLD_BASE_DIM = 32
+_BASE_DIM = 32
+_LR = 2e-3
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Crops:
 CROPS = {"cpu": Crops(4, 9, 64), "cuda": Crops(32, 9, 96)}
 
 
-def build_vae(base_dim: int = _OLD_BASE_DIM) -> AutoencoderKLWan:
+def build_vae(base_dim: int = _BASE_DIM) -> AutoencoderKLWan:
     """8x8x2 compression: 17 frames of 192 x 192 become 9 x 24 x 24 tokens."""
     return AutoencoderKLWan(
         base_dim=base_dim,
@@ -169,9 +169,6 @@ def train_vae(
     start: Path | None = None,
     frozen_encoder: Path | None = None,
     redraw: Redraw | None = None,
-    base_dim: int = 48,
-    crops: Crops | None = None,
-    lr: float = 2e-3,
     seed: int = 0,
     device: str = "cpu",
 ) -> dict:
@@ -187,21 +184,21 @@ def train_vae(
     share = processes()
     rank, world = share.rank, share.world
     kind = torch.device(device).type
-    record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "base_dim": base_dim}
+    record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0}
     if checkpoint.exists():
         vae, record = open_vae(checkpoint, device), load_checkpoint(checkpoint)[1]
     elif (source := frozen_encoder or start) is not None:
         vae = open_vae(source, device)
-        record["base_dim"] = vae.config["base_dim"]
     else:
-        vae = build_vae(base_dim).to(device)
+        vae = build_vae().to(device)
+    record["base_dim"] = vae.config["base_dim"]
     if frozen_encoder is not None:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    optimizers = build_optimizers(vae, lr, is_matrix=lambda _, p: p.ndim >= 4)
+    optimizers = build_optimizers(vae, _LR, is_matrix=lambda _, p: p.ndim >= 4)
     whole = WholeClips(vae)
     rng = np.random.default_rng((seed, rank, record["steps"]))
-    crops = crops or CROPS[kind]
+    crops = CROPS[kind]
     drawn = CropSource(store, crops, rng, device)
     started, saved = time.monotonic() - record["seconds"], time.monotonic()
     first_step = record["steps"]
@@ -264,6 +261,6 @@ def open_vae(source: Path, device: str = "cpu") -> AutoencoderKLWan:
     if source.is_dir():
         return AutoencoderKLWan.from_pretrained(source, subfolder="vae").to(device).float()
     states, record = load_checkpoint(source)
-    vae = build_vae(record.get("base_dim", _OLD_BASE_DIM))
+    vae = build_vae(record.get("base_dim", _BASE_DIM))
     vae.load_state_dict(states["model"])
     return vae.to(device)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from svg2.training.dit import View, _pick_places
+from svg2.training.dit import CURRICULA, View, _pick_places
 from svg2.training.grammar import Body, Scene
 from svg2.training.layout import Guide, known, layout_of, window
 from svg2.training.placement import place
@@ -73,6 +73,18 @@ def test_a_window_goes_with_its_body_through_every_latent_frame(layout):
         for t, (row, column) in enumerate(layout.centres[0, 0].round().astype(int)):
             if 0 <= row < 24 and 0 <= column < 24:
                 assert chosen[t, row, column]
+
+
+@pytest.mark.parametrize("lessons", CURRICULA.values(), ids=list(CURRICULA))
+def test_a_curriculum_lasts_to_the_end_and_can_draw_all_its_views(layout, lessons):
+    ends = [lesson.until for lesson in lessons]
+    assert ends == sorted(set(ends))
+    assert ends[-1] == 1
+    for view in (view for lesson in lessons for view in lesson.views):
+        places = _pick_places(layout, [(0, 0), (1, 1)], view, random.Random(0))
+        square = view.window**2 - (view.window // view.stride) ** 2
+        tokens = view.num_frames * ((24 // view.stride) ** 2 + square)
+        assert places.index.shape == (2, tokens)
 
 
 @pytest.mark.parametrize(

@@ -17,22 +17,26 @@ from svg2.training.data import (
     TrainingError,
     checkpoint_record,
     place_training,
+    render_clips,
     render_training,
     save_checkpoint,
+    staging_of,
 )
 from svg2.training.dit import (
     Denoiser,
+    LatentSet,
     Places,
     _positions,
-    _started_from,
     all_places,
     encode_clips,
     load_latents,
     load_shipped,
+    load_vae,
+    train_dit,
 )
 from svg2.training.grammar import Body, Scene, knowledge_of, rule, vocabulary
 from svg2.training.muon import orthogonalise
-from svg2.training.pipeline import assemble, build_tokenizer, ship
+from svg2.training.pipeline import assemble, ship
 from svg2.training.render import render_one
 from svg2.training.vae import (
     CROPS,
@@ -125,8 +129,9 @@ def test_one_call_makes_a_whole_and_another_goes_on_from_it(tmp_path, monkeypatc
 def test_latents_of_another_autoencoder_are_refused(tmp_path):
     scene = Scene((Body("red", "ball"),))
     latents = Store(tmp_path / "latents")
-    latents.append(np.zeros((1, 2, 16, 1, 1, 1), np.float16), [scene], vae="another")
-    with pytest.raises(ValueError, match="another VAE"):
+    about = {"seed": 0, "staging": staging_of(17, 0), "vae": "another"}
+    latents.append(np.zeros((1, 2, 16, 1, 1, 1), np.float16), [scene], **about)
+    with pytest.raises(TrainingError, match="another VAE"):
         encode_clips(Store(tmp_path / "none"), latents, BUILTIN_FOLDER, 2)
 
 
@@ -135,40 +140,134 @@ def test_latents_of_clips_with_their_bodies_elsewhere_are_refused(tmp_path):
     latents = Store(tmp_path / "latents")
     about = {"mean": [0.0] * 16, "std": [1.0] * 16, "seed": 0, "staging": "another"}
     latents.append(np.zeros((1, 2, 16, 9, 24, 24), np.float16), [scene], **about)
-    with pytest.raises(TrainingError, match="another grammar or staging"):
+    with pytest.raises(TrainingError, match="another seed, grammar or staging"):
         load_latents(latents)
+
+
+def test_clips_with_their_bodies_elsewhere_are_neither_added_to_nor_encoded(tmp_path):
+    clips = Store(tmp_path / "clips")
+    rows = np.zeros((1, 17, 8, 8, 3), np.uint8)
+    clips.append(rows, [Scene((Body("red", "ball"),))], seed=0, staging="another")
+    with pytest.raises(TrainingError, match="another seed, grammar or staging"):
+        render_clips(clips, 2, 17, 8)
+    with pytest.raises(TrainingError, match="another seed, grammar or staging"):
+        encode_clips(clips, Store(tmp_path / "latents"), BUILTIN_FOLDER, 2)
 
 
 def test_a_broken_off_append_is_overwritten(tmp_path):
     scene = Scene((Body("red", "ball"),))
     store = Store(tmp_path)
-    store.append(np.full((1, 3), 1, np.uint8), [scene])
+    (tmp_path / "about.json").write_text('{"shape": [9], "dty')
+    store.append(np.full((1, 3), 1, np.uint8), [scene], seed=7)
+    assert store.about["seed"] == 7
     with (tmp_path / "rows.bin").open("ab") as out:
         out.write(b"part")
-    store.append(np.full((2, 3), 2, np.uint8), [scene, scene])
+    with (tmp_path / "scenes.jsonl").open("a") as out:
+        out.write(scene.to_json()[:20])
+    assert len(store) == 1
+    store.append(np.full((2, 3), 2, np.uint8), [scene, scene], seed=7)
     assert store.rows().tolist() == [[1] * 3, [2] * 3, [2] * 3]
+    assert store.scenes == (scene,) * 3
 
 
-def test_weights_of_other_words_are_not_gone_on_from(tmp_path):
-    build_tokenizer(("red", "ball")).save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(TrainingError, match="other words than the grammar"):
-        _started_from(tmp_path)
+def test_a_clip_is_drawn_more_often_for_its_hardest_shape():
+    ring, cube, ball = (Scene((Body("red", shape),)) for shape in ("ring", "cube", "ball"))
+    pair = Scene((Body("red", "cube"), Body("blue", "cone")))
+    none = torch.zeros(0)
+    data = LatentSet(none, (ring, cube, ball, pair), none, none, None)
+    rng = random.Random(0)
+    drawn = [data.pick(rng) for _ in range(4000)]
+    times = [sum(clip == i for clip, _ in drawn) for i in range(4)]
+    assert 0.5 < times[3] / 4000 < 0.6
+    assert times[0] / times[1] == pytest.approx(2, rel=0.2)
+    assert times[2] / times[1] == pytest.approx(1.5, rel=0.2)
+    assert {mirrored for _, mirrored in drawn} == {0, 1}
+
+
+@pytest.fixture
+def latents(tmp_path) -> Store:
+    """Nothing, staged as today and encoded by the shipped autoencoder."""
+    scenes = [scene for scene, _ in place_training(0, 1, 17, 0)]
+    store = Store(tmp_path / "latents")
+    about = {"mean": [0.0] * 16, "std": [1.0] * 16, "seed": 0, "staging": staging_of(17, 0)}
+    about["vae"] = dit._fingerprint(open_vae(BUILTIN_FOLDER))
+    store.append(np.zeros((1, 2, 16, 9, 24, 24), np.float16), scenes, **about)
+    return store
 
 
 @pytest.mark.parametrize(
-    ("changed", "before"),
-    [({"before": None}, None), ({"before": ["red"]}, ["red"]), ({"rule": "another"}, "all")],
+    ("changed", "problem"),
+    [
+        ({"rule": "another"}, "other combinations held out"),
+        ({"words": ["red", "ball"]}, "other words than the grammar"),
+        ({"vae": "another"}, "latents of another VAE"),
+    ],
 )
-def test_what_weights_may_have_seen_goes_with_them(tmp_path, changed, before):
+def test_weights_that_do_not_fit_are_not_gone_on_from(tmp_path, latents, changed, problem):
+    words = changed.get("words", vocabulary())
+    model = Denoiser(words)
+    weights = {"model": model.state_dict(), "ema": dict(model.named_parameters())}
+    record = model.record | {"rule": rule()} | changed
+    save_checkpoint(tmp_path / "dit.pt", record, **weights)
+    with pytest.raises(TrainingError, match=problem):
+        train_dit(latents, tmp_path / "dit.pt", 1, text=tmp_path / "text.pt")
+    if "vae" in changed:
+        return  # pipelines bring their own
+    pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
+    ship(pipe, tmp_path / "shipped", {"max_sequence_length": 48} | record)
+    with pytest.raises(TrainingError, match=problem):
+        train_dit(
+            *(latents, tmp_path / "none.pt", 1),
+            text=tmp_path / "text.pt",
+            start=tmp_path / "shipped",
+        )
+
+
+def test_a_shipped_pipeline_is_gone_on_from_with_all_that_it_read(tmp_path):
     model = Denoiser()
     pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
-    ship(pipe, tmp_path, {"rule": rule()} | changed)
-    started, seen = _started_from(tmp_path)
-    assert seen == (list(vocabulary()) if before == "all" else before)
+    ship(pipe, tmp_path, {"max_sequence_length": 48, "rule": rule()})
+    started = load_shipped(tmp_path)
     assert started.words == vocabulary()
     with torch.no_grad():
         mine, theirs = started.encode([PROMPT], 32), model.float().encode([PROMPT], 32)
     assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+def test_an_autoencoder_is_not_shipped_with_the_denoiser_of_another(latents):
+    load_vae(BUILTIN_FOLDER, latents)
+    other = latents.folder.parent / "vae.pt"
+    save_checkpoint(other, {}, model=build_vae().state_dict())
+    with pytest.raises(TrainingError, match="is not the autoencoder of"):
+        load_vae(other, latents)
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        (["vae"], "run `render` first"),
+        (["encode"], "run `vae` first"),
+        (["decoder"], "run `render` first"),
+        (["ship"], "run `dit` first"),
+        (["evaluate", "--out", "nowhere"], "holds no shipped pipeline"),
+        (["sheet", "--out", "nowhere"], "holds no shipped pipeline"),
+        (["dit", "--pretrained", "nowhere"], "holds no shipped pipeline"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_sentence(tmp_path, monkeypatch, command, problem):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=problem):
+        main([*command, "--work", str(tmp_path / "work"), "--device", "cpu"])
+
+
+@pytest.mark.parametrize(
+    "option", [("--minutes", "0"), ("--minutes", "-5"), ("--prompts", "0"), ("--device", "mps")]
+)
+def test_options_that_nothing_can_come_of_are_refused(tmp_path, capsys, option):
+    with pytest.raises(SystemExit) as refused:
+        main(["vae", "--work", str(tmp_path), *option])
+    assert refused.value.code == 2
+    assert option[1] in capsys.readouterr().err
 
 
 def test_a_subset_of_tokens_gets_the_positions_of_its_places():
