@@ -117,7 +117,7 @@ def evaluate_model(
     spec = model_spec(model)
     config = spec.config
     asked = _held_out_of(Path(spec.source), prompts)
-    pipe = load_pipeline(model, device, "auto")
+    pipe = load_pipeline(model, "auto", device)
     classifier, accuracy = load_or_train(shapes, str(pipe.device))
     about = {
         "checkpoint": checkpoint_hash(folder),
@@ -343,7 +343,7 @@ def make_contact_sheet(folder: Path, path: Path, device: str = "auto") -> None:
     model = _model_id(folder)
     across, down = _SHEET
     asked = _held_out_of(Path(model_spec(model).source), across * down, seed=1)
-    pipe = load_pipeline(model, device, "auto")
+    pipe = load_pipeline(model, "auto", device)
     cells = []
     for i, (_, prompt) in enumerate(asked):
         frames = generate_dense(pipe, Request(prompt=prompt, model=model, seed=i)).frames
