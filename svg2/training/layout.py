@@ -23,6 +23,7 @@ from svg2.training.placement import Placement, project
 Grid = tuple[int, int, int]  # latent frames, rows and columns of a clip
 _FARTHEST = 3.0  # in radii: from there on, a body is only far
 _NEAR = 1.3  # in radii: as far as corners and the foot of a shadow
+_USUAL = 4.0  # tokens that the radius of a body alone has
 _JITTER = 3  # tokens by which a window may miss its body
 
 
@@ -96,12 +97,14 @@ class Known:
         place: latent frame, row and column, each from -1 to 1.
         offsets: (row, column) from the token to each body, in radii and at most `_FARTHEST`.
         inside: whether the token lies on the body's disc.
+        radii: of the body, in tokens, at the token's latent frame.
         exists: whether the clip has the body.
     """
 
     place: Float[Tensor, "B N 3"]
     offsets: Float[Tensor, "B N O 2"]
     inside: Float[Tensor, "B N O"]
+    radii: Float[Tensor, "B N O"]
     exists: Float[Tensor, "B 1 O"]
 
     def to(self, device: torch.device) -> "Known":
@@ -109,9 +112,12 @@ class Known:
 
     @property
     def near(self) -> Float[Tensor, "B N"]:
-        """1 for tokens on a body or right beside it, 0 for all others."""
+        """1 or so for tokens on a body or right beside it, 0 for all others.
+
+        More for those of a small body, so that bodies count alike, but at most 2.
+        """
         near = (self.offsets.norm(dim=-1) < _NEAR).float() * self.exists
-        return near.amax(-1)
+        return (near * (_USUAL / self.radii.clamp(min=0.1)).square().clamp(0.5, 2)).amax(-1)
 
 
 def known(layout: Layout, picks: Sequence[tuple[int, int]], index: Int[Tensor, "B N"]) -> Known:
@@ -130,7 +136,7 @@ def known(layout: Layout, picks: Sequence[tuple[int, int]], index: Int[Tensor, "
     far = offsets.norm(dim=-1, keepdim=True)
     offsets = offsets * (_FARTHEST / far.clamp(min=_FARTHEST))
     exists = (radii[:, None, :, 0] > 0).float()
-    return Known(place, offsets, (far[..., 0] < 1).float() * exists, exists)
+    return Known(place, offsets, (far[..., 0] < 1).float() * exists, radius, exists)
 
 
 class Guide(nn.Module):

@@ -9,13 +9,14 @@ A pinhole camera; x points to the right, y up, z away from the viewer; the groun
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from svg2.training.grammar import Scene
+from svg2.training.grammar import Body, Scene
 
 EYE = (0.0, 1.9, -4.1)
 PITCH = 0.27  # radians below the horizon
@@ -34,8 +35,8 @@ _TRIES = 40
 # Direction towards the sun before normalising: x and z, and how far from there it may be.
 _SUNS = {"clear": (-0.6, -0.6), "sunset": (-1.35, -0.55), "cloudy": (-0.25, -0.3)}
 _SUN_SPREAD = 0.06
-_LANES = (-0.5, 0.9)  # z of two objects, the first in front
-_ASIDE = 0.85  # x of two objects, on either side
+_LANES = (-0.7, 0.95)  # z of two objects, the first in front
+_ASIDE = 0.95  # x of two objects, on either side
 
 
 @dataclass(frozen=True)
@@ -128,15 +129,19 @@ def _place_body(
 ) -> tuple[float, ndarray, ndarray]:
     """Size, centres [F, 3] and turns [F, 3, 3] of one body; the first of two is on this side."""
     body, alone = scene.bodies[index], len(scene.bodies) == 1
-    size = rng.uniform(0.86, 0.94) if alone else rng.uniform(0.62, 0.68)
+    one_circles = any(b.motion == "orbit" for b in scene.bodies)
+    others = scene.bodies[:index] + scene.bodies[index + 1 :]
+    size = rng.uniform(0.86, 0.94)
+    if not alone:  # what goes around another needs room
+        size = rng.uniform(0.7, 0.76) if one_circles else rng.uniform(0.78, 0.84)
     frames = len(times)
     if alone:
         x0, z0 = rng.uniform(-0.3, 0.3), rng.uniform(0.0, 0.3)
-    elif any(b.motion == "orbit" for b in scene.bodies):
+    elif one_circles:
         x0, z0 = rng.uniform(-0.15, 0.15), rng.uniform(0.25, 0.45)  # the other goes around it
     else:
         x0 = (side, -side)[index] * (_ASIDE + rng.uniform(-0.15, 0.15))
-        z0 = _LANES[index] + rng.uniform(-0.1, 0.1)
+        z0 = _LANES[0 if _crosses(body, others) else index] + rng.uniform(-0.1, 0.1)
     x, y, z = np.full(frames, x0), np.zeros(frames), np.full(frames, z0)
     yaw = np.full(frames, rng.uniform(-0.3, 0.3))
     heading = None
@@ -146,6 +151,8 @@ def _place_body(
             sign = 1.0 if body.direction == "right" else -1.0
             x = sign * (rng.uniform(-1.4, -1.2) + length * times)
             heading = np.array([sign, 0.0])
+            if index and body.direction == others[0].direction:
+                x = x + sign * rng.uniform(0.8, 1.1)  # ahead of the first, which would hide it
         else:
             sign = 1.0 if body.direction == "away" else -1.0
             z = rng.uniform(-1.0, -0.7) + length * (times if sign > 0 else 1 - times)
@@ -156,11 +163,13 @@ def _place_body(
     elif body.motion == "spin":
         yaw = yaw + rng.choice((-1, 1)) * rng.uniform(0.9, 1.0) * math.pi * times
     elif body.motion == "orbit":
-        radius = rng.uniform(0.8, 0.9) if alone else rng.uniform(1.2, 1.35)
+        radius = rng.uniform(0.8, 0.9) if alone else rng.uniform(1.5, 1.6)
         angle = rng.uniform(-0.2, 0.2) - math.pi / 2  # from the front
-        if any(b.motion == "orbit" for b in scene.bodies[:index]):
-            angle += math.pi  # another goes around ahead of it
-        angle = angle + side * 1.9 * math.pi * times
+        ahead = any(b.motion == "orbit" for b in scene.bodies[:index])
+        if ahead or any(other.direction == "away" for other in others):
+            angle += math.pi  # another starts from the front
+        # A wider circle isn't closed: in the same time it would take far larger steps.
+        angle = angle + side * (1.9 if alone else 1.5) * math.pi * times
         x, z = radius * np.cos(angle), 0.35 + radius * np.sin(angle)
     turns = _about_y(yaw)
     lift = HALF_HEIGHT[body.shape]
@@ -173,6 +182,13 @@ def _place_body(
             turns = turns @ _about_x(np.full(frames, math.pi / 2))  # it lies on its side
     centres = np.stack([x, y + lift * size, z], axis=-1)
     return size, centres, turns
+
+
+def _crosses(body: Body, others: Sequence[Body]) -> bool:
+    """Whether it goes sideways where another comes or goes: further back they would meet."""
+    return body.direction in ("left", "right") and any(
+        other.direction in ("towards", "away") for other in others
+    )
 
 
 def _gap(drawn: list[tuple[float, ndarray, ndarray]]) -> float:

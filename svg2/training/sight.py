@@ -165,10 +165,10 @@ def moves_as(seen: Sight, body: Body, scene: Scene) -> bool:
     frames = np.nonzero(shown)[0]
     share = frames / max(len(seen.track) - 1, 1)
     camera_x, camera_growth = camera_effect(scene.camera)
-    x = seen.track[frames, 0] - camera_x * share
-    size = seen.track[frames, 2] / camera_growth**share
     zoom = camera_growth**share
-    y = 0.5 + (seen.track[frames, 1] - 0.5) / zoom
+    x, y = 0.5 + (seen.track[frames, :2].T - 0.5) / zoom
+    x = x - camera_x * share
+    size = seen.track[frames, 2] / zoom
     # A few frames at each end, since one body may hide another at one of them.
     first, last = slice(None, 3), slice(-3, None)
     shift = float(np.median(x[last]) - np.median(x[first])) * len(x) / max(len(x) - 2, 1)
