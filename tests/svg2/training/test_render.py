@@ -17,7 +17,7 @@ from svg2.training.grammar import (
     parse,
     random_scene,
 )
-from svg2.training.placement import place, project
+from svg2.training.placement import camera_effect, place, project
 from svg2.training.render import _GROUNDS, _Batch, render, render_one
 from svg2.training.sight import HUES, flicker, following, moves_as, object_mask, sights
 
@@ -139,6 +139,19 @@ def test_bodies_are_where_the_placement_says():
         assert abs(ys.mean() / 96 - y) < 0.02
 
 
+def test_two_bodies_do_not_run_into_each_other():
+    pairs = 0
+    for i in range(300):
+        rng = random.Random(f"apart {i}")
+        scene = random_scene(rng)
+        if len(scene.bodies) == 2:
+            placed = place(scene, 17, rng)
+            apart = np.linalg.norm(placed.centres[0] - placed.centres[1], axis=-1).min()
+            assert apart > 0.93 * placed.sizes.sum(), scene
+            pairs += 1
+    assert pairs > 80
+
+
 @pytest.mark.slow
 def test_the_evaluation_passes_rendered_clips(record_property):
     right = dict.fromkeys(("colour", "motion", "bodies"), 0)
@@ -149,7 +162,8 @@ def test_the_evaluation_passes_rendered_clips(record_property):
         while not all(b.colour in HUES for b in scene.bodies):
             scene = random_scene(rng)
         frames = clip(scene, i, 96, 17)
-        found = sights(frames, [body.colour for body in scene.bodies])
+        growth = camera_effect(scene.camera)[1]
+        found = sights(frames, [body.colour for body in scene.bodies], growth)
         for seen, body in zip(found, scene.bodies, strict=True):
             right["bodies"] += 1
             right["colour"] += seen.has_colour(len(scene.bodies) == 1)
