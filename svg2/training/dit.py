@@ -66,7 +66,7 @@ _COOLING = 0.7  # share of the time after which the learning rate falls
 _GUIDANCE = 0.5  # weight of what tokens are to know
 # Bodies are what a video is judged by, and few tokens: 6 % of them had a third of the error.
 _BODY_WEIGHT = 4.0
-_PAIRS = 0.75  # share of clips with two objects: harder to draw than one
+_PAIRS = 0.6  # share of clips with two objects: harder to draw than one
 # How often a clip is drawn by its hardest shape: the others were right long before these.
 _HARD_SHAPES = {"ball": 2.0, "cone": 1.5, "ring": 1.5}
 

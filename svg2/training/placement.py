@@ -1,7 +1,7 @@
 """Where everything is at each frame of a `Scene`: what a prompt leaves open, drawn at random.
 
 Little is left open, since it is a small model that has to learn it: scenes are staged, objects
-face the viewer, grounds lie still, and of two objects the first stands in front, unless one goes
+are seen from the front or at three quarters, grounds lie still, and of two objects the first stands in front, unless one goes
 around the other or comes and goes.
 
 A pinhole camera; x points to the right, y up, z away from the viewer; the ground is y = 0.
@@ -37,6 +37,9 @@ _SUNS = {"clear": (-0.6, -0.6), "sunset": (-1.35, -0.55), "cloudy": (-0.25, -0.3
 _SUN_SPREAD = 0.06
 _LANES = (-0.7, 0.95)  # z of two objects, the first in front
 _ASIDE = 0.95  # x of two objects, on either side
+# Face on, a cube's outline is a cylinder's and a pyramid's is a cone's: two faces tell them apart.
+_EDGED = ("cube", "pyramid")
+_THREE_QUARTERS = (0.45, 0.75)  # radians from facing the viewer
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,10 @@ def _place_body(
         x0 = (side, -side)[index] * (_ASIDE + rng.uniform(-0.15, 0.15))
         z0 = _LANES[0 if _crosses(body, others) else index] + rng.uniform(-0.1, 0.1)
     x, y, z = np.full(frames, x0), np.zeros(frames), np.full(frames, z0)
-    yaw = np.full(frames, rng.uniform(-0.3, 0.3))
+    turned = rng.uniform(-0.3, 0.3)
+    if body.shape in _EDGED:
+        turned = rng.choice((-1, 1)) * rng.uniform(*_THREE_QUARTERS)
+    yaw = np.full(frames, turned)
     heading = None
     if body.motion in ("roll", "slide"):
         length = rng.uniform(2.4, 2.7)
