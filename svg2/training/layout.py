@@ -8,7 +8,7 @@ the prompt are from there, and whether it shows one.
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -107,9 +107,6 @@ class Known:
     radii: Float[Tensor, "B N O"]
     exists: Float[Tensor, "B 1 O"]
 
-    def to(self, device: torch.device) -> "Known":
-        return Known(*(getattr(self, f.name).to(device) for f in fields(self)))
-
     @property
     def near(self) -> Float[Tensor, "B N"]:
         """1 or so for tokens on a body or right beside it, 0 for all others.
@@ -121,16 +118,17 @@ class Known:
 
 
 def known(layout: Layout, picks: Sequence[tuple[int, int]], index: Int[Tensor, "B N"]) -> Known:
-    """What the tokens `index` of some (clip, is mirrored) are to know."""
+    """What the tokens `index` of some (clip, is mirrored) are to know; on the device of `index`."""
     _, y, x = layout.grid
+    device = index.device
     frame = index // (y * x)
     at = torch.stack([index // x % y, index % x], dim=-1)
-    ends = torch.tensor([max(n - 1, 1) for n in layout.grid])
+    ends = torch.tensor([max(n - 1, 1) for n in layout.grid], device=device)
     place = torch.cat([frame[..., None], at], dim=-1) / ends * 2 - 1
     both = [layout.at(clip, bool(is_mirrored)) for clip, is_mirrored in picks]
-    centres = torch.from_numpy(np.stack([c for c, _ in both])).float()  # BOT2
-    radii = torch.from_numpy(np.stack([r for _, r in both])).float()  # BOT
-    row = torch.arange(len(index))[:, None]
+    centres = torch.from_numpy(np.stack([c for c, _ in both])).float().to(device)  # BOT2
+    radii = torch.from_numpy(np.stack([r for _, r in both])).float().to(device)  # BOT
+    row = torch.arange(len(index), device=device)[:, None]
     centre, radius = centres.transpose(1, 2)[row, frame], radii.transpose(1, 2)[row, frame]
     offsets = (centre - at[:, :, None]) / radius.clamp(min=0.1)[..., None]
     far = offsets.norm(dim=-1, keepdim=True)
