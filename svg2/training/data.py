@@ -19,7 +19,7 @@ from svg2.media import write_atomic
 from svg2.training.grammar import Scene, training_scene
 from svg2.training.placement import Placement, place
 from svg2.training.ranks import shared_clock
-from svg2.training.render import TILE, render
+from svg2.training.render import STRIPE, TILE, render
 
 AT_ONCE = {"cpu": 1, "cuda": 24}  # clips rendered in one batch
 _ROUND = 4  # batches between which ranks wait for one another
@@ -111,8 +111,8 @@ def checkpoint_record(path: Path) -> dict | None:
 
 
 def staging_of(num_frames: int, seed: int) -> str:
-    """Tells apart how clips of a seed are staged: bodies, by the first of them, and tiles."""
-    digest = hashlib.sha256(str(TILE).encode())
+    """Tells apart how clips of a seed are staged: bodies, by the first of them, and patterns."""
+    digest = hashlib.sha256(str((TILE, STRIPE)).encode())
     for _, placement in place_training(0, _STAGED, num_frames, seed):
         digest.update(placement.centres.round(6).tobytes())
     return digest.hexdigest()[:16]

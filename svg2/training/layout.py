@@ -118,7 +118,7 @@ class Known:
 
 
 def known(layout: Layout, picks: Sequence[tuple[int, int]], index: Int[Tensor, "B N"]) -> Known:
-    """What the tokens `index` of some (clip, is mirrored) are to know; on the device of `index`."""
+    """What tokens `index` of some (clip, is mirrored) are to know; on the device of `index`."""
     _, y, x = layout.grid
     device = index.device
     frame = index // (y * x)

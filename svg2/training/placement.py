@@ -1,8 +1,8 @@
 """Where everything is at each frame of a `Scene`: what a prompt leaves open, drawn at random.
 
 Little is left open, since it is a small model that has to learn it: scenes are staged, objects
-are seen from the front or at three quarters, grounds lie still, and of two objects the first stands in front, unless one goes
-around the other or comes and goes.
+are seen from the front or at three quarters, grounds lie still, and of two objects the first
+stands in front, unless one goes around the other or comes and goes.
 
 A pinhole camera; x points to the right, y up, z away from the viewer; the ground is y = 0.
 """

@@ -32,7 +32,7 @@ _GROUND_SHIFT = 0.6
 # Side of a tile: smaller ones are lost in a token a few rows away. One has its middle at x = 0,
 # so that mirror images are as checkered.
 TILE = 1.8
-_STRIPE = 0.80  # brightness of every other sector of a round body: turning shows, hue stays
+STRIPE = 0.62  # brightness of every other sector of a round body: turning shows, hue stays
 
 
 @dataclass(frozen=True)
@@ -481,7 +481,7 @@ def _pattern(shape: str, local: Tensor) -> Float[Tensor, " M"]:
         return torch.ones_like(x)
     angle = torch.atan2(y, x) if shape == "ring" else torch.atan2(z, x)
     edge = (torch.sin(3 * angle) * 9).clamp(-1, 1)
-    return (1 + _STRIPE) / 2 + (1 - _STRIPE) / 2 * edge
+    return (1 + STRIPE) / 2 + (1 - STRIPE) / 2 * edge
 
 
 def _ball(x: Tensor, y: Tensor, z: Tensor) -> Tensor:

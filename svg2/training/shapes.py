@@ -71,7 +71,7 @@ class ShapeNet(nn.Module):
         return SHAPES[int(votes.argmax())]
 
 
-def load_or_train(path: Path, device: str = "cpu", crops: int = 2400) -> tuple[ShapeNet, float]:
+def load_or_train(path: Path, device: str = "cpu", crops: int = 6000) -> tuple[ShapeNet, float]:
     """The classifier of `path`, trained first where there is none, and its share of right answers.
 
     The share is of single frames that it never saw.
