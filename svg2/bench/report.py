@@ -166,9 +166,19 @@ def _gpu(record: dict[str, Any] | None) -> str:
     ]
     lines += [
         "",
-        "Beside attention, a sparse call clusters, sorts, gathers and selects. Of the best dense "
+        "Beside attention, a sparse call clusters, selects and gathers. Of the best dense "
         f"attention's time that takes {', '.join(beside)}.",
     ]
+    missing = dict.fromkeys(
+        f"{left['contestant']} ({left['why']})"
+        if "contestant" in left
+        else f"{left['case']} with {left['heads']} heads and "
+        f"{left['num_q_clusters']}/{left['num_k_clusters']} clusters"
+        + (f" at {left['density_asked']:.0%}" if "density_asked" in left else "")
+        for left in record["left_out"]
+    )
+    if missing:
+        lines.append(f"Not measured, for want of time or the reason given: {', '.join(missing)}.")
     return "\n".join([*lines, ""])
 
 
@@ -187,6 +197,9 @@ def _e2e(record: dict[str, Any] | None) -> str:
         f"| {r['speedup']:.2f}× | {r['bound']:.2f}× |"
         for r in record["runs"]
     ]
+    if record["left_out"]:
+        missing = "; ".join(f"{left['model']} ({left['why']})" for left in record["left_out"])
+        lines += ["", f"Not measured: {missing}."]
     return "\n".join([*lines, ""])
 
 

@@ -115,6 +115,7 @@ def staging_of(num_frames: int, seed: int) -> str:
     digest = hashlib.sha256(str((TILE, STRIPE)).encode())
     for _, placement in place_training(0, _STAGED, num_frames, seed):
         digest.update(placement.centres.round(6).tobytes())
+        digest.update(placement.turns.round(6).tobytes())
     return digest.hexdigest()[:16]
 
 

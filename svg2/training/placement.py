@@ -1,7 +1,7 @@
 """Where everything is at each frame of a `Scene`: what a prompt leaves open, drawn at random.
 
 Little is left open, since it is a small model that has to learn it: scenes are staged, objects
-are seen from the front or at three quarters, grounds lie still, and of two objects the first
+stand straight or at three quarters, grounds lie still, and of two objects the first
 stands in front, unless one goes around the other or comes and goes.
 
 A pinhole camera; x points to the right, y up, z away from the viewer; the ground is y = 0.
@@ -39,7 +39,7 @@ _LANES = (-0.7, 0.95)  # z of two objects, the first in front
 _ASIDE = 0.95  # x of two objects, on either side
 # Face on, a cube's outline is a cylinder's and a pyramid's is a cone's: two faces tell them apart.
 _EDGED = ("cube", "pyramid")
-_THREE_QUARTERS = (0.45, 0.75)  # radians from facing the viewer
+_THREE_QUARTERS = (0.45, 0.75)  # radians about y, to either side
 
 
 @dataclass(frozen=True)

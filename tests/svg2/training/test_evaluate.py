@@ -135,7 +135,7 @@ def test_shapes_of_rendered_clips_are_told_apart(monkeypatch):
     monkeypatch.setattr("svg2.training.shapes._FRAME", 96)
     net = ShapeNet()
     accuracy = train(net, *rendered_crops(400, "test shapes"), epochs=25)
-    assert accuracy > 0.8  # the stage trains on six times as many
+    assert accuracy > 0.8  # the stage trains on fifteen times as many
     right = total = 0
     for i in range(18):
         shape = ("ball", "cube", "cylinder", "cone", "pyramid", "ring")[i % 6]
