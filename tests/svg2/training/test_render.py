@@ -152,6 +152,26 @@ def test_two_bodies_do_not_run_into_each_other():
     assert pairs > 80
 
 
+@pytest.mark.parametrize("direction", ["left", "right"])
+def test_of_two_that_go_the_same_way_the_second_is_ahead(direction):
+    bodies = tuple(Body(colour, "cube", "slide", direction) for colour in ("red", "blue"))
+    sign = 1 if direction == "right" else -1
+    for seed in range(10):
+        first, second = place(Scene(bodies), 17, random.Random(seed)).centres
+        assert (sign * (second - first)[:, 0] > 0.5).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_has_edges_shows_two_faces_and_all_else_stands_straight(shape):
+    turns = [place(one("red", shape), 1, random.Random(i)).turns[0, 0] for i in range(20)]
+    yaw = np.array([np.arctan2(turn[0, 2], turn[0, 0]) for turn in turns])
+    if shape in ("cube", "pyramid"):
+        assert yaw.min() < 0 < yaw.max(), "to one side alone"
+        assert ((0.45 <= abs(yaw)) & (abs(yaw) <= 0.75)).all()
+    else:
+        assert (abs(yaw) <= 0.3).all()
+
+
 @pytest.mark.slow
 def test_the_evaluation_passes_rendered_clips(record_property):
     right = dict.fromkeys(("colour", "motion", "bodies"), 0)
