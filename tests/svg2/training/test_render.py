@@ -167,7 +167,7 @@ def test_what_has_edges_shows_two_faces_and_all_else_stands_straight(shape):
     yaw = np.array([np.arctan2(turn[0, 2], turn[0, 0]) for turn in turns])
     if shape in ("cube", "pyramid"):
         assert yaw.min() < 0 < yaw.max(), "to one side alone"
-        assert ((0.45 <= abs(yaw)) & (abs(yaw) <= 0.75)).all()
+        assert ((abs(yaw) >= 0.45) & (abs(yaw) <= 0.75)).all()
     else:
         assert (abs(yaw) <= 0.3).all()
 
