@@ -99,6 +99,21 @@ def test_no_toy_number_reaches_the_readme(tmp_path, suite) -> None:
     assert "| toy |" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("gpu.json", {"case": "x", "contestant": "a giant", "why": "no time"}),
+        ("e2e.json", {"model": "a giant", "why": "no time"}),
+    ],
+)
+def test_what_a_suite_left_out_is_said(tmp_path, name, left) -> None:
+    record = json.loads((ROOT / "assets" / "bench" / name).read_text())
+    (tmp_path / name).write_text(json.dumps(record | {"left_out": []}))
+    assert "Not measured" not in with_numbers(README, tmp_path)
+    (tmp_path / name).write_text(json.dumps(record | {"left_out": [left]}))
+    assert "a giant (no time)" in with_numbers(README, tmp_path)
+
+
 def test_space_front_matter() -> None:
     front = README.split("---\n")[1]
     settings = dict(line.split(": ", 1) for line in front.splitlines())

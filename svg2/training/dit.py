@@ -67,8 +67,8 @@ _GUIDANCE = 0.5  # weight of what tokens are to know
 # Bodies are what a video is judged by, and few tokens: 6 % of them had a third of the error.
 _BODY_WEIGHT = 4.0
 _PAIRS = 0.7  # share of clips with two objects: harder to draw than one
-# How often a clip is drawn in which something spins, against all others: such were the last six
-# movements to go wrong, of 47 prompts.
+# How often a clip is drawn in which something spins, against all others: before this, such were
+# all six wrong movements of 47 prompts.
 _SPIN_WEIGHT = 2.0
 
 
@@ -108,7 +108,6 @@ class Lesson:
 
 
 # A CPU sees few clips, so most of them in part; a GPU sees many, and mostly all tokens of them.
-# Rates are below 1 on both, since a step's few clips have few noise levels.
 CURRICULA = {
     "cpu": (
         Lesson(0.3, (View(0.6, 9, 3, 8), View(0.4, 9, 3, 3, window=12)), 0.5),

@@ -114,6 +114,7 @@ def test_gpu_suite_runs_whole_at_toy_sizes_and_says_so(tmp_path):
     for row in sparse:
         assert row["density_asked"] <= row["density"] <= row["compute_density"]
         assert row["ms_min"] <= row["ms"]
+        assert 0 <= row["relative_error"] <= record["error_budget"]
     best = [row for row in record["attention"] if row["contestant"] == row["best_dense"]]
     assert all(row["share"] == pytest.approx(1) for row in best)
 
