@@ -1,6 +1,6 @@
 """Pictures of traces: the explorer, charts, contact sheets, exports. All is drawn from a trace."""
 
-from viz.page import explorer_component, explorer_html, explorer_value
+from viz.explorer_page import explorer_component, explorer_html, explorer_value
 from viz.payload import explorer_payload, payload_bytes
 
 __all__ = [

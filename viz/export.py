@@ -13,7 +13,7 @@ from svg2.trace import Record, Trace
 from viz.figures import tradeoff_figure, tradeoff_info
 from viz.frames import Side, cluster_sheet, mask_image, png_bytes
 from viz.masks import Order, tile_waste
-from viz.page import explorer_html
+from viz.explorer_page import explorer_html
 
 TILE = 64
 SIDES: tuple[tuple[Side, str], ...] = (("q", "queries"), ("k", "keys"))

@@ -12,7 +12,7 @@ import pytest
 
 from svg2.trace import TraceError
 from viz import explorer_component, explorer_html, explorer_payload, explorer_value, payload_bytes
-from viz.page import explorer_js
+from viz.explorer_page import explorer_js
 from viz.payload import latent_frames
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from svg2.media import decode_mp4
 from tests.viz.test_explorer import pixels
-from viz.page import explorer_js
+from viz.explorer_page import explorer_js
 
 pytestmark = pytest.mark.browser
 

@@ -4,17 +4,17 @@ import { budget, decibel, el, isNumber, plural, put } from "./dom.js";
 import { bytesOf, parsePayload, readPayload } from "./data.js";
 import { blockDensity, makeBins, tilesTouched } from "./blocks.js";
 import { missing, readLink, writeLink } from "./link.js";
-import { makeLive } from "./live.js";
+import { makeLive } from "./views/live.js";
 import { TICKS, curve, heaviestBlock, measure, selectionAt } from "./select.js";
 import { makeStore, nearestPlace, openingRun, recordAt, recordedRun } from "./state.js";
 import { makeClip } from "./frames.js";
-import { makeHeader, sourceOf } from "./header.js";
-import { makeCompare } from "./compare.js";
-import { makeDensityMap, makePlaceBar } from "./place.js";
-import { makeClusters } from "./clusters.js";
-import { makeMasks } from "./masks.js";
-import { makeTour } from "./tour.js";
-import { makeTradeoff } from "./tradeoff.js";
+import { makeHeader, sourceOf } from "./views/header.js";
+import { makeCompare } from "./views/compare.js";
+import { makeDensityMap, makePlaceBar } from "./views/place.js";
+import { makeClusters } from "./views/clusters.js";
+import { makeMasks } from "./views/masks.js";
+import { makeTour } from "./views/tour.js";
+import { makeTradeoff } from "./views/tradeoff.js";
 import { makeGlossary } from "./words.js";
 
 const RELEASE_DELAY_MS = 400; // arrow keys on the slider make one release, not twenty

@@ -1,7 +1,7 @@
 // Measured runs on a chart: solid marks, a shape per method. The what-if has a density but no PSNR, so it is only a line.
 
-import { budget, choice, decibel, el, isNumber, percent, put, svg, times } from "./dom.js";
-import { term } from "./words.js";
+import { budget, choice, decibel, el, isNumber, percent, put, svg, times } from "../dom.js";
+import { term } from "../words.js";
 
 const AXES = {
   density: {

@@ -1,7 +1,7 @@
 // One picture of the N×N mask: its tokens in one order, whole or zoomed to a block.
 
-import { blockDensity, makeBins, offsetsOf } from "./blocks.js";
-import { clamp, el, fit, onFrame } from "./dom.js";
+import { blockDensity, makeBins, offsetsOf } from "../blocks.js";
+import { clamp, el, fit, onFrame } from "../dom.js";
 
 const MAX_BINS = 256; // at 300×1000 clusters one redraw then stays within a tick
 const SHADES = 255;

@@ -1,7 +1,7 @@
 // Where in the run we look: step, layer, head, branch. What the trace does not hold is greyed and named.
 
-import { el, fit, onFrame, percent, put, write } from "./dom.js";
-import { term } from "./words.js";
+import { el, fit, onFrame, percent, put, write } from "../dom.js";
+import { term } from "../words.js";
 
 const BRANCHES = ["conditional", "unconditional", "both, batched"];
 

@@ -11,8 +11,8 @@ import {
   put,
   seconds,
   times,
-} from "./dom.js";
-import { term } from "./words.js";
+} from "../dom.js";
+import { term } from "../words.js";
 
 const KERNELS = { reference: "PyTorch", fused: "Triton" };
 

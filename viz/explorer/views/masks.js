@@ -1,10 +1,10 @@
 // Masks and budget: which pairs one head computes, in token order and sorted by cluster.
 
-import { tilesTouched } from "./blocks.js";
-import { budget, el, percent, plural, put, svg, write } from "./dom.js";
+import { tilesTouched } from "../blocks.js";
+import { budget, el, percent, plural, put, svg, write } from "../dom.js";
 import { makeMaskPlot } from "./maskplot.js";
-import { TICKS } from "./select.js";
-import { term } from "./words.js";
+import { TICKS } from "../select.js";
+import { term } from "../words.js";
 
 const TILE = 64;
 const TILE_DELAY_MS = 200;

@@ -1,9 +1,9 @@
 // Dense and sparse in step: one clock, two canvases.
 
-import { choice, clamp, decibel, el, fit, onFrame, put, seconds, svg } from "./dom.js";
-import { paint, pictureAt } from "./frames.js";
+import { choice, clamp, decibel, el, fit, onFrame, put, seconds, svg } from "../dom.js";
+import { paint, pictureAt } from "../frames.js";
 import { reusedNote } from "./header.js";
-import { term } from "./words.js";
+import { term } from "../words.js";
 
 const GAIN = 8;
 const LEAST_SPAN_DB = 3; // a flat line stays flat

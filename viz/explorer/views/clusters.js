@@ -1,9 +1,9 @@
 // Clusters on frames: each token coloured by its cluster, over the pixels that it stands for.
 
-import { choice, clamp, el, fit, isNumber, onFrame, percent, plural, put } from "./dom.js";
-import { paint, pictureAt } from "./frames.js";
-import { rank } from "./select.js";
-import { term } from "./words.js";
+import { choice, clamp, el, fit, isNumber, onFrame, percent, plural, put } from "../dom.js";
+import { paint, pictureAt } from "../frames.js";
+import { rank } from "../select.js";
+import { term } from "../words.js";
 
 const NAMES = { q: "Query", k: "Key" };
 const SHOWN_READS = 5;

@@ -1,6 +1,6 @@
 // The tour: seven questions. Each moves the selection and points at the view that answers.
 
-import { budget, decibel, el, isNumber, percent, plural, put, times } from "./dom.js";
+import { budget, decibel, el, isNumber, percent, plural, put, times } from "../dom.js";
 
 const LEAST_TOKENS = 3; // of a cluster in a frame, to say that it is there
 const SAID = ["tour", "run", "step", "layer", "head", "branch", "side", "cluster", "top_p"];

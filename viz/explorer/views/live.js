@@ -1,6 +1,6 @@
 // A run as it is made: stage, step, time left, a preview of the latent, density step by step.
 
-import { el, percent, put, svg } from "./dom.js";
+import { el, percent, put, svg } from "../dom.js";
 
 const BARS = { width: 220, height: 44 };
 

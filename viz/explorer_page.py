@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import posixpath
 import re
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from viz.payload import explorer_payload, payload_bytes
 FOLDER = Path(__file__).parent / "explorer"
 ENTRY = "main.js"
 
-_IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([a-z]+\.js)";\n', re.MULTILINE)
+_IMPORT = re.compile(r'^import \{([^}]*)\} from "(\.\.?/[a-z/]+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (async function|function|const|class) ([A-Za-z]\w*)", re.MULTILINE)
 _EXPORT_LIST = re.compile(r"^export \{([^}]*)\};\n", re.MULTILINE)
 
@@ -40,7 +41,7 @@ def explorer_js() -> str:
             return
         source = (FOLDER / name).read_text(encoding="utf-8")
         for _, needed in _IMPORT.findall(source):
-            add(needed, (*path, name))
+            add(_resolve(needed, name), (*path, name))
         parts.append(_as_function(name, source))
         done.add(name)
 
@@ -53,7 +54,7 @@ def _as_function(name: str, source: str) -> str:
     for names in _EXPORT_LIST.findall(source):
         exports += [n.strip() for n in names.split(",") if n.strip()]
     source = _IMPORT.sub(
-        lambda m: f"const {{{m[1].replace(' as ', ': ').strip()}}} = {_variable(m[2])};\n",
+        lambda m: f"const {{{m[1].replace(' as ', ': ').strip()}}} = {_variable(_resolve(m[2], name))};\n",
         source,
     )
     source = _EXPORT_LIST.sub("", _EXPORT.sub(r"\1 \2", source))
@@ -63,8 +64,13 @@ def _as_function(name: str, source: str) -> str:
     return f"// {name}\nconst {_variable(name)} = (() => {{\n{body}\n}})();"
 
 
+def _resolve(needed: str, name: str) -> str:
+    """The file that `name` means by a relative path, from the explorer's folder."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), needed))
+
+
 def _variable(name: str) -> str:
-    return f"explorer_{name.removesuffix('.js')}"
+    return f"explorer_{name.removesuffix('.js').replace('/', '_')}"
 
 
 @cache
