@@ -19,20 +19,18 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 
 import gradio as gr
 
-from svg2.config import METHODS, ConfigError, SVG2Config, method_config
-from svg2.generate import Cancelled, Comparison, DenseRun, Progress, add_run
-from svg2.jobs import Job, Studio, Wish
-from svg2.models import (
-    BUILTIN_FOLDER,
-    MODELS,
-    PRESETS,
-    ModelUnavailable,
-    availability,
-    model_spec,
-)
-from svg2.request import Request, RequestError, ResolvedRequest
-from svg2.trace import RecordingPolicy, TraceError, load_trace
-from svg2.training.grammar import knowledge_of
+from svg2.config import METHODS, SVG2Config, method_config
+from svg2.errors import Cancelled, ConfigError, ModelUnavailable, RequestError, TraceError
+from svg2.models.catalogue import MODELS
+from svg2.models.finding import BUILTIN_FOLDER, model_spec
+from svg2.models.loading import availability
+from svg2.models.prompts import knowledge_of
+from svg2.models.request import Request, ResolvedRequest
+from svg2.models.spec import PRESETS
+from svg2.runs.dense_sparse import Comparison, DenseRun, Progress, add_run
+from svg2.runs.jobs import Job, Studio, Wish
+from svg2.trace.file import load_trace
+from svg2.trace.records import RecordingPolicy
 from viz import explorer_component, explorer_value
 from viz.frames import png_bytes
 from viz.shelf import Shelf, Shown, read_traces, without_records, without_run

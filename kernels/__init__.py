@@ -18,6 +18,7 @@ from kernels.cpu import bf16_is_native
 from kernels.impl import Impl, ImplUnavailable, resolve_impl
 from kernels.kmeans.api import KMeansResult, cluster_means, init_centroids, kmeans
 from kernels.permutation.api import Permutation, permute, sort_by_label, unpermute
+from kernels.precision import full_fp32
 
 __all__ = [
     "Compensation",
@@ -28,6 +29,7 @@ __all__ = [
     "bf16_is_native",
     "cluster_attention",
     "cluster_means",
+    "full_fp32",
     "init_centroids",
     "kmeans",
     "permute",

@@ -8,37 +8,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from svg2.config import METHODS, ConfigError, SVG2Config, method_config
-from svg2.distributed import Processes, joined, processes
-from svg2.request import DTYPES, Request, RequestError, ResolvedRequest
+from svg2.config import SVG2Config, parse_settings
+from svg2.errors import Cancelled, InputError, RequestError, UsageError
+from svg2.method.selection import METHODS, PAPER_METHOD
+from svg2.models.request import DTYPES
+from svg2.runs.distributed import Processes, joined, processes
+from svg2.terminal import Stopped, running
 
 if TYPE_CHECKING:
-    from svg2.generate import Cancelled, Progress
+    from svg2.runs.run import Run
 
 _SIZES = (("480p", 480, 832), ("720p", 720, 1280))
 
 OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
-
-
-class UsageError(ValueError):
-    """An argument that cannot work; the message is one sentence."""
-
-
-class Stopped(Exception):
-    """A command ends early; the message is one sentence."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
-    except (UsageError, RequestError, ConfigError) as error:
+    except InputError as error:
         print(f"svg2: {_one_line(error)}", file=sys.stderr)
         return 2
     except Stopped as stopped:
@@ -70,26 +59,22 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise UsageError("Give either --prompt or --prompts.")
     if arguments.prompts is not None:
         return _compare_prompts(arguments)
-    request, config = _request_and_config(arguments)
-    config = method_config(arguments.method, config)
+    run = _run_of(arguments)
     share = processes()
-    _check_share(request, share)
+    _check_share(run, share)
     folder = _output_folder(arguments.out)
-    _say_if_outside_grammar(request)
+    _warn_if_outside_grammar(run)
 
-    from svg2.generate import compare, save_comparison
-    from svg2.models import load_pipeline
+    from svg2.runs.call import load_for
+    from svg2.runs.compare import compare, save_comparison
 
     def keep_dense(stopped: Cancelled) -> str:
-        return _keep_dense(stopped, request, folder) if share.is_first else "it was one of several"
+        return _keep_dense(stopped, run, folder) if share.is_first else "it was one of several"
 
-    with _running(keep_dense, speaks=share.is_first) as watch:
-        if share.world == 1:
-            comparison = compare(request, arguments.method, config, **watch)
-        else:
-            pipe = load_pipeline(request.model, request.dtype, request.device)
-            with joined(pipe):
-                comparison = compare(request, arguments.method, config, pipe=pipe, **watch)
+    with running(keep_dense, speaks=share.is_first) as watch:
+        pipe = load_for(run, watch)
+        with joined(pipe) if share.world > 1 else nullcontext():
+            comparison = compare(run, pipe, watch=watch)
         if share.is_first:
             save_comparison(comparison, folder)
     if share.is_first:
@@ -98,79 +83,70 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _compare_prompts(arguments: argparse.Namespace) -> int:
-    from svg2.batch import compare_all, read_prompts
+    from svg2.runs.batch import compare_all, read_prompts
 
     prompts = read_prompts(arguments.prompts)
     arguments.prompt = prompts[0]
-    request, config = _request_and_config(arguments)
-    config = method_config(arguments.method, config)
-    share = processes()
+    run, share = _run_of(arguments), processes()
     folder = _output_folder(arguments.out)
     kept = f"the prompts that were complete are kept in {folder}, and the same command goes on"
-    with _running(lambda _: kept, speaks=share.is_first) as watch:
-        done = compare_all(prompts, request, arguments.method, config, folder, share, **watch)
+    with running(lambda _: kept, speaks=share.is_first) as watch:
+        done = compare_all(prompts, run, folder, share, watch)
     _print_result(done)
     return 0
 
 
-def _check_share(request: ResolvedRequest, share: Processes) -> None:
+def _check_share(run: Run, share: Processes) -> None:
     """Check that all processes get as many tokens of a video.
 
     Raises:
-        RequestError: they can't.
+        RequestError: they cannot.
     """
-    from svg2.models import model_spec
-
-    grid = model_spec(request.model).grid(request.num_frames, request.height, request.width)
-    tokens = math.prod(grid)
-    if tokens % share.world:
+    if run.n_tokens % share.world:
         raise RequestError(
-            f"The {tokens:,} tokens of this video can't be shared evenly among {share.world} "
-            "processes: ask for another size, or for another number of them."
+            f"The {run.n_tokens:,} tokens of this video can't be shared evenly among "
+            f"{share.world} processes: ask for another size, or for another number of them."
         )
 
 
-def _keep_dense(stopped: Cancelled, request: Request, folder: Path) -> str:
+def _keep_dense(stopped: Cancelled, run: Run, folder: Path) -> str:
     """Write the dense clip where that was complete; says what was kept."""
-    from svg2.media import encode_mp4, write_atomic
-    from svg2.models import model_spec
+    from svg2.trace.atomic import write_atomic
+    from svg2.trace.video import encode_mp4
 
     if stopped.dense is None:
         return "nothing was written"
     # what an earlier run left here belongs to another dense clip
     for name in OUTPUTS:
         (folder / name).unlink(missing_ok=True)
-    fps = model_spec(request.model).fps
-    write_atomic(folder / "dense.mp4", encode_mp4(stopped.dense.frames, fps))
+    write_atomic(folder / "dense.mp4", encode_mp4(stopped.dense.frames, run.spec.fps))
     return f"the dense clip was complete and is kept as {folder / 'dense.mp4'}"
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
     if processes().world > 1:
         raise UsageError("A sweep runs in one process; compare is what several can share.")
-    request, config = _request_and_config(arguments)
+    run = _run_of(arguments)
     for method in arguments.methods:
-        method_config(method, config)
-    top_ps = [SVG2Config.from_settings([f"top_p={text}"]).top_p for text in arguments.top_p]
+        run.with_settings(method=method)
+    top_ps = [parse_settings([f"top_p={text}"])["top_p"] for text in arguments.top_ps]
     folder = _output_folder(arguments.out)
-    _say_if_outside_grammar(request)
+    _warn_if_outside_grammar(run)
 
-    from svg2.sweep import sweep
+    from svg2.runs.sweep import sweep
 
-    with _running(lambda _: f"the runs that were complete are kept in {folder}") as watch:
+    with running(lambda _: f"the runs that were complete are kept in {folder}") as watch:
         limit = arguments.trace_mb and round(arguments.trace_mb * 2**20)
         content = sweep(
-            *(request, arguments.methods, top_ps, config, folder),
-            trace_bytes_limit=limit,
-            **watch,
+            run, arguments.methods, top_ps, folder, watch=watch, trace_bytes_limit=limit
         )
     _print_result(content)
     return 0
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from svg2.models import MODELS
-    from svg2.pipelines import PIPELINES
+    from svg2.models.catalogue import MODELS
+    from svg2.models.pipelines import PIPELINES
 
     listed = [_listed(model, title) for model, title in MODELS.items()]
     for entry in listed:
@@ -196,8 +172,9 @@ def _models(arguments: argparse.Namespace) -> int:
 
 def _listed(model: str, title: str) -> dict[str, Any]:
     """What there is to say of one model: whether it runs here, what it takes, who says so."""
-    from svg2.memory import GIB
-    from svg2.models import availability, model_spec
+    from svg2.models.finding import model_spec
+    from svg2.models.loading import availability
+    from svg2.models.memory_estimate import GIB
 
     entry: dict[str, Any] = {"model": model, "title": title}
     try:
@@ -251,7 +228,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     from svg2.bench.cpu import run_cpu_suite
     from svg2.bench.e2e import run_e2e_suite
-    from svg2.bench.gpu import SuiteUnavailable, run_gpu_suite
+    from svg2.bench.gpu import run_gpu_suite
+    from svg2.errors import SuiteUnavailable
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -289,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="one prompt a line, in place of --prompt; torchrun shares them out",
     )
-    compare.add_argument("--method", default="svg2", help=f"one of {', '.join(METHODS)}")
+    compare.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: {PAPER_METHOD})")
     compare.add_argument("--top-p", metavar="P", help="attention mass to keep, in (0, 1]")
     compare.set_defaults(run=_compare)
 
@@ -297,7 +275,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_request(sweep)
     sweep.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
     sweep.add_argument(
-        *("--top-p",), nargs="+", metavar="P", default=["0.5", "0.7", "0.8", "0.9", "0.95"]
+        *("--top-p",),
+        dest="top_ps",
+        nargs="+",
+        metavar="P",
+        default=["0.5", "0.7", "0.8", "0.9", "0.95"],
     )
     sweep.add_argument(
         *("--trace-mb",),
@@ -370,9 +352,10 @@ def _size_mb(text: str) -> float:
     return size
 
 
-def _request_and_config(arguments: argparse.Namespace) -> tuple[ResolvedRequest, SVG2Config]:
-    """Everything that can be refused before torch is even imported."""
-    from svg2.models import model_spec
+def _run_of(arguments: argparse.Namespace) -> Run:
+    """The run that a command line asks for; what cannot work is refused before torch is loaded."""
+    from svg2.models.request import Request
+    from svg2.runs.run import Run
 
     request = Request(
         prompt=arguments.prompt,
@@ -391,18 +374,12 @@ def _request_and_config(arguments: argparse.Namespace) -> tuple[ResolvedRequest,
         guidance_scale_2=arguments.guidance_scale_2,
         true_cfg_scale=arguments.true_cfg_scale,
     )
-    settings = list(arguments.settings)
-    if isinstance(getattr(arguments, "top_p", None), str):
-        settings.append(f"top_p={arguments.top_p}")
-    if arguments.impl is not None:
-        settings.append(f"impl={arguments.impl}")
-    SVG2Config.from_settings(settings)  # a bad setting is refused whatever the model
-    spec = model_spec(request.model).preset(arguments.preset)
-    resolved = request.resolve(spec)
-    size = (resolved.num_frames, resolved.height, resolved.width)
-    config = SVG2Config.from_settings(settings, base=spec.config_for(*size))
-    config.check_tokens(math.prod(spec.grid(*size)))
-    return resolved, config
+    texts = list(arguments.settings)
+    # --method, --top-p and --impl are settings with a name of their own.
+    for name in ("method", "top_p", "impl"):
+        if getattr(arguments, name, None) is not None:
+            texts.append(f"{name}={getattr(arguments, name)}")
+    return Run.of(request, preset=arguments.preset, settings=parse_settings(texts))
 
 
 def _output_folder(name: str) -> Path:
@@ -418,101 +395,18 @@ def _output_folder(name: str) -> Path:
     return folder
 
 
-def _say_if_outside_grammar(request: Request) -> None:
-    if request.model != "builtin":
+def _warn_if_outside_grammar(run: Run) -> None:
+    if run.request.model != "builtin":
         return
-    from svg2.models import BUILTIN_FOLDER
-    from svg2.training.grammar import knowledge_of
+    from svg2.models.finding import BUILTIN_FOLDER
+    from svg2.models.prompts import knowledge_of
 
-    if not knowledge_of(BUILTIN_FOLDER).covers(request.prompt):
+    if not knowledge_of(BUILTIN_FOLDER).covers(run.request.prompt):
         print(
             "svg2: The built-in model knows only its own grammar, and this prompt is outside it: "
             "expect something else.",
             file=sys.stderr,
         )
-
-
-@contextmanager
-def _running(kept: Callable[[Cancelled], str], speaks: bool = True) -> Iterator[dict[str, Any]]:
-    """What a generation is given to show its progress, if it `speaks`, and to be interrupted.
-
-    `kept` says what is left of an interrupted one.
-
-    Raises:
-        Stopped: it was interrupted, or its model can't be loaded here.
-    """
-    from svg2.generate import Cancelled
-    from svg2.models import ModelUnavailable
-
-    with _interruptible() as is_interrupted, _Line() as line:
-        try:
-            yield {"on_progress": line.show if speaks else None, "should_cancel": is_interrupted}
-        except ModelUnavailable as error:
-            line.end()
-            raise Stopped(str(error), 1) from error
-        except Cancelled as cancelled:
-            line.end()
-            raise Stopped(f"Interrupted; {kept(cancelled)}.", 130) from cancelled
-
-
-@contextmanager
-def _interruptible():
-    """A first Ctrl-C becomes a wish that the run sees within a step; a second stops at once."""
-    wished = False
-
-    def on_interrupt(*_: Any) -> None:
-        nonlocal wished
-        if wished:
-            raise KeyboardInterrupt
-        wished = True
-        print("\nsvg2: Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield lambda: wished
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class _Line:
-    """Progress on stderr: one line written over on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._length = 0
-        self._stage = ("", "")
-
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def show(self, progress: Progress) -> None:
-        text = f"{progress.run} {progress.stage}".strip()
-        if progress.num_steps:
-            text += f" {progress.step}/{progress.num_steps}"
-        if progress.eta_seconds is not None:
-            text += f", about {_duration(progress.eta_seconds)} left"
-        if self._is_terminal:
-            print(f"\r{text:{self._length}}", end="", file=sys.stderr, flush=True)
-            self._length = len(text)
-            return
-        stage = (progress.run, progress.stage)
-        if stage != self._stage or progress.step % 5 == 0:
-            print(text, file=sys.stderr, flush=True)
-        self._stage = stage
-
-    def end(self) -> None:
-        """Leave the line as it is and go to the next."""
-        if self._length:
-            print(file=sys.stderr)
-        self._length = 0
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _one_line(error: BaseException) -> str:

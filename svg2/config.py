@@ -1,4 +1,4 @@
-"""The settings of the method, validated once, where they are made."""
+"""The settings of the method, checked where they are made and nowhere else."""
 
 import dataclasses
 import math
@@ -7,20 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-METHODS: Mapping[str, str] = {
-    "svg2": "semantic clusters, top-p key selection, nothing for the skipped keys",
-    "svg2-comp": "the same selection; skipped clusters count through their centroids",
-}
-"""Method name to one line of what it does, in the order in which they are shown."""
+from svg2.errors import ConfigError
+from svg2.method.selection import METHODS, PAPER_METHOD
 
 ImplChoice = Literal["auto", "reference", "fused"]
 
 _MAX_CLUSTERS = 65_535  # labels are stored as uint16 in traces
 _MAX_ITERS = 1_000
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message is one sentence fit to show to a person."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +29,13 @@ class SVG2Config:
         warmup_fraction: share of the denoising steps that run dense at the start, in [0, 1].
         dense_layers: number of first layers that always run dense.
         min_keep_ratio: share of the key clusters kept whatever their mass, in [0, 1].
-        compensate: let skipped clusters count through their centroids (method `svg2-comp`).
+        method: name of a row of `svg2.METHODS`.
         seed: of the tokens that k-means starts from.
         impl: which kernels run: `auto`, `reference` or `fused`.
 
     Raises:
         ConfigError: a value has the wrong type or is out of range.
-    Source: SVG2, arXiv 2505.18875; compensation after SVG-EAR, arXiv 2603.08982.
+    Source: SVG2, arXiv 2505.18875.
     """
 
     top_p: float = 0.9
@@ -53,7 +46,7 @@ class SVG2Config:
     warmup_fraction: float = 0.2
     dense_layers: int = 0
     min_keep_ratio: float = 0.1
-    compensate: bool = False
+    method: str = PAPER_METHOD
     seed: int = 0
     impl: ImplChoice = "auto"
 
@@ -66,8 +59,10 @@ class SVG2Config:
         self._real("warmup_fraction", 0.0, 1.0)
         self._integer("dense_layers", 0, 100_000)
         self._real("min_keep_ratio", 0.0, 1.0)
-        if not isinstance(self.compensate, bool):
-            raise ConfigError(f"compensate must be true or false, not {self.compensate!r}.")
+        if not isinstance(self.method, str) or self.method not in METHODS:
+            raise ConfigError(
+                f"Unknown method {self.method!r}: choose one of {', '.join(METHODS)}."
+            )
         self._integer("seed", 0, 2**63 - 1)
         if self.impl not in get_args(ImplChoice):
             raise ConfigError(
@@ -108,26 +103,20 @@ class SVG2Config:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_settings(
-        cls, settings: Iterable[str], base: "SVG2Config | None" = None
-    ) -> "SVG2Config":
-        """Settings written as `name=value`, laid over `base`; the last of a name wins.
+    def from_dict(cls, values: Mapping[str, Any]) -> "SVG2Config":
+        """Settings from plain values by name, such as a trace holds.
+
+        Traces from before the registry of methods have `compensate`, which the method now says.
 
         Raises:
-            ConfigError: a setting is no `name=value`, its name is unknown, or its value cannot
-                work.
+            ConfigError: a name is unknown or a value cannot work.
         """
-        base = cls() if base is None else base
-        changes: dict[str, Any] = {}
-        for setting in settings:
-            name, equals, text = (part.strip() for part in setting.partition("="))
-            if not equals or not name:
-                raise ConfigError(f"A setting is written name=value, not {setting!r}.")
-            _check_name(name)
-            if name == "compensate":
-                raise ConfigError("compensate is decided by the method: svg2 or svg2-comp.")
-            changes[name] = _parse(name, text, type(getattr(base, name)))
-        return base.replace(**changes)
+        return cls().replace(**{k: v for k, v in values.items() if k != "compensate"})
+
+    @property
+    def compensates(self) -> bool:
+        """Whether skipped key clusters count through their centroids."""
+        return METHODS[self.method].compensates
 
     def warmup_steps(self, num_steps: int) -> int:
         """How many of `num_steps` denoising steps run dense at the start."""
@@ -148,15 +137,23 @@ class SVG2Config:
                 )
 
 
-def method_config(method: str, config: SVG2Config) -> SVG2Config:
-    """`config` as `method` runs it; the method decides `compensate`.
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """Settings written as `name=value`, as checked values by name; the last of a name wins.
 
     Raises:
-        ConfigError: the method is unknown.
+        ConfigError: a setting is not of the form `name=value`, its name is unknown, or its value
+            cannot work.
     """
-    if method not in METHODS:
-        raise ConfigError(f"Unknown method {method!r}: choose one of {', '.join(METHODS)}.")
-    return config.replace(compensate=method == "svg2-comp")
+    defaults = SVG2Config()
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals or not name:
+            raise ConfigError(f"A setting is written name=value, not {setting!r}.")
+        _check_name(name)
+        changes[name] = _parse(name, text, type(getattr(defaults, name)))
+    checked = defaults.replace(**changes)
+    return {name: getattr(checked, name) for name in changes}
 
 
 def ceil_fraction(fraction: float, count: int) -> int:

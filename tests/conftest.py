@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 SHAPED_MODULES = (
     *(f"kernels.{op}.reference" for op in ("kmeans", "permutation", "cluster_attention")),
     *(f"svg2.{name}" for name in ("attention", "clustering", "plan", "selection", "session")),
-    "svg2.processors",
+    "svg2.hooks.families",
 )
 install_import_hook(SHAPED_MODULES, typechecker="beartype.beartype")
 

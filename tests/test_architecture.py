@@ -24,11 +24,11 @@ TOP_LEVEL = {
 MAX_FILE_BYTES = 10_000_000
 MAX_TREE_BYTES = 48_000_000
 # What viz may know of svg2: frozen records and the video files in them, never a pipeline.
-VIZ_SEES = ("svg2.trace", "svg2.media", "svg2.metrics")
+VIZ_SEES = ("svg2.trace.file", "svg2.trace.video", "svg2.trace.metrics")
 DIFFUSERS_ROOMS = (
-    "svg2.processors",
-    "svg2.models",
-    "svg2.generate",
+    "svg2.hooks.families",
+    "svg2.models.finding",
+    "svg2.runs.dense_sparse",
     "svg2.bench",
     "svg2.training",
 )
@@ -131,7 +131,7 @@ def test_the_floors_test_can_fail(path: str, source: str) -> None:
 
 
 def test_relative_imports_are_resolved() -> None:
-    assert "svg2.trace" in imports_of("from .trace import Trace", "svg2.generate")
+    assert "svg2.trace.file" in imports_of("from .trace import Trace", "svg2.runs.dense_sparse")
     assert "svg2.bench.timing" in imports_of("from . import timing", "svg2.bench", is_package=True)
     assert "kernels.dims" in imports_of("from ..dims import B", "kernels.kmeans.api")
 

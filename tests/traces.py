@@ -3,19 +3,19 @@
 import numpy as np
 from numpy import ndarray
 
-from svg2.media import encode_mp4
-from svg2.metrics import psnr_db, psnr_per_frame, ssim
-from svg2.recording import attention_recall, centroid_colours, nearest_clusters
-from svg2.trace import (
-    STAGES,
+from svg2.trace.file import STAGES
+from svg2.trace.metrics import psnr_db, psnr_per_frame, ssim
+from svg2.trace.recording import attention_recall, centroid_colours, nearest_clusters
+from svg2.trace.records import (
     VERSION,
     Record,
     RecordingPolicy,
-    Run,
     Trace,
+    TraceRun,
     policy_dict,
     selection_at,
 )
+from svg2.trace.video import encode_mp4
 
 HEAD_DIM = 16
 
@@ -93,7 +93,7 @@ def make_synthetic_trace(
             "tokens": int(np.prod(grid)),
         }
         made_runs.append(
-            Run(
+            TraceRun(
                 method=method,
                 config={
                     "top_p": top_p,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from svg2.media import MediaError
-from svg2.trace import TraceError, load_trace
+from svg2.errors import MediaError, TraceError
+from svg2.trace.file import load_trace
 from viz.export import export_zip
 
 

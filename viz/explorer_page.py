@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from svg2.trace import Trace
+from svg2.trace.records import Trace
 from viz.payload import explorer_payload, payload_bytes
 
 FOLDER = Path(__file__).parent / "explorer"

@@ -8,12 +8,13 @@ import os
 import zipfile
 from typing import Any
 
-from svg2.media import decode_mp4, write_atomic
-from svg2.trace import Record, Trace
+from svg2.trace.atomic import write_atomic
+from svg2.trace.records import Record, Trace
+from svg2.trace.video import decode_mp4
+from viz.explorer_page import explorer_html
 from viz.figures import tradeoff_figure, tradeoff_info
 from viz.frames import Side, cluster_sheet, mask_image, png_bytes
 from viz.masks import Order, tile_waste
-from viz.explorer_page import explorer_html
 
 TILE = 64
 SIDES: tuple[tuple[Side, str], ...] = (("q", "queries"), ("k", "keys"))

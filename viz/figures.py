@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from svg2.trace import Trace
+from svg2.trace.records import Trace
 
 SYMBOLS = {
     "svg2": "circle",

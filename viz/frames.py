@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 
-from svg2.trace import Record
+from svg2.trace.records import Record
 from viz.masks import Order, block_density
 from viz.payload import latent_frames
 

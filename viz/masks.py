@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from svg2.trace import Record
+from svg2.trace.records import Record
 
 Order = Literal["original", "permuted"]
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from svg2.trace import Record, Run, Trace, TraceError
+from svg2.errors import TraceError
+from svg2.method.selection import METHODS
+from svg2.trace.records import Record, Trace, TraceRun
 
 FORMAT = "svg2-explorer"
 MAX_FRAMES = 1000
@@ -40,6 +42,7 @@ def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
         "num_frames": num_frames,
         "latent_frames": latent_frames(num_frames, trace.grid[0]),
         "dense": {"mp4": _base64(trace.dense_mp4)},
+        "methods": [method.to_dict() for method in METHODS.values()],
         "runs": [_run(run) for run in trace.runs],
         "records": [_record(record) for record in trace.records],
     }
@@ -87,7 +90,7 @@ def check_showable(trace: Trace) -> None:
                 raise TraceError(f"The trace is not sound: run {r} was recorded without a {name}.")
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: TraceRun) -> dict[str, Any]:
     return {
         "method": run.method,
         "config": _json_safe(run.config),

@@ -17,7 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from svg2.trace import Trace, TraceError, load_trace, trace_bytes
+from svg2.errors import TraceError
+from svg2.trace.file import load_trace, trace_bytes
+from svg2.trace.records import Trace
 from viz.export import export_bytes
 from viz.payload import check_showable, explorer_payload, payload_bytes
 

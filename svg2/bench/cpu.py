@@ -23,9 +23,9 @@ from svg2.bench.workload import (
     select_density,
     spread,
 )
-from svg2.environment import provenance
-from svg2.media import json_bytes, write_atomic
-from svg2.selection import select_key_clusters
+from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
+from svg2.runs.provenance import provenance
+from svg2.trace.atomic import json_bytes, write_atomic
 
 _TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 DEFAULT_WORKLOADS = (
@@ -105,13 +105,16 @@ def _measure_attention(
         {
             "dense": lambda: F.scaled_dot_product_attention(clustered.q, clustered.k, clustered.v),
             "everything": lambda: attend(everything),
-            "svg2": lambda: attend(kept),
-            "svg2-comp": lambda: attend(kept, clustered.compensation),
+            PAPER_METHOD: lambda: attend(kept),
+            COMPENSATED_METHOD: lambda: attend(kept, clustered.compensation),
         },
         rounds,
     )
     dense_ms, everything_ms = statistics.median(ms["dense"]), statistics.median(ms["everything"])
-    compute_densities = {"svg2": density, "svg2-comp": compute_density_of(clustered, kept)}
+    compute_densities = {
+        PAPER_METHOD: density,
+        COMPENSATED_METHOD: compute_density_of(clustered, kept),
+    }
     dense_gflop = 4 * workload.heads * workload.tokens**2 * workload.head_dim / 1e9
     rows = []
     for method, compute_density in compute_densities.items():
@@ -159,8 +162,9 @@ def _measure_steps(workload: Workload, clustered: Clustered, rounds: int) -> dic
             "kmeans_q": lambda: kmeans(clustered.q, q_clusters.centroids, _KMEANS_ITERS),
             "kmeans_k": lambda: kmeans(clustered.k, k_clusters.centroids, _KMEANS_ITERS),
             "permute": sort_and_permute,
-            "select": lambda: select_key_clusters(
-                q_clusters.centroids, k_clusters.centroids, k_clusters.sizes, 0.9, 0.1
+            "select": lambda: keep_top_p(
+                cluster_mass(q_clusters.centroids, k_clusters.centroids, k_clusters.sizes),
+                *(k_clusters.sizes, 0.9, 0.1),
             ),
         },
         rounds,

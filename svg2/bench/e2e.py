@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from svg2.bench.gpu import Progress, suite_device
 from svg2.bench.race import race
 from svg2.config import SVG2Config, ceil_fraction
-from svg2.enable import Handle, enable, measure_dense
-from svg2.environment import peak_memory, provenance
-from svg2.media import json_bytes, write_atomic
-from svg2.stats import STAGES, RunStats
+from svg2.hooks.enable import Handle, enable, measure_dense
+from svg2.hooks.stats import RunStats
+from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
+from svg2.method.stages import STAGES
+from svg2.runs.provenance import peak_memory, provenance
+from svg2.trace.atomic import json_bytes, write_atomic
 
 # diffusers' names; the fastest is what sparse runs are held against
 _BACKENDS = ("native", "_native_flash", "_native_cudnn")
@@ -40,7 +42,7 @@ class Setting:
     warmup_fraction: float
     num_q_clusters: int
     num_k_clusters: int
-    compensate: bool = False
+    method: str = PAPER_METHOD
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,21 @@ class Model:
 
 
 _PAPER = Setting(0.295, 0.3, 300, 1000)
-_FURTHER = Setting(0.2, 0.1, 300, 1000, compensate=True)
+_FURTHER = Setting(0.2, 0.1, 300, 1000, method=COMPENSATED_METHOD)
 MODELS = (
     Model("Wan 2.1 14B, 720p, 81 frames", (16, 21, 90, 160), 50, (_PAPER, _FURTHER)),
     Model(
         "Wan 2.1 1.3B, 480p, 81 frames",
         (16, 21, 60, 104),
         50,
-        (Setting(0.295, 0.3, 200, 1000), Setting(0.2, 0.1, 200, 1000, compensate=True)),
+        (Setting(0.295, 0.3, 200, 1000), Setting(0.2, 0.1, 200, 1000, method=COMPENSATED_METHOD)),
         {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     ),
     Model(
         "HunyuanVideo 13B, 720p, 129 frames",
         (16, 33, 90, 160),
         50,
-        (Setting(0.255, 0.1, 400, 1000), Setting(0.2, 0.1, 400, 1000, compensate=True)),
+        (Setting(0.255, 0.1, 400, 1000), Setting(0.2, 0.1, 400, 1000, method=COMPENSATED_METHOD)),
         transformer=HunyuanVideoTransformer3DModel,
         config={"guidance_embeds": True},
         text_tokens=256,
@@ -96,7 +98,7 @@ TOY_MODELS = (
         "toy",
         (16, 3, 16, 16),
         4,
-        (Setting(0.4, 0.25, 6, 12), Setting(0.3, 0.25, 6, 12, compensate=True)),
+        (Setting(0.4, 0.25, 6, 12), Setting(0.3, 0.25, 6, 12, method=COMPENSATED_METHOD)),
         {
             "num_attention_heads": 2,
             "attention_head_dim": 64,
@@ -223,7 +225,7 @@ class _Bench:
             warmup_fraction=0.0,
             min_keep_ratio=0.0,
             kmeans_iters_init=50 if self.device.type == "cuda" else 3,
-            compensate=setting.compensate,
+            method=setting.method,
         )
         config = config.replace(top_p=self._calibrate(config, setting.density))
         with self._enabled(config):
@@ -253,7 +255,7 @@ class _Bench:
             "weights": "random",
             "tokens": model.tokens,
             "num_steps": model.num_steps,
-            "method": "svg2-comp" if setting.compensate else "svg2",
+            "method": setting.method,
             "config": config.to_dict(),
             "density_asked": setting.density,
             "density": density,

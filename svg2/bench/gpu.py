@@ -23,7 +23,6 @@ from kernels import (
     resolve_impl,
     sort_by_label,
 )
-from svg2.attention import sparse_attention
 from svg2.bench.baselines import (
     BaselineUnavailable,
     dense_baselines,
@@ -40,12 +39,13 @@ from svg2.bench.workload import (
     select_density,
     spread,
 )
-from svg2.clustering import CacheKey, Centroids
 from svg2.config import SVG2Config
-from svg2.environment import peak_memory, provenance
-from svg2.media import json_bytes, write_atomic
-from svg2.selection import select_key_clusters
-from svg2.stats import StageClock
+from svg2.method.attention import sparse_call
+from svg2.method.clustering import CacheKey, Centroids
+from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
+from svg2.method.stages import StageClock
+from svg2.runs.provenance import peak_memory, provenance
+from svg2.trace.atomic import json_bytes, write_atomic
 
 _KMEANS_ITERS = 2  # of a warm step, as the paper has it
 _OTHERS_AT = 0.3  # the density at which the slower sparse baselines run
@@ -80,10 +80,6 @@ TOY_CASES = (
     Case("toy", Workload((3, 8, 8), 6, 12, (0.3, 1.0), heads=2, head_dim=64)),
     Case("toy", Workload((3, 8, 8), 6, 12, (0.3,), heads=2, head_dim=64, text_tokens=5)),
 )
-
-
-class SuiteUnavailable(RuntimeError):
-    """The suite can't run here; the message is one sentence."""
 
 
 def suite_device(suite: str, toy: bool) -> torch.device:
@@ -203,12 +199,12 @@ class _Suite:
                 impl=self.impl,
             )
 
-        sparse = {"svg2": ours}
+        sparse = {PAPER_METHOD: ours}
         if not self.record["toy"] and asked == _OTHERS_AT:
             sparse |= self._others(case, clustered, kept)
         contestants = dict(dense) if asked == _OTHERS_AT else {best: dense[best]}
         contestants |= self._right(case, sparse, clustered, kept, has_virtual=False)
-        with_virtual = {"svg2-comp": lambda: ours(clustered.compensation)}
+        with_virtual = {COMPENSATED_METHOD: lambda: ours(clustered.compensation)}
         contestants |= self._right(case, with_virtual, clustered, kept, has_virtual=True)
         ms = self._race(contestants)
         gflop = 4 * workload.head_dim * workload.heads * workload.tokens**2 / 1e9
@@ -226,7 +222,7 @@ class _Suite:
                     "density_asked": asked,
                     "density": pairs,
                     "compute_density": compute_density_of(clustered, kept)
-                    if name == "svg2-comp"
+                    if name == COMPENSATED_METHOD
                     else pairs,
                     "top_p": top_p,
                     "ms": middle,
@@ -309,8 +305,9 @@ class _Suite:
                     permute(clustered.k, k_order, impl=impl),
                     permute(clustered.v, k_order, impl=impl),
                 ),
-                "select": lambda: select_key_clusters(
-                    q_clusters.centroids, k_clusters.centroids, k_clusters.sizes, 0.9, 0.1
+                "select": lambda: keep_top_p(
+                    cluster_mass(q_clusters.centroids, k_clusters.centroids, k_clusters.sizes),
+                    *(k_clusters.sizes, 0.9, 0.1),
                 ),
             }
         )
@@ -350,9 +347,7 @@ class _Suite:
 
         def call() -> Tensor:
             clock = StageClock(torch.device("cpu"))  # lays no event into the stream
-            return sparse_attention(
-                clustered.q, clustered.k, clustered.v, config, centroids, clock
-            ).out
+            return sparse_call(clustered.q, clustered.k, clustered.v, config, centroids, clock).out
 
         call()
         before = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from svg2.media import write_atomic
+from svg2.method.selection import PAPER_METHOD
+from svg2.trace.atomic import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 _SECTION = re.compile(r"(<!-- bench:begin -->\n).*?(<!-- bench:end -->)", re.DOTALL)
@@ -120,7 +121,7 @@ def _cpu(record: dict[str, Any] | None) -> str:
     title = "Cluster attention against dense SDPA in the same process, attention alone"
     if record is None:
         return f"{title}: {_NOT_MEASURED}\n"
-    rows = [r for r in record["attention"] if r["method"] == "svg2"]
+    rows = [r for r in record["attention"] if r["method"] == PAPER_METHOD]
     lines = [
         f"{title} (fp32, heads of {rows[0]['head_dim']}; {_where(record)}):",
         "",

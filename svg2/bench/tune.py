@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from svg2.bench.exact import ERROR_BUDGET, ExactRows
-from svg2.bench.gpu import SuiteUnavailable, suite_device
+from svg2.bench.gpu import suite_device
 from svg2.bench.race import race
 from svg2.bench.workload import Clustered, Workload, make_clustered, select_density
-from svg2.environment import provenance
-from svg2.media import json_bytes, write_atomic
+from svg2.errors import SuiteUnavailable
+from svg2.runs.provenance import provenance
+from svg2.trace.atomic import json_bytes, write_atomic
 
 _SIZES = Workload((21, 45, 80), 300, 1000, (0.3, 0.1), heads=40, head_dim=128)
 _TOY_SIZES = Workload((3, 4, 4), 3, 6, (0.3,), heads=1, head_dim=64)

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from svg2.environment import provenance
-from svg2.media import json_bytes, write_atomic
+from svg2.runs.provenance import provenance
+from svg2.trace.atomic import json_bytes, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "assets" / "bench" / "versions.json"

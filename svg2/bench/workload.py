@@ -18,7 +18,8 @@ from kernels import (
     permute,
     sort_by_label,
 )
-from svg2.selection import cluster_mass, select_from_mass
+from svg2.method.plan import cluster_mass
+from svg2.method.selection.top_p import keep_top_p
 
 _COLD_ITERS = 10
 _BISECTIONS = 30
@@ -164,7 +165,7 @@ def select_density(
     )
 
     def select(top_p: float) -> tuple[float, Bool[Tensor, "B H Q K"], float]:
-        kept = select_from_mass(P, clustered.k_clusters.sizes, top_p, 0.0)
+        kept = keep_top_p(P, clustered.k_clusters.sizes, top_p, 0.0)
         kept = clustered.with_text(kept)
         return top_p, kept, density_of(clustered, kept)
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from svg2.config import METHODS
-from svg2.distributed import Processes, process_group, processes
-from svg2.models import BUILTIN_FOLDER, ModelUnavailable
-from svg2.request import RequestError
+from svg2.errors import ModelUnavailable, RequestError
+from svg2.method.selection import COMPENSATED_METHOD, METHODS, PAPER_METHOD
+from svg2.models.finding import BUILTIN_FOLDER
+from svg2.runs.distributed import Processes, process_group, processes
 from svg2.training.data import Store, TrainingError, checkpoint_record, render_clips
 from svg2.training.dit import encode_clips, load_denoiser, load_vae, redraw_with, train_dit
 from svg2.training.evaluate import evaluate_model, make_contact_sheet
@@ -291,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
         *("--methods",),
         nargs="*",
         choices=METHODS,
-        default=["svg2", "svg2-comp"],
+        default=[PAPER_METHOD, COMPENSATED_METHOD],
         help="sparse methods to evaluate beside dense",
     )
     parser.add_argument(

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from jaxtyping import UInt8
 from torch import Tensor
 
-from svg2.distributed import processes
-from svg2.media import write_atomic
-from svg2.training.grammar import Scene, training_scene
+from svg2.models.prompts import Scene, training_scene
+from svg2.runs.distributed import processes
+from svg2.trace.atomic import write_atomic
 from svg2.training.placement import Placement, place
 from svg2.training.ranks import shared_clock
 from svg2.training.render import STRIPE, TILE, render

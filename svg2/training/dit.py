@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from kernels import bf16_is_native
-from svg2.distributed import processes
+from svg2.models.prompts import Scene, rule, vocabulary
+from svg2.runs.distributed import processes
 from svg2.training.attention import WrittenOutProcessor
 from svg2.training.data import (
     Store,
@@ -40,7 +41,6 @@ from svg2.training.data import (
     save_checkpoint,
     staging_of,
 )
-from svg2.training.grammar import Scene, rule, vocabulary
 from svg2.training.layout import Grid, Guide, Layout, known, layout_of, window
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.pipeline import (

@@ -19,15 +19,10 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from svg2.config import method_config
-from svg2.environment import provenance
-from svg2.generate import DenseRun, compare, generate_dense
-from svg2.media import json_bytes, write_atomic
-from svg2.models import BUILTIN_FOLDER, load_pipeline, model_spec
-from svg2.request import Request
-from svg2.trace import RecordingPolicy, Trace
-from svg2.training.data import TrainingError
-from svg2.training.grammar import (
+from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
+from svg2.models.finding import BUILTIN_FOLDER, model_spec
+from svg2.models.loading import load_pipeline
+from svg2.models.prompts import (
     Knowledge,
     Scene,
     describe,
@@ -36,6 +31,14 @@ from svg2.training.grammar import (
     random_scene,
     rule,
 )
+from svg2.models.request import Request
+from svg2.runs.compare import compare
+from svg2.runs.dense_sparse import DenseRun, generate_dense
+from svg2.runs.provenance import provenance
+from svg2.runs.run import Run
+from svg2.trace.atomic import json_bytes, write_atomic
+from svg2.trace.records import RecordingPolicy, Trace
+from svg2.training.data import TrainingError
 from svg2.training.placement import camera_effect
 from svg2.training.render import render_one
 from svg2.training.shapes import ShapeNet, load_or_train
@@ -90,7 +93,7 @@ def evaluate_model(
     report_path: Path,
     prompts: int,
     *,
-    methods: Sequence[str] = ("svg2", "svg2-comp"),
+    methods: Sequence[str] = (PAPER_METHOD, COMPENSATED_METHOD),
     sparse_prompts: int | None = None,
     shapes: Path,
     training: dict[str, Any] | None = None,
@@ -115,14 +118,13 @@ def evaluate_model(
     end = time.monotonic() + 60 * minutes
     model = _model_id(folder)
     spec = model_spec(model)
-    config = spec.config
     asked = _held_out_of(Path(spec.source), prompts)
-    pipe = load_pipeline(model, "auto", device)
+    pipe = load_pipeline(spec, "auto", device)
     classifier, accuracy = load_or_train(shapes, str(pipe.device))
     about = {
         "checkpoint": checkpoint_hash(folder),
         "judge": _judge_hash(),
-        "top_p": config.top_p,
+        "top_p": spec.config.top_p,
         "methods": list(methods),
         "sparse_prompts": sparse_prompts,
         "classifier_accuracy": round(accuracy, 4),
@@ -134,9 +136,10 @@ def evaluate_model(
         if time.monotonic() > end and rows:
             break
         scene, prompt = asked[i]
-        dense = generate_dense(pipe, Request(prompt=prompt, model=model, seed=i))
+        run = Run.of(Request(prompt=prompt, model=model, seed=i), spec=spec)
+        dense = generate_dense(pipe, run)
         wanted = methods if sparse_prompts is None or i < sparse_prompts else ()
-        rows.append(_row(i, scene, prompt, pipe, dense, wanted, config, classifier))
+        rows.append(_row(run, scene, pipe, dense, wanted, classifier))
         report = _report(about, rows, asked, pipe)
         write_atomic(report_path, json_bytes(report))
         print(_line(rows[-1]), flush=True)
@@ -164,40 +167,31 @@ def _held_out_of(folder: Path, count: int, seed: int = 0) -> tuple[tuple[Scene, 
 
 
 def _row(
-    i: int,
+    run: Run,
     scene: Scene,
-    prompt: str,
     pipe: Any,
     dense: DenseRun,
     methods: Sequence[str],
-    config: Any,
     classifier: ShapeNet,
 ) -> dict[str, Any]:
     """All that is measured for one prompt."""
-    frames = dense.frames
+    frames, i = dense.frames, run.request.seed
     rendered = render_one(scene, len(frames), frames.shape[1], random.Random(i)).frames[0].numpy()
     row: dict[str, Any] = {
-        "prompt": prompt,
+        "prompt": run.request.prompt,
         "seed": i,
         "bodies": len(scene.bodies),
         "motions": [body.motion for body in scene.bodies],
         "rendered": judge(rendered, scene, classifier),
         "dense": judge(frames, scene, classifier),
     }
-    steps = dense.request.num_inference_steps
+    steps = run.request.num_inference_steps
     for method in methods:
         policy = RecordingPolicy(steps=(), layers=(), heads=())
-        if method == "svg2" and i < _FOLLOWED:
+        if method == PAPER_METHOD and i < _FOLLOWED:
             heads = tuple(range(pipe.transformer.config.num_attention_heads))
             policy = RecordingPolicy(steps=(steps // 2, steps - 1), heads=heads)
-        done = compare(
-            Request(prompt=prompt, model=dense.request.model, seed=i),
-            method,
-            method_config(method, config),
-            pipe=pipe,
-            dense=dense,
-            policy=policy,
-        )
+        done = compare(run.with_settings(method=method), pipe, dense=dense, policy=policy)
         row[method] = judge(done.sparse.frames, scene, classifier) | {
             "density": done.result["density"],
             "psnr_db": done.result["psnr_db"],
@@ -343,7 +337,7 @@ def make_contact_sheet(folder: Path, path: Path, device: str = "auto") -> None:
     model = _model_id(folder)
     across, down = _SHEET
     asked = _held_out_of(Path(model_spec(model).source), across * down, seed=1)
-    pipe = load_pipeline(model, "auto", device)
+    pipe = load_pipeline(spec, "auto", device)
     cells = []
     for i, (_, prompt) in enumerate(asked):
         frames = generate_dense(pipe, Request(prompt=prompt, model=model, seed=i)).frames

@@ -17,7 +17,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svg2.training.grammar import MAX_BODIES
+from svg2.models.prompts import MAX_BODIES
 from svg2.training.placement import Placement, project
 
 Grid = tuple[int, int, int]  # latent frames, rows and columns of a clip

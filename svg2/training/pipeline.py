@@ -11,7 +11,7 @@ from diffusers.models import AutoencoderKLWan
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from svg2.training.grammar import tokens_of, vocabulary
+from svg2.models.prompts import tokens_of, vocabulary
 from svg2.training.vae import LATENT_CHANNELS
 
 TEXT_DIM = 96

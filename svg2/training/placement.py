@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from svg2.training.grammar import Body, Scene
+from svg2.models.prompts import Body, Scene
 
 EYE = (0.0, 1.9, -4.1)
 PITCH = 0.27  # radians below the horizon

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from svg2.distributed import processes
+from svg2.runs.distributed import processes
 
 
 def shared_clock(seconds: float, device: str) -> float:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from svg2.training.grammar import GROUNDS, MAX_BODIES, SHAPES, Scene
+from svg2.models.prompts import GROUNDS, MAX_BODIES, SHAPES, Scene
 from svg2.training.placement import BOUND, FOCAL, PITCH, Placement, place
 
 PALETTE = {

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
+from svg2.models.prompts import SHAPES, Scene, random_scene
 from svg2.training.data import AT_ONCE
-from svg2.training.grammar import SHAPES, Scene, random_scene
 from svg2.training.placement import Placement, place
 from svg2.training.render import render
 from svg2.training.sight import HUES, object_mask

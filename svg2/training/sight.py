@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 
-from svg2.training.grammar import Body, Scene
+from svg2.models.prompts import Body, Scene
 from svg2.training.placement import camera_effect
 
 # OpenCV hue (0 to 180), how far from it, and the least saturation that no ground or sky reaches.

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from svg2.training.data import load_checkpoint, save_checkpoint
-from svg2.training.grammar import (
+from svg2.models.prompts import (
     CAMERAS,
     COLOURS,
     DIRECTIONS,
@@ -35,6 +34,7 @@ from svg2.training.grammar import (
     tell,
     training_scene,
 )
+from svg2.training.data import load_checkpoint, save_checkpoint
 from svg2.training.pipeline import TEXT_DIM, build_text_encoder, build_tokenizer
 
 STEPS = 1500

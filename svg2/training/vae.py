@@ -16,9 +16,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kernels import bf16_is_native
-from svg2.distributed import processes
+from svg2.models.prompts import Scene
+from svg2.runs.distributed import processes
 from svg2.training.data import Store, load_checkpoint, save_checkpoint
-from svg2.training.grammar import Scene
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.ranks import average_gradients, shared_clock
 

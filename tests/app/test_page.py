@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import expect
 
 import app
-from svg2.trace import load_trace, trace_bytes
+from svg2.trace.file import load_trace, trace_bytes
 from tests.traces import make_synthetic_trace
 from viz.shelf import Shelf
 

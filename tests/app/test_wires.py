@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import app
-from svg2.jobs import Studio
+from svg2.runs.jobs import Studio
 from viz.shelf import Shelf
 
 

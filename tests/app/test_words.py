@@ -6,10 +6,11 @@ import pytest
 
 import app
 from svg2.config import SVG2Config
-from svg2.generate import Progress
-from svg2.jobs import Studio, Wish
-from svg2.models import model_spec
-from svg2.request import Request, RequestError
+from svg2.errors import RequestError
+from svg2.models.finding import model_spec
+from svg2.models.request import Request
+from svg2.runs.dense_sparse import Progress
+from svg2.runs.jobs import Studio, Wish
 
 
 def test_progress_says_stage_step_and_time_left() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from svg2 import cli
-from svg2.trace import load_trace
-from tests.svg2.pipelines import make_model_folder
+from svg2.trace.file import load_trace
+from tests.svg2.models.pipelines import make_model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "svg2"]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svg2 import METHODS, ConfigError, SVG2Config, method_config
+from svg2 import METHODS, SVG2Config, method_config
+from svg2.errors import ConfigError
 
 REFUSED = [
     ("top_p", [0, 0.0, -1, 1.5, math.nan, math.inf, "0.9", True, None, 0.5j]),
@@ -108,5 +109,5 @@ def test_warmup_steps_are_the_exact_ceiling(percent, steps):
 
 
 def test_importing_the_package_loads_no_torch():
-    code = "import svg2, svg2.stats, sys; sys.exit('torch' in sys.modules)"
+    code = "import svg2, svg2.hooks.stats, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,14 +8,15 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from svg2.distributed import process_group
+from svg2.runs.distributed import process_group
 
 
 def make(model: str) -> None:
     """All runs of the pipeline in folder `model`, into frames.npz beside its files."""
     import svg2
-    from svg2.models import load_pipeline, model_spec
-    from svg2.processors.parallel import context_parallel
+    from svg2.hooks.context_parallel import context_parallel
+    from svg2.models.finding import model_spec
+    from svg2.models.loading import load_pipeline
     from tests.svg2.tiny_families import PROMPT
 
     torch.set_num_threads(1)
@@ -41,10 +42,10 @@ def make(model: str) -> None:
         frames["dense"] = generate()
         with svg2.measure_dense(pipe):
             frames["measured"] = generate()
-        with svg2.enable(pipe, spec.config) as run:
+        with svg2.hooks.enable(pipe, spec.config) as run:
             frames["sparse"] = generate()
     frames["after"] = generate()
-    with svg2.enable(pipe, spec.config) as alone:
+    with svg2.hooks.enable(pipe, spec.config) as alone:
         frames["alone"] = generate()
     if dist.get_rank() == 0:
         frames = {name: np.stack([np.asarray(f) for f in clip]) for name, clip in frames.items()}

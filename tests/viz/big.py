@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from numpy import ndarray
 
-from svg2.trace import Record, Trace, selection_at
+from svg2.trace.records import Record, Trace, selection_at
 from tests.traces import make_synthetic_trace
 
 GRID = (21, 45, 80)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from svg2.trace import Trace
+from svg2.trace.records import Trace
 from tests.traces import make_synthetic_trace
 from viz import explorer_html
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from svg2.media import decode_mp4
-from svg2.trace import Record, Trace, selection_at
+from svg2.trace.records import Record, Trace, selection_at
+from svg2.trace.video import decode_mp4
 from tests.traces import make_synthetic_trace
 from viz.masks import block_density, density, tile_waste
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from svg2.trace import save_trace
+from svg2.trace.file import save_trace
 from viz.__main__ import main
 from viz.export import run_names, shown_records
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from svg2.media import decode_mp4
+from svg2.trace.video import decode_mp4
 from viz.frames import (
     CELL_PX,
     cluster_overlay,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svg2.trace import Record
+from svg2.trace.records import Record
 from viz.masks import block_density, density, tile_waste
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from svg2.trace import TraceError
+from svg2.errors import TraceError
 from viz import explorer_component, explorer_html, explorer_payload, explorer_value, payload_bytes
 from viz.explorer_page import explorer_js
 from viz.payload import latent_frames

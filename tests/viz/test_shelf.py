@@ -9,7 +9,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from svg2.trace import TraceError, save_trace
+from svg2.errors import TraceError
+from svg2.trace.file import save_trace
 from tests.traces import make_synthetic_trace
 from viz import shelf as shelves
 from viz.shelf import (

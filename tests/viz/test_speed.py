@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from svg2.trace import selection_at
+from svg2.trace.records import selection_at
 from tests.viz.big import TOP_P, make_720p_trace
 from tests.viz.pace import LOOP, slowdown
 from tests.viz.test_explorer import ACCENT, MAX_BINS, SKIPPED, pixels, show

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from svg2.media import decode_mp4
+from svg2.trace.video import decode_mp4
 from tests.viz.test_explorer import pixels
 from viz.explorer_page import explorer_js
 

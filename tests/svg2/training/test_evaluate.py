@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from svg2.models.prompts import Body, Knowledge, Scene, held_out, parse, rule, vocabulary
 from svg2.training import evaluate
 from svg2.training.__main__ import main
 from svg2.training.data import TrainingError
 from svg2.training.dit import Denoiser
 from svg2.training.evaluate import checkpoint_hash, evaluate_model, held_out_prompts, judge
-from svg2.training.grammar import Body, Knowledge, Scene, held_out, parse, rule, vocabulary
 from svg2.training.pipeline import assemble, ship
 from svg2.training.render import render_one
 from svg2.training.shapes import ShapeNet, crop, load_or_train, rendered_crops, train

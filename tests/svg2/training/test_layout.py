@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from svg2.models.prompts import Body, Scene
 from svg2.training.dit import CURRICULA, View, _pick_places
-from svg2.training.grammar import Body, Scene
 from svg2.training.layout import Guide, known, layout_of, window
 from svg2.training.placement import place
 from svg2.training.render import render

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from svg2.training.grammar import (
+from svg2.models.prompts import (
     GROUNDS,
     MOTIONS,
     SHAPES,

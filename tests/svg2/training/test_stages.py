@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from svg2.models import BUILTIN_FOLDER
+from svg2.models.finding import BUILTIN_FOLDER
+from svg2.models.prompts import Body, Scene, knowledge_of, rule, vocabulary
 from svg2.training import __main__ as stages
 from svg2.training import dit
 from svg2.training.__main__ import main
@@ -34,7 +35,6 @@ from svg2.training.dit import (
     load_vae,
     train_dit,
 )
-from svg2.training.grammar import Body, Scene, knowledge_of, rule, vocabulary
 from svg2.training.muon import orthogonalise
 from svg2.training.pipeline import assemble, ship
 from svg2.training.render import render_one
@@ -384,7 +384,7 @@ def test_ranks_average_their_gradients(tmp_path):
     code = f"""
 import sys, torch, torch.distributed as dist
 sys.path.insert(0, {str(ROOT)!r})
-from svg2.distributed import process_group
+from svg2.runs.distributed import process_group
 from svg2.training.ranks import average_gradients, shared_clock
 with process_group("cpu"):
     layer = torch.nn.Linear(2, 1, bias=False)

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from svg2.models.prompts import Body, Scene
 from svg2.training import grammar
-from svg2.training.grammar import Body, Scene
 from svg2.training.pipeline import build_tokenizer
 from svg2.training.text import Reader, load_text_encoder, read, say, train_text
 

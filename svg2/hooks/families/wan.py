@@ -1,0 +1,105 @@
+"""Self-attention over the video alone: Wan (2.1, 2.2, VACE) and SkyReels-V2."""
+
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention
+from diffusers.models.transformers.transformer_wan import WanAttention
+from jaxtyping import Float
+from torch import Tensor
+
+from svg2.hooks.families.base import SelfAttention, SVG2Processor
+from svg2.method.stages import StageClock
+
+
+def self_attentions(transformer: torch.nn.Module) -> list[SelfAttention]:
+    """The self-attention modules by layer, VACE's control blocks last; empty for other models."""
+    blocks = [getattr(block, "attn1", None) for block in getattr(transformer, "blocks", ())]
+    if not all(isinstance(attn, WanAttention | SkyReelsV2Attention) for attn in blocks):
+        return []
+    control = [block.attn1 for block in getattr(transformer, "vace_blocks", ())]
+    config: Any = transformer.config
+    depths = config.vace_layers if control else ()
+    return [
+        *(SelfAttention(attn, i, i == 0 and not control) for i, attn in enumerate(blocks)),
+        # They run before all others, and each feeds the layer that it is named after.
+        *(
+            SelfAttention(attn, depth, i == 0)
+            for i, (attn, depth) in enumerate(zip(control, depths, strict=True))
+        ),
+    ]
+
+
+class WanSVG2Processor(SVG2Processor):
+    """Self-attention of one layer: stock where the gate says dense, ours elsewhere."""
+
+    def attend(
+        self,
+        attn: Any,
+        hidden_states: Float[Tensor, "B N inner"],
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "B N inner"]:
+        """Run the layer's self-attention."""
+        session = self._session
+        share = self._arrive(hidden_states.shape[1], attn.heads)
+        if session.runs_dense(self._place.depth):
+            return session.dense(
+                self._place.layer,
+                lambda: self._original(
+                    attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
+                ),
+            )
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise RuntimeError("SVG2 replaces plain self-attention: no mask, no other source.")
+
+        clock = StageClock(hidden_states.device)
+        q, k, v = queries_keys_values(attn, hidden_states, rotary_emb)
+        if share is not None:
+            q, k, v = (share.to_heads(x) for x in (q, k, v))
+        clock.mark("other")
+        out = session.sparse(self._place.layer, q, k, v, clock, share=share).out
+        if share is not None:
+            out = share.to_tokens(out)
+        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+        clock.mark("other")
+        return out
+
+
+def queries_keys_values(
+    attn: Any,
+    hidden_states: Float[Tensor, "B N inner"],
+    rotary_emb: tuple[Tensor, Tensor] | None,
+) -> tuple[Float[Tensor, "B H N D"], Float[Tensor, "B H N D"], Float[Tensor, "B H N D"]]:
+    """What the stock processor hands to its attention, bit for bit, laid out by head."""
+    if attn.fused_projections:
+        q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+    else:
+        q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+    q, k, v = (_by_head(x, attn.heads) for x in (attn.norm_q(q), attn.norm_k(k), v))
+    if rotary_emb is not None:
+        # [1, N, 1, D], each angle twice; by head, each once.
+        cos, sin = (table.transpose(1, 2)[..., ::2] for table in rotary_emb)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    return q.contiguous(), k.contiguous(), v.contiguous()
+
+
+def _by_head(x: Float[Tensor, "B N inner"], heads: int) -> Float[Tensor, "B H N D"]:
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _rotate(
+    x: Float[Tensor, "B H N D"], cos: Float[Tensor, "1 1 N half"], sin: Float[Tensor, "1 1 N half"]
+) -> Float[Tensor, "B H N D"]:
+    """Rotate each pair of neighbouring channels by the angle of its token."""
+    if x.dtype is torch.float32:  # the same to the bit, in one pass over memory
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        rotated = torch.empty(pairs.shape, dtype=pairs.dtype, device=x.device)
+        torch.mul(pairs, torch.complex(cos, sin), out=rotated)
+        return torch.view_as_real(rotated).flatten(-2)
+    even, odd = x[..., ::2], x[..., 1::2]
+    rotated = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rotated[..., ::2] = even * cos - odd * sin
+    rotated[..., 1::2] = even * sin + odd * cos
+    return rotated

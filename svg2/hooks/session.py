@@ -1,0 +1,199 @@
+"""One enabled pipeline at work: dense or sparse, for every self-attention call."""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from svg2.config import SVG2Config
+from svg2.hooks.stats import StatsRecorder
+from svg2.hooks.steps import Position, Tracker
+from svg2.hooks.ulysses import HeadShare
+from svg2.method.attention import CallResult, TextTokens, sparse_call
+from svg2.method.clustering import CacheKey, CentroidCache
+from svg2.method.plan import Plan
+from svg2.method.sample import CallSample
+from svg2.method.stages import DENSE_STAGE, StageClock
+
+Observer = Callable[[CallSample], None]
+_Output = TypeVar("_Output")  # a tensor, or one for the video and one for the text
+
+
+class Session:
+    """State of one `enable`, or without a config of one `measure_dense`, for all processors."""
+
+    def __init__(
+        self,
+        config: SVG2Config | None,
+        tracker: Tracker,
+        recorder: StatsRecorder,
+        observer: Observer | None,
+    ) -> None:
+        self.config = config
+        self.tracker = tracker
+        self.recorder = recorder
+        self.cache = CentroidCache()
+        self._observer = observer
+        self._position = Position(step=0, num_steps=0, branch=0)
+        self._transformer = 0
+        self._text_lengths: dict[int, tuple[int, ...]] = {}
+
+    def text_lengths(
+        self, attention_mask: Tensor | None, batch: int, n_text: int
+    ) -> tuple[int, ...]:
+        """Real prompt tokens of each sample in the current guidance branch.
+
+        `attention_mask` is true for the tokens that count, the text's last; None counts all. It is
+        read once a generation, because reading waits for the device.
+        """
+        branch = self._position.branch
+        if attention_mask is None:
+            lengths = (n_text,) * batch
+        elif branch in self._text_lengths:
+            return self._text_lengths[branch]
+        else:
+            n_others = attention_mask.shape[-1] - n_text
+            lengths = tuple((attention_mask.flatten(1).sum(-1) - n_others).tolist())
+        self._text_lengths[branch] = lengths
+        self.recorder.text(max(lengths))
+        return lengths
+
+    def end_generation(self) -> None:
+        """Free the centroids; the statistics stay until the next generation begins."""
+        self.cache.clear()
+        self.tracker.forget()
+
+    def begin_forward(self, transformer: int, n_tokens: int) -> None:
+        """Note that a forward of the pipeline's nth transformer begins.
+
+        Raises:
+            ConfigError: there are more clusters than tokens.
+        """
+        self._position, is_new = self.tracker.begin_forward()
+        if is_new:
+            self.cache.clear()
+            self._text_lengths.clear()
+            self.recorder.reset()
+        if transformer != self._transformer:
+            self.cache.keep_only(transformer)
+            self._transformer = transformer
+        if self.config is not None:
+            self.config.check_tokens(n_tokens)
+        self.recorder.forward(self._position.num_steps, n_tokens)
+
+    def runs_dense(self, depth: int) -> bool:
+        """Whether the gate sends a layer of the current forward down the stock path."""
+        config, position = self.config, self._position
+        if config is None or depth < config.dense_layers:
+            return True
+        return position.step < config.warmup_steps(position.num_steps)
+
+    def dense(self, layer: int, attend: Callable[[], _Output]) -> _Output:
+        """Run the pipeline's dense self-attention, with its attention kernel timed."""
+        with _AttentionTimer() as timer:
+            out = attend()
+        self.recorder.dense_call(self._position, layer, timer.clock)
+        return out
+
+    def sparse(
+        self,
+        layer: int,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B H N D"],
+        v: Float[Tensor, "B H N D"],
+        clock: StageClock,
+        text: TextTokens | None = None,
+        share: HeadShare | None = None,
+        sample: int = 0,
+    ) -> CallResult:
+        """Sparse attention of one layer, noted under its place, and shown to the observer.
+
+        With `share` the heads are some of all, and the numbers noted are of all.
+        """
+        assert self.config is not None
+        position = self._position
+        heads = None if share is None else (share.own.start, share.own.stop, share.heads)
+        place = (self._transformer, layer, position.branch)
+        key = CacheKey(*place, tuple(q.shape), sample, heads)
+        result = sparse_call(q, k, v, self.config, self.cache.entry(key), clock, text)
+        plan = result.plan
+
+        def by_head(x: Tensor) -> Tensor:
+            x = x.mean(0)
+            return x if share is None else share.gather(x, dim=0)
+
+        density = by_head(plan.density())
+        kept_mass = by_head(plan.kept_mass())
+        self.recorder.sparse_call(
+            position,
+            layer,
+            impl=plan.k_clusters.impl,
+            density=density,
+            virtual_density=by_head(plan.virtual_density()) if self.config.compensates else None,
+            kept_mass=kept_mass,
+            clock=clock,
+        )
+        self.recorder.cache_bytes(self.cache.nbytes)
+        if self._observer is not None:
+            started = time.perf_counter()
+            self._observer(_call_sample(position, layer, q, k, v, plan, density, kept_mass, clock))
+            self.recorder.observed(time.perf_counter() - started)
+        clock.skip()
+        return result
+
+
+def _call_sample(
+    position: Position,
+    layer: int,
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B H N D"],
+    v: Float[Tensor, "B H N D"],
+    plan: Plan,
+    density: Float[Tensor, "H"],
+    kept_mass: Float[Tensor, "H"],
+    clock: StageClock,
+) -> CallSample:
+    return CallSample(
+        step=position.step,
+        layer=layer,
+        branch=position.branch,
+        density=density,
+        kept_mass=kept_mass,
+        q=q,
+        k=k,
+        v=v,
+        q_labels=plan.q_clusters.labels,
+        k_labels=plan.k_clusters.labels,
+        q_centroids=plan.q_clusters.centroids,
+        k_centroids=plan.k_clusters.centroids,
+        q_sizes=plan.q_clusters.sizes,
+        k_sizes=plan.k_clusters.sizes,
+        P=plan.P,
+        kept=plan.kept,
+        clock=clock,
+    )
+
+
+class _AttentionTimer(TorchFunctionMode):
+    """Times the scaled dot product attention called under it, and changes nothing.
+
+    `clock` stays None where there was no such call, because the backend in use is another kernel.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock: StageClock | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query = args[0] if args else kwargs["query"]
+        self.clock = StageClock(query.device)
+        out = func(*args, **kwargs)
+        self.clock.mark(DENSE_STAGE)
+        return out

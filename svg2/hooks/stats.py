@@ -1,0 +1,223 @@
+"""What a run did and how long it took: call records, stage clocks, sums of a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from svg2.method.stages import DENSE_STAGE, STAGES, StageClock
+
+if TYPE_CHECKING:  # this module loads without torch, so that reading a trace does
+    from torch import Tensor
+
+    from svg2.hooks.steps import Position
+
+
+@dataclass(frozen=True)
+class RunStats:
+    """The latest generation so far, in numbers.
+
+    Attributes:
+        impl: kernels that ran, `reference` or `fused`; None while nothing ran sparse.
+        num_steps: denoising steps of the generation; num_layers: self-attention layers of one
+            transformer.
+        n_tokens: video tokens, N; n_text: real prompt tokens in the same attention, 0 where the
+            model has none there.
+        density: kept share of the query-key pairs over the sparse calls; None where none ran
+            sparse.
+        density_run: the same with each dense call counted as 1; None before the first call.
+        compute_density: `density` plus the virtual keys that compensation computes.
+        kept_mass: estimated attention mass of what is kept, over the sparse calls.
+        stage_seconds: seconds of `STAGES` over the sparse calls, and of `dense_attention`, the
+            attention kernel of the dense calls; that is None where a dense call's kernel could not
+            be told apart (not measured).
+        observer_seconds: seconds spent in the observer, which are the recording's and not the
+            method's.
+        cache_bytes: the most that centroids took.
+        call: int32 `[calls, 3]`, step, layer and branch of every sparse call, in order; row i of
+            `call_density`, `call_kept_mass` (float32 `[calls, H]`) and `call_stage_ms` (float32
+            `[calls, 5]`, in the order of `STAGES`) belong to it.
+        dense_call: int32 `[dense calls, 3]`, the same places of the dense calls.
+    """
+
+    impl: str | None
+    num_steps: int
+    num_layers: int
+    n_tokens: int
+    n_text: int
+    density: float | None
+    density_run: float | None
+    compute_density: float | None
+    kept_mass: float | None
+    stage_seconds: dict[str, float | None]
+    observer_seconds: float
+    cache_bytes: int
+    call: np.ndarray
+    call_density: np.ndarray
+    call_kept_mass: np.ndarray
+    call_stage_ms: np.ndarray
+    dense_call: np.ndarray
+
+    @property
+    def sparse_calls(self) -> int:
+        """Self-attention calls that ran sparse."""
+        return len(self.call)
+
+    @property
+    def dense_calls(self) -> int:
+        """Self-attention calls that ran on the pipeline's own path."""
+        return len(self.dense_call)
+
+    @property
+    def attention_seconds(self) -> float | None:
+        """Self-attention of the generation, dense and sparse, without `other`; None if unknown."""
+        parts = [seconds for stage, seconds in self.stage_seconds.items() if stage != "other"]
+        known = [seconds for seconds in parts if seconds is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+    def density_table(self) -> np.ndarray:
+        """Density by layer and step, `[num_layers, num_steps]`; dense is 1, what never ran nan."""
+        total = np.zeros((self.num_layers, self.num_steps))
+        count = np.zeros_like(total)
+        step, layer = self.call[:, 0], self.call[:, 1]
+        np.add.at(total, (layer, step), self.call_density.mean(axis=1, dtype=np.float64))
+        np.add.at(count, (layer, step), 1)
+        step, layer = self.dense_call[:, 0], self.dense_call[:, 1]
+        np.add.at(total, (layer, step), 1.0)
+        np.add.at(count, (layer, step), 1)
+        return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+@dataclass(frozen=True)
+class _SparseCall:
+    place: tuple[int, int, int]
+    density: Tensor
+    virtual_density: Tensor | None
+    kept_mass: Tensor
+    clock: StageClock
+
+
+@dataclass(frozen=True)
+class _DenseCall:
+    place: tuple[int, int, int]
+    clock: StageClock | None
+
+
+class StatsRecorder:
+    """Collects the calls of one generation; nothing is read from the device before `snapshot`."""
+
+    def __init__(self, num_layers: int, num_heads: int) -> None:
+        self._num_layers = num_layers
+        self._num_heads = num_heads
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._num_steps = 0
+        self._n_tokens = 0
+        self._n_text = 0
+        self._impl: str | None = None
+        self._cache_bytes = 0
+        self._observer_seconds = 0.0
+        self._sparse: list[_SparseCall] = []
+        self._dense: list[_DenseCall] = []
+
+    def forward(self, num_steps: int, n_tokens: int) -> None:
+        """Note the size of the generation."""
+        self._num_steps, self._n_tokens = num_steps, n_tokens
+
+    def text(self, n_text: int) -> None:
+        """Note the prompt tokens of a guidance branch; those of the first are kept."""
+        self._n_text = self._n_text or n_text
+
+    def sparse_call(
+        self,
+        position: Position,
+        layer: int,
+        impl: str,
+        density: Tensor,
+        virtual_density: Tensor | None,
+        kept_mass: Tensor,
+        clock: StageClock,
+    ) -> None:
+        """Add a sparse call; the tensors are `[H]`."""
+        self._impl = impl
+        place = (position.step, layer, position.branch)
+        self._sparse.append(_SparseCall(place, density, virtual_density, kept_mass, clock))
+
+    def dense_call(self, position: Position, layer: int, clock: StageClock | None) -> None:
+        """Add a dense call; the clock is of its attention kernel, None if not told apart."""
+        self._dense.append(_DenseCall((position.step, layer, position.branch), clock))
+
+    def observed(self, seconds: float) -> None:
+        """Add time spent in the observer."""
+        self._observer_seconds += seconds
+
+    def cache_bytes(self, nbytes: int) -> None:
+        """Note what centroids take now; the most is kept."""
+        self._cache_bytes = max(self._cache_bytes, nbytes)
+
+    def snapshot(self) -> RunStats:
+        """The sums so far. Waits for the device on CUDA."""
+        heads = self._num_heads
+        density = _stack([call.density for call in self._sparse], heads)
+        kept_mass = _stack([call.kept_mass for call in self._sparse], heads)
+        virtual = [
+            call.virtual_density for call in self._sparse if call.virtual_density is not None
+        ]
+        stage_ms = np.array(
+            [[call.clock.stage_ms.get(stage, 0.0) for stage in STAGES] for call in self._sparse]
+        ).reshape(-1, len(STAGES))
+        sums = stage_ms.sum(axis=0) / 1e3
+        stage_seconds: dict[str, float | None] = dict(zip(STAGES, sums.tolist(), strict=True))
+        stage_seconds[DENSE_STAGE] = self._dense_seconds()
+
+        mean_density = mean_mass = compute_density = density_run = None
+        if self._sparse:
+            mean_density, mean_mass = float(density.mean()), float(kept_mass.mean())
+            compute_density = mean_density
+            if virtual:
+                compute_density += float(_stack(virtual, heads).mean())
+        calls = len(self._sparse) + len(self._dense)
+        if calls:
+            density_run = (float(density.mean(axis=1).sum()) + len(self._dense)) / calls
+        return RunStats(
+            impl=self._impl,
+            num_steps=self._num_steps,
+            num_layers=self._num_layers,
+            n_tokens=self._n_tokens,
+            n_text=self._n_text,
+            density=mean_density,
+            density_run=density_run,
+            compute_density=compute_density,
+            kept_mass=mean_mass,
+            stage_seconds=stage_seconds,
+            observer_seconds=self._observer_seconds,
+            cache_bytes=self._cache_bytes,
+            call=_places(self._sparse),
+            call_density=density.astype(np.float32),
+            call_kept_mass=kept_mass.astype(np.float32),
+            call_stage_ms=stage_ms.astype(np.float32),
+            dense_call=_places(self._dense),
+        )
+
+    def _dense_seconds(self) -> float | None:
+        clocks = [call.clock for call in self._dense]
+        if any(clock is None for clock in clocks):
+            return None
+        return sum(clock.stage_ms[DENSE_STAGE] for clock in clocks if clock is not None) / 1e3
+
+
+def _stack(rows: Sequence[Tensor], width: int) -> np.ndarray:
+    if not rows:
+        return np.zeros((0, width))
+    import torch
+
+    return torch.stack(list(rows)).double().cpu().numpy()
+
+
+def _places(calls: Sequence[_SparseCall | _DenseCall]) -> np.ndarray:
+    return np.array([call.place for call in calls], dtype=np.int32).reshape(-1, 3)

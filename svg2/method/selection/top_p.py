@@ -1,0 +1,44 @@
+"""Top-p: per query cluster the fewest key clusters that hold a share of its attention mass."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from svg2.config import SVG2Config, ceil_fraction
+from svg2.method.plan import Clustered
+
+
+def select(clustered: Clustered, config: SVG2Config) -> Bool[Tensor, "B H Q K"]:
+    """The selection of SVG2: `keep_top_p` at the budget of `config`."""
+    return keep_top_p(clustered.P, clustered.k_clusters.sizes, config.top_p, config.min_keep_ratio)
+
+
+def keep_top_p(
+    P: Float[Tensor, "B H Q K"],
+    k_sizes: Int[Tensor, "B H K"],
+    top_p: float,
+    min_keep_ratio: float,
+) -> Bool[Tensor, "B H Q K"]:
+    """Keep, per query cluster, the fewest key clusters whose mass reaches `top_p`.
+
+    Heaviest first, ties by index. The heaviest is always kept, and at least
+    `ceil(min_keep_ratio * K)` are. An empty cluster never is. `top_p` 1 keeps all others.
+    `top_p` is in (0, 1] and `min_keep_ratio` in [0, 1], as `SVG2Config` has checked.
+
+    Source: SVG2, arXiv 2505.18875, section on top-p dynamic budget control.
+    """
+    filled_BHQK = (k_sizes > 0).unsqueeze(-2).expand(P.shape)
+    if top_p == 1.0:  # rounding may bring the running sum to 1 before the last cluster
+        return filled_BHQK.clone()
+    sorted_P, order = torch.sort(P, dim=-1, descending=True, stable=True)
+    mass_before = torch.zeros_like(sorted_P)
+    torch.cumsum(sorted_P[..., :-1], dim=-1, out=mass_before[..., 1:])
+    kept_sorted = mass_before < top_p
+    kept_sorted[..., : min_keep_count(min_keep_ratio, P.shape[-1])] = True
+    kept = torch.zeros_like(kept_sorted).scatter_(-1, order, kept_sorted)
+    return kept & filled_BHQK
+
+
+def min_keep_count(min_keep_ratio: float, num_k_clusters: int) -> int:
+    """Number of key clusters kept per query cluster whatever their mass; at least 1."""
+    return max(1, ceil_fraction(min_keep_ratio, num_k_clusters))

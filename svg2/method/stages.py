@@ -1,0 +1,59 @@
+"""The stages of one sparse call, and a clock that times them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+STAGES = ("kmeans", "permute", "select", "attention", "other")
+"""Stages of a sparse call; `other` is projections, norms, RoPE and the output layer."""
+
+DENSE_STAGE = "dense_attention"
+
+
+class StageClock:
+    """Time by stage of one call: each `mark` ends a stage that began where the last one ended.
+
+    On CUDA it lays events in the stream and waits for nothing; reading `stage_ms` waits.
+    """
+
+    def __init__(self, device: Any) -> None:
+        self._cuda = None
+        if device.type == "cuda":
+            import torch
+
+            self._cuda = torch.cuda
+        self._names: list[str | None] = []
+        self._instants: list[Any] = [self._now()]
+
+    def _now(self) -> Any:
+        if self._cuda is None:
+            return time.perf_counter()
+        event = self._cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark(self, stage: str) -> None:
+        """End the current stage here under this name; times of the same name add up."""
+        self._names.append(stage)
+        self._instants.append(self._now())
+
+    def skip(self) -> None:
+        """Count the time since the last mark under no stage."""
+        self._names.append(None)
+        self._instants.append(self._now())
+
+    @property
+    def stage_ms(self) -> dict[str, float]:
+        """Milliseconds by stage, so far."""
+        if self._cuda is not None:
+            self._instants[-1].synchronize()
+        totals: dict[str, float] = {}
+        for name, start, end in zip(
+            self._names, self._instants[:-1], self._instants[1:], strict=True
+        ):
+            if name is None:
+                continue
+            ms = (end - start) * 1e3 if self._cuda is None else start.elapsed_time(end)
+            totals[name] = totals.get(name, 0.0) + ms
+        return totals

@@ -1,0 +1,208 @@
+"""What a model is to everybody else: its defaults, its limits, what a request to it becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from svg2.config import SVG2Config, ceil_fraction
+from svg2.errors import ConfigError, RequestError
+from svg2.models.catalogue import Published
+from svg2.models.inputs import check_image, check_video
+from svg2.models.memory_estimate import MemoryNeed, memory_need
+from svg2.models.pipelines import PIPELINES, PipelineKind
+from svg2.models.request import Request, ResolvedRequest
+
+PRESETS: Mapping[str, str] = {
+    "published": "the settings that were published for the model",
+    "fast": "a smaller budget and half the dense warm-up",
+    "faithful": "a larger budget and a dense warm-up of 30 % of the steps",
+    "draft": "fewer frames and steps, for the impatient",
+}
+
+
+DRAFT_SETTINGS = ("num_frames", "num_inference_steps")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model: where its weights are, what it needs, its defaults and limits.
+
+    Attributes:
+        source: folder or Hugging Face id that `from_pretrained` takes.
+        kind: the pipeline that runs it.
+        needs: what it takes to run it, in one sentence.
+        config: SVG2 settings that suit it.
+        fps: frames per second of its clips.
+        size_multiple: height and width are multiples of this many pixels.
+        frame_stride: frames are one more than a multiple of this.
+        latent_stride: pixels per latent row and column; patch: latent frames, rows and columns per
+            token.
+        max_tokens: the longest video it takes, in tokens.
+        draft: frames and steps of a draft, where the model has its own.
+        expand_timesteps: it was trained for one time a token, so that it takes an image as well.
+        published: its row of the menu, if it has one.
+    """
+
+    title: str
+    source: str
+    kind: PipelineKind
+    needs: str
+    is_local: bool
+    height: int
+    width: int
+    num_frames: int
+    num_inference_steps: int
+    guidance_scale: float
+    max_sequence_length: int | None
+    fps: float
+    config: SVG2Config
+    guidance_scale_2: float | None = None
+    size_multiple: int = 16
+    frame_stride: int = 4
+    latent_stride: int = 8
+    patch: tuple[int, int, int] = (1, 2, 2)
+    max_tokens: int = 200_000
+    draft: Mapping[str, int] = field(default_factory=dict)
+    expand_timesteps: bool = False
+    published: Published | None = field(default=None, repr=False)
+
+    def config_for(self, num_frames: int, height: int, width: int) -> SVG2Config:
+        """The settings that suit the model at a size; a short video gets fewer clusters."""
+        most = max(1, math.prod(self.grid(num_frames, height, width)) // 4)
+        return self.config.replace(
+            num_q_clusters=min(self.config.num_q_clusters, most),
+            num_k_clusters=min(self.config.num_k_clusters, most),
+        )
+
+    def preset(self, name: str) -> ModelSpec:
+        """This model with the settings of a preset.
+
+        Raises:
+            ConfigError: there is no such preset.
+        """
+        config = self.config
+        if name == "fast":
+            config = config.replace(top_p=0.8, warmup_fraction=config.warmup_fraction / 2)
+        elif name == "faithful":
+            warmup = max(0.3, config.warmup_fraction)
+            config = config.replace(top_p=0.95, warmup_fraction=warmup)
+        elif name == "draft":
+            half = (self.num_frames - 1) // 2
+            usual = {
+                "num_frames": half - half % self.frame_stride + 1,
+                "num_inference_steps": ceil_fraction(0.6, self.num_inference_steps),
+            }
+            return replace(self, **{**usual, **self.draft})
+        elif name not in PRESETS:
+            raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
+        return replace(self, config=config)
+
+    def grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of tokens (T, Y, X) of a video."""
+        frames = (num_frames - 1) // self.frame_stride + 1
+        rows, columns = height // self.latent_stride, width // self.latent_stride
+        return frames // self.patch[0], rows // self.patch[1], columns // self.patch[2]
+
+    def kind_for(self, request: Request) -> PipelineKind:
+        """The pipeline that a request takes: another where it starts from an image or video."""
+        if request.image is not None and self.kind.takes != "image" and self.expand_timesteps:
+            return PIPELINES["WanImageToVideoPipeline"]
+        is_plain = not self.expand_timesteps and self.guidance_scale_2 is None
+        has_other = self.kind.with_video is not None and is_plain
+        if request.video is not None and self.kind.takes != "video" and has_other:
+            return PIPELINES[str(self.kind.with_video)]
+        return self.kind
+
+    def check_given(self, request: Request) -> None:
+        """Check the image or video of a request, and how it is guided.
+
+        Raises:
+            RequestError: it is missing, not wanted or no such file.
+        """
+        kind = self.kind_for(request)
+        for name, check in (("image", check_image), ("video", check_video)):
+            path = getattr(request, name)
+            if path is None and kind.takes == name and kind.needs_input:
+                raise RequestError(
+                    f"{capitalised(self.title)} starts from {_a(name)}: name its file."
+                )
+            if path is None:
+                continue
+            if kind.takes != name:
+                raise RequestError(f"{capitalised(self.title)} takes no {name}.")
+            check(path)
+        if kind.guidance != "embedded":
+            if request.true_cfg_scale != 1:
+                raise RequestError(
+                    f"{capitalised(self.title)} has no true_cfg_scale: its guidance_scale weighs "
+                    "the negative prompt."
+                )
+        elif request.negative_prompt and request.true_cfg_scale <= 1:
+            raise RequestError(
+                f"{capitalised(self.title)} reads a negative prompt only with a true_cfg_scale "
+                "above 1."
+            )
+        if request.guidance_scale_2 is not None and self.guidance_scale_2 is None:
+            raise RequestError(
+                f"{capitalised(self.title)} has one transformer and no guidance_scale_2."
+            )
+
+    def memory(self, num_frames: int, height: int, width: int) -> MemoryNeed | None:
+        """What a step at this size holds; None for a model that is not on the menu."""
+        if self.published is None:
+            return None
+        tokens = math.prod(self.grid(num_frames, height, width))
+        size = (num_frames, height, width)
+        return memory_need(self.published.shape, tokens, self.config_for(*size))
+
+    def resolve(self, request: Request) -> ResolvedRequest:
+        """A request with this model's defaults filled in.
+
+        Raises:
+            RequestError: the model can't make a video of that size, or not from what is given.
+        """
+        self.check_given(request)
+        filled = {
+            name: getattr(request, name)
+            if getattr(request, name) is not None
+            else getattr(self, name)
+            for name in (
+                *("height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
+            )
+        }
+        if request.guidance_scale_2 is None and self.guidance_scale_2 is not None:
+            follows = request.guidance_scale is not None  # one number given is meant for both
+            filled["guidance_scale_2"] = (
+                request.guidance_scale if follows else self.guidance_scale_2
+            )
+        for name in ("height", "width"):
+            if filled[name] % self.size_multiple:
+                raise RequestError(
+                    f"{name} must be a multiple of {self.size_multiple}, not {filled[name]}."
+                )
+        frames, stride = filled["num_frames"], self.frame_stride
+        if (frames - 1) % stride:
+            below = frames - (frames - 1) % stride
+            raise RequestError(
+                f"num_frames must be one more than a multiple of {stride}, not {frames}: "
+                f"{below} or {below + stride} would do."
+            )
+        tokens = math.prod(self.grid(frames, filled["height"], filled["width"]))
+        if tokens > self.max_tokens:
+            raise RequestError(
+                f"{frames} frames of {filled['width']} by {filled['height']} are {tokens:,} "
+                f"tokens, and {self.max_tokens:,} is the most for {self.title}: ask for a "
+                "smaller or shorter video."
+            )
+        return ResolvedRequest(**(dataclasses.asdict(request) | filled))
+
+
+def capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -1,0 +1,120 @@
+"""One call of a pipeline for a run: its model, its arguments, its loop watched, its frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from svg2.errors import Cancelled, MediaError, RequestError
+from svg2.hooks.enable import Handle
+from svg2.hooks.steps import set_on_instance
+from svg2.models.inputs import check_file, read_image
+from svg2.models.loading import load_pipeline
+from svg2.models.pipelines import call_arguments
+from svg2.models.spec import ModelSpec
+from svg2.runs.progress import Loop, Stopwatch, Watch, device_of
+from svg2.runs.run import Run
+from svg2.trace.video import Frames, decode_mp4
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def load(spec: ModelSpec, watch: Watch, dtype: str = "auto", device: str = "auto") -> Any:
+    """A model's pipeline, loaded: the one place that does so.
+
+    Raises:
+        ModelUnavailable: the model cannot be loaded here.
+        RequestError: there is no such device.
+        Cancelled: the watch said so.
+    """
+    watch.report("", "load")
+    pipe = load_pipeline(spec, dtype, device)
+    watch.check()
+    return pipe
+
+
+def load_for(run: Run, watch: Watch) -> Any:
+    """The pipeline of a run; raises as `load`."""
+    return load(run.spec, watch, run.request.dtype, run.request.device)
+
+
+def read_video(path: str, num_frames: int, width: int, height: int) -> list[Image]:
+    """The first frames of an MP4 video, each as `read_image` gives it.
+
+    Raises:
+        RequestError: it is missing, no MP4 video, or has fewer frames.
+    """
+    from PIL import Image, ImageOps
+
+    check_file("video", path)
+    try:
+        frames = decode_mp4(Path(path).read_bytes(), first=num_frames)
+    except (OSError, MediaError) as error:
+        raise RequestError(f"The video {path!r} can't be read: it is no MP4 video.") from error
+    if len(frames) < num_frames:
+        raise RequestError(
+            f"The video {path!r} has {len(frames)} frames, and {num_frames} are asked for."
+        )
+    return [ImageOps.fit(Image.fromarray(frame), (width, height)) for frame in frames]
+
+
+def generate(
+    pipe: Any, run: Run, watch: Watch, name: str, handle: Handle | None = None
+) -> tuple[Frames, dict[str, float]]:
+    """Frames, and seconds of encode, denoise and decode; progress carries `name`."""
+    stopwatch = Stopwatch(device_of(pipe))
+    loop = Loop(pipe, watch, name, stopwatch, handle if watch.preview else None)
+    watch.check()
+    watch.report(name, "encode")
+    stopwatch.lap()
+    frames = _call(pipe, run, loop, output_type="np")[0]
+    loop.seconds["decode"] = stopwatch.lap()
+    watch.check()
+    return (np.asarray(frames) * 255).round().astype(np.uint8), loop.seconds
+
+
+def warm_up(pipe: Any, run: Run, watch: Watch) -> None:
+    """Run one step that is neither timed nor reported."""
+    num_steps = 1
+    while run.kind.num_steps(num_steps) < 1:
+        num_steps += 1
+    short = dataclasses.replace(run.request, num_inference_steps=num_steps)
+    loop = Loop(pipe, watch, None, Stopwatch(device_of(pipe)))
+    _call(pipe, dataclasses.replace(run, request=short), loop, output_type="latent")
+
+
+def _call(pipe: Any, run: Run, loop: Loop, output_type: str) -> Any:
+    """The pipeline's own frames or latents of a run.
+
+    The starting noise comes from a CPU generator, so that a seed means the same on every device.
+    """
+    import torch
+
+    kind, request = run.kind, run.request
+    given = None
+    if kind.takes == "image" and request.image is not None:
+        given = read_image(request.image, request.width, request.height)
+    elif kind.takes == "video" and request.video is not None:
+        size = (request.num_frames, request.width, request.height)
+        given = read_video(request.video, *size)
+    arguments = call_arguments(kind, request, run.spec.max_sequence_length, given)
+    if loop.handle is not None and "callback_on_step_end" in inspect.signature(pipe).parameters:
+        arguments = {**arguments, "callback_on_step_end": loop.see}
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    with ExitStack() as undo:
+        set_on_instance(pipe, "progress_bar", loop.progress_bar, undo)
+        if kind.guidance == "guider":
+            guider = pipe.guider
+            undo.callback(setattr, pipe, "guider", guider)
+            pipe.guider = guider.new(guidance_scale=request.guidance_scale)
+        try:
+            return pipe(**arguments, generator=generator, output_type=output_type).frames
+        except Cancelled:
+            pipe.maybe_free_model_hooks()  # what the pipeline's call ends with
+            raise

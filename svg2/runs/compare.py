@@ -1,0 +1,141 @@
+"""A dense run against a sparse one of the same request, and what the two leave behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svg2.errors import Cancelled, RequestError
+from svg2.runs.call import load_for
+from svg2.runs.dense_sparse import DenseRun, SparseRun, generate_dense, generate_sparse
+from svg2.runs.progress import Watch
+from svg2.runs.result import result_record
+from svg2.runs.run import Run
+from svg2.trace.atomic import json_bytes, write_atomic
+from svg2.trace.file import trace_bytes
+from svg2.trace.metrics import psnr_per_frame
+from svg2.trace.records import VERSION, RecordingPolicy, Trace, TraceRun, policy_dict
+from svg2.trace.video import encode_mp4, side_by_side
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A dense run, a sparse one of the same request, the fields of result.json, and the trace."""
+
+    dense: DenseRun
+    sparse: SparseRun
+    result: dict[str, Any]
+    trace: Trace
+
+
+def compare(
+    run: Run,
+    pipe: Any = None,
+    *,
+    watch: Watch | None = None,
+    dense: DenseRun | None = None,
+    policy: RecordingPolicy | None = None,
+) -> Comparison:
+    """Generate with dense and with sparse attention, and measure one by the other.
+
+    Args:
+        pipe: the loaded model of the run; None loads it.
+        watch: reports progress and says when to stop.
+        dense: an earlier dense run of the same request; its times are then marked as reused.
+    Raises:
+        RequestError: `dense` is of another request, or the files given cannot be read.
+        ModelUnavailable: the model cannot be loaded here.
+        Cancelled: the watch said so.
+    """
+    watch = watch or Watch()
+    if dense is not None and dense.request != run.request:
+        raise RequestError("The dense run given is of another request.")
+    if pipe is None:
+        pipe = load_for(run, watch)
+    is_reused = dense is not None
+    if dense is None:
+        # The sparse run is not slower than the dense one, as a first guess of the time left.
+        watch.steps_after = run.request.num_inference_steps
+        dense = generate_dense(pipe, run, watch)
+    try:
+        watch.steps_after = 0
+        sparse = generate_sparse(pipe, run, watch, policy)
+        watch.report(run.method.name, "measure")
+        result = result_record(dense, sparse, is_reused)
+        trace = add_run(start_trace(dense, sparse), dense, sparse, result)
+        watch.check()
+    except Cancelled:
+        raise Cancelled(dense) from None
+    return Comparison(dense, sparse, result, trace)
+
+
+def start_trace(dense: DenseRun, sparse: SparseRun) -> Trace:
+    """A trace of a dense run and no sparse one yet; `sparse` tells the grid and the policy."""
+    fps, grid = sparse.run.spec.fps, sparse.run.grid
+    return Trace(
+        version=VERSION,
+        request=dense.request.to_dict()
+        | {"fps": fps, "dtype": dense.dtype, "device": dense.provenance["device"]},
+        grid=grid,
+        n_tokens=sparse.run.n_tokens,
+        n_text=sparse.stats.n_text,
+        policy=policy_dict(sparse.policy, sparse.note),
+        provenance=dense.provenance | {"impl": sparse.stats.impl},
+        dense_result={
+            "dense_seconds": dense.seconds["denoise"],
+            "total_seconds": dense.seconds,
+            "attention_seconds": dense.attention_seconds,
+            "peak_memory_bytes": dense.peak_memory_bytes,
+            "backend": dense.backend,
+            "dtype": dense.dtype,
+        },
+        dense_mp4=encode_mp4(dense.frames, fps),
+    )
+
+
+def add_run(trace: Trace, dense: DenseRun, sparse: SparseRun, result: dict[str, Any]) -> Trace:
+    """The trace with one more sparse run of its request."""
+    stats = sparse.stats
+    run = TraceRun(
+        method=sparse.run.method.name,
+        config=sparse.run.config.to_dict(),
+        result=result,
+        mp4=encode_mp4(sparse.frames, trace.request["fps"]),
+        psnr_frame=psnr_per_frame(dense.frames, sparse.frames),
+        call=stats.call,
+        density=stats.call_density,
+        kept_mass=stats.call_kept_mass,
+        stage_ms=stats.call_stage_ms,
+    )
+    number = len(trace.runs)
+    records = tuple(dataclasses.replace(record, run=number) for record in sparse.records)
+    return dataclasses.replace(trace, runs=(*trace.runs, run), records=(*trace.records, *records))
+
+
+def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[str, Path]:
+    """Write dense.mp4, svg2.mp4, compare.mp4, trace.npz and result.json, each whole or not at all.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    dense, sparse, result = comparison.dense, comparison.sparse, comparison.result
+    trace = comparison.trace
+    psnr = "identical" if result["psnr_db"] is None else f"{result['psnr_db']:.1f} dB"
+    captions = (
+        f"dense  {result['dense_seconds']:.1f} s",
+        f"{result['method']}  {result['svg2_seconds']:.1f} s  {psnr}",
+    )
+    both = encode_mp4(side_by_side(dense.frames, sparse.frames, captions), trace.request["fps"])
+    contents = {
+        "dense.mp4": trace.dense_mp4,
+        "svg2.mp4": trace.runs[0].mp4,
+        "compare.mp4": both,
+        "trace.npz": trace_bytes(trace),
+        "result.json": json_bytes(result),
+    }
+    for name, data in contents.items():
+        write_atomic(Path(folder, name), data)
+    return {name: Path(folder, name) for name in contents}

@@ -1,0 +1,228 @@
+"""A generation seen while it runs: how far it is, how long it takes, and whether to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from svg2.runs.distributed import agree
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from svg2.hooks.enable import Handle
+
+GLIMPSE_SECONDS = 0.5  # a preview is for the eye, and no step is made slower for more of them
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a generation is.
+
+    Attributes:
+        run: `dense`, `stock` (dense as its pipeline does it, where that differs) or the method;
+            empty while the model loads.
+        stage: `load`, `warm up`, `encode`, `denoise`, `decode` or `measure`.
+        step, num_steps: denoising steps done and to do; 0 of 0 in other stages.
+        eta_seconds: time left for all that was asked, as the steps so far tell; None while
+            unknown.
+        preview: the middle latent frame as it is now, decoded alone; only where it was asked for
+            and the pipeline shows its latents, and not at every step where steps are short.
+        density: mean density of each step so far, a dense one counts 1; asked for with `preview`.
+    """
+
+    run: str
+    stage: str
+    step: int = 0
+    num_steps: int = 0
+    eta_seconds: float | None = None
+    preview: UInt8[ndarray, "Y X 3"] | None = field(default=None, compare=False, repr=False)
+    density: tuple[float, ...] = field(default=(), compare=False)
+
+
+OnProgress = Callable[[Progress], None]
+ShouldCancel = Callable[[], bool]
+
+
+class Watch:
+    """Progress, time left and cancelling of one or more runs."""
+
+    def __init__(
+        self,
+        on_progress: OnProgress | None = None,
+        should_cancel: ShouldCancel | None = None,
+        preview: bool = False,
+    ) -> None:
+        self.on_progress = on_progress
+        self.should_cancel = should_cancel
+        self.preview = preview and on_progress is not None
+        self.steps_after = 0
+        self._cancelled = False
+        self._step_seconds: list[float] = []
+
+    def report(
+        self, run: str, stage: str, step: int = 0, num_steps: int = 0, **glimpse: Any
+    ) -> None:
+        if self.on_progress is None:
+            return
+        eta = None
+        if self._step_seconds and stage in ("warm up", "encode", "denoise"):
+            recent = self._step_seconds[-3:]
+            left = num_steps - step + self.steps_after
+            eta = sum(recent) / len(recent) * left if num_steps else None
+        self.on_progress(Progress(run, stage, step, num_steps, eta, **glimpse))
+
+    def step_took(self, seconds: float) -> None:
+        self._step_seconds.append(seconds)
+
+    @property
+    def is_cancelled(self) -> bool:
+        wished = self.should_cancel is not None and self.should_cancel()
+        return self._cancelled or wished
+
+    def cancel(self) -> None:
+        """Stop as if `should_cancel` had said so."""
+        self._cancelled = True
+
+    def check(self) -> None:
+        if self.is_cancelled:
+            raise Cancelled
+
+
+class Loop:
+    """A pipeline's denoising loop, seen by the progress bar that every pipeline opens around it.
+
+    Attributes:
+        seconds: of `encode`, up to the loop, and of `denoise`, the loop without reporting.
+        handle: of the pipeline where reports are to show latents and densities.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        watch: Watch,
+        run: str | None,
+        stopwatch: Stopwatch,
+        handle: Handle | None = None,
+    ) -> None:
+        self.seconds: dict[str, float] = {}
+        self.handle = handle
+        self._latents: Tensor | None = None
+        self._glimpsed = -math.inf
+        self._pipe = pipe
+        self._watch = watch
+        self._run = run
+        self._stopwatch = stopwatch
+        self._step = 0
+        self._num_steps = 0
+        self._outside = 0.0
+        self._last = 0.0
+
+    @contextmanager
+    def progress_bar(self, total: int) -> Iterator[Loop]:
+        """Stands in for the pipeline's own; no `run`, no reports."""
+        self._num_steps = total
+        self.seconds["encode"] = self._stopwatch.lap()
+        self._report("denoise")
+        self._watch.check()
+        self._stopwatch.lap()
+        self._last = time.perf_counter()
+        yield self
+        self.seconds["denoise"] = self._stopwatch.lap() - self._outside
+        self._watch.check()
+        self._report("decode")
+        self._stopwatch.lap()
+
+    def update(self, count: int = 1) -> None:
+        """A step is done."""
+        if self.handle is not None:
+            Stopwatch(device_of(self._pipe))  # drains the queue, so that no preview waits for it
+        now = time.perf_counter()
+        self._step += count
+        if self._run is not None:
+            self._watch.step_took(now - self._last)
+            self._report("denoise", **self._glimpse())
+        self._last = time.perf_counter()
+        self._outside += self._last - now
+        # Not counted as outside: to agree is to wait for all that the step has queued.
+        if agree(self._watch.is_cancelled, device_of(self._pipe)):
+            self._watch.cancel()
+            self._pipe._interrupt = True  # an exception would leave what waits for a step's end
+
+    def see(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The pipeline's own callback at the end of a step, right before `update`."""
+        self._latents = tensors.get("latents")
+        return tensors
+
+    def _glimpse(self) -> dict[str, Any]:
+        """What a report shows of the latents and densities so far."""
+        if self.handle is None or time.monotonic() - self._glimpsed < GLIMPSE_SECONDS:
+            return {}
+        self._glimpsed = time.monotonic()
+        table = self.handle.stats.density_table()
+        known = table[:, ~np.isnan(table).any(axis=0)]
+        density = tuple(known.mean(axis=0).tolist())
+        return {"preview": _preview(self._pipe, self._latents), "density": density}
+
+    def _report(self, stage: str, **glimpse: Any) -> None:
+        if self._run is not None:
+            place = (self._step, self._num_steps) if stage == "denoise" else ()
+            self._watch.report(self._run, stage, *place, **glimpse)
+
+
+def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | None:
+    """The middle latent frame decoded alone; None where that is not simple or not cheap."""
+    import torch
+
+    vae = pipe.vae
+    is_offloaded = getattr(vae, "_hf_hook", None) is not None  # decoding would move the model out
+    if latents is None or latents.ndim != 5 or is_offloaded:
+        return None
+    middle = latents.shape[2] // 2
+    frame = latents[:1, :, middle : middle + 1].to(vae.device, vae.dtype)
+    mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
+    with torch.no_grad():
+        if mean is not None and std is not None:
+            mean, std = (frame.new_tensor(v).view(1, -1, 1, 1, 1) for v in (mean, std))
+            frame = frame * std + mean
+        else:
+            frame = frame / getattr(vae.config, "scaling_factor", 1.0)
+        try:
+            video = vae.decode(frame, return_dict=False)[0]
+        except torch.OutOfMemoryError:  # the run itself may still fit
+            return None
+    picture = pipe.video_processor.postprocess_video(video, output_type="np")[0][0]
+    return (np.asarray(picture) * 255).round().astype(np.uint8)
+
+
+class Stopwatch:
+    """Wall time between laps, with the GPU's queue drained at each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = self._now()
+
+    def lap(self) -> float:
+        before, self._last = self._last, self._now()
+        return self._last - before
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def device_of(pipe: Any) -> torch.device:
+    """Where a pipeline computes, offloaded or not."""
+    return pipe._execution_device

@@ -1,0 +1,119 @@
+"""Many budgets and methods on one request, each measured by the same dense run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from svg2.errors import Cancelled
+from svg2.runs.call import load_for
+from svg2.runs.compare import add_run, start_trace
+from svg2.runs.dense_sparse import DenseRun, SparseRun, generate_dense, generate_sparse
+from svg2.runs.progress import Watch
+from svg2.runs.result import result_record
+from svg2.runs.run import Run
+from svg2.trace.atomic import json_bytes, write_atomic
+from svg2.trace.file import trace_bytes
+from svg2.trace.recording import fit
+from svg2.trace.records import RecordingPolicy, Trace
+
+
+def sweep(
+    run: Run,
+    methods: Sequence[str],
+    top_ps: Sequence[float],
+    folder: Path,
+    pipe: Any = None,
+    *,
+    watch: Watch | None = None,
+    policy: RecordingPolicy | None = None,
+    trace_bytes_limit: int | None = None,
+) -> dict[str, Any]:
+    """Run every method at every budget and return what sweep.json holds.
+
+    sweep.json and trace.npz are written after each run, so that what is done stays. Each point has
+    the fields of result.json and, by the run of its method at top-p 1 (`baselines`):
+
+    - `kernel_gain`: dense seconds over those at top-p 1, what our attention path gains by itself;
+    - `sparsity_speedup`: seconds at top-p 1 over those of the point, what skipping gains;
+    - `sparsity_speedup_bound`: 1/(1 - a(1 - density_run)), which that cannot pass; a is the share
+      of self-attention in the run at top-p 1.
+
+    With `trace_bytes_limit` the trace keeps fewer records, so that its file is no larger.
+
+    Raises: as `svg2.runs.dense_sparse.compare`; OSError when the folder can't be written.
+    """
+    watch = watch or Watch()
+    plan = [
+        run.with_settings(method=method, top_p=top_p)
+        for method in dict.fromkeys(methods)
+        for top_p in (1.0, *sorted({float(p) for p in top_ps} - {1.0}, reverse=True))
+    ]
+    # every run records, so each has its share of the trace
+    policy = policy or RecordingPolicy()
+    policy = dataclasses.replace(policy, max_bytes=policy.max_bytes // len(plan))
+    pipe = load_for(run, watch) if pipe is None else pipe
+
+    num_steps = run.request.num_inference_steps
+    watch.steps_after = len(plan) * num_steps
+    dense = generate_dense(pipe, run, watch)
+    content: dict[str, Any] = {
+        "dense": _dense_record(dense),
+        "points": [],
+        "baselines": {},
+        "complete": False,
+    }
+    trace: Trace | None = None
+    for one in plan:
+        watch.steps_after -= num_steps
+        try:
+            sparse = generate_sparse(pipe, one, watch, policy)
+        except Cancelled:
+            raise Cancelled(dense) from None
+        method, top_p = one.method.name, one.config.top_p
+        result = result_record(dense, sparse)
+        if top_p == 1.0:
+            content["baselines"][method] = result | {"loop_attention_share": _share(sparse)}
+        if top_p in top_ps:
+            point = _against_baseline(result, content["baselines"][method])
+            content["points"].append(point)
+            trace = add_run(trace or start_trace(dense, sparse), dense, sparse, point)
+            write_atomic(folder / "trace.npz", trace_bytes(_fitted(trace, trace_bytes_limit)))
+        content["complete"] = one is plan[-1]
+        write_atomic(folder / "sweep.json", json_bytes(content))
+    return content
+
+
+def _fitted(trace: Trace, limit: int | None) -> Trace:
+    return trace if limit is None else fit(trace, limit)
+
+
+def _dense_record(dense: DenseRun) -> dict[str, Any]:
+    return {
+        **dense.request.to_dict(),
+        "dtype": dense.dtype,
+        "dense_seconds": dense.seconds["denoise"],
+        "dense_stock_seconds": dense.stock_seconds,
+        "total_seconds": dense.seconds,
+        "attention_seconds": dense.attention_seconds,
+        "peak_memory_bytes": dense.peak_memory_bytes,
+        "backend": dense.backend,
+        **dense.provenance,
+    }
+
+
+def _against_baseline(result: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    share, density_run = baseline["loop_attention_share"], result["density_run"]
+    bound = None if share is None else 1 / (1 - share * (1 - density_run))
+    return result | {
+        "kernel_gain": result["dense_seconds"] / baseline["svg2_seconds"],
+        "sparsity_speedup": baseline["svg2_seconds"] / result["svg2_seconds"],
+        "sparsity_speedup_bound": bound,
+    }
+
+
+def _share(sparse: SparseRun) -> float | None:
+    attention_seconds = sparse.stats.attention_seconds
+    return None if attention_seconds is None else attention_seconds / sparse.seconds["denoise"]

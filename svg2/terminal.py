@@ -1,0 +1,101 @@
+"""A command at a terminal: progress on stderr, and Ctrl-C as a wish to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from svg2.errors import Cancelled, ModelUnavailable
+from svg2.runs.progress import Progress, Watch
+
+
+class Stopped(Exception):
+    """A command ends early; the message is one sentence."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def running(kept: Callable[[Cancelled], str], speaks: bool = True) -> Iterator[Watch]:
+    """A watch that shows progress on stderr, if it `speaks`, and that Ctrl-C stops.
+
+    `kept` says what is left of an interrupted one.
+
+    Raises:
+        Stopped: it was interrupted, or its model can't be loaded here.
+    """
+
+    with _interruptible() as is_interrupted, _Line() as line:
+        try:
+            yield Watch(line.show if speaks else None, is_interrupted)
+        except ModelUnavailable as error:
+            line.end()
+            raise Stopped(str(error), 1) from error
+        except Cancelled as cancelled:
+            line.end()
+            raise Stopped(f"Interrupted; {kept(cancelled)}.", 130) from cancelled
+
+
+@contextmanager
+def _interruptible():
+    """A first Ctrl-C becomes a wish that the run sees within a step; a second stops at once."""
+    wished = False
+
+    def on_interrupt(*_: Any) -> None:
+        nonlocal wished
+        if wished:
+            raise KeyboardInterrupt
+        wished = True
+        print("\nsvg2: Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: wished
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Line:
+    """Progress on stderr: one line written over on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._length = 0
+        self._stage = ("", "")
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def show(self, progress: Progress) -> None:
+        text = f"{progress.run} {progress.stage}".strip()
+        if progress.num_steps:
+            text += f" {progress.step}/{progress.num_steps}"
+        if progress.eta_seconds is not None:
+            text += f", about {_duration(progress.eta_seconds)} left"
+        if self._is_terminal:
+            print(f"\r{text:{self._length}}", end="", file=sys.stderr, flush=True)
+            self._length = len(text)
+            return
+        stage = (progress.run, progress.stage)
+        if stage != self._stage or progress.step % 5 == 0:
+            print(text, file=sys.stderr, flush=True)
+        self._stage = stage
+
+    def end(self) -> None:
+        """Leave the line as it is and go to the next."""
+        if self._length:
+            print(file=sys.stderr)
+        self._length = 0
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,0 +1,239 @@
+"""Recording a run for its trace: which calls, and of each clusters, colours and true recall."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8, UInt16
+from numpy import ndarray
+
+from svg2.config import SVG2Config
+from svg2.method.sample import CallSample
+from svg2.trace.file import trace_bytes
+from svg2.trace.records import NUM_NEAR, Record, RecordingPolicy, Trace
+
+NUM_RECALL_QUERIES = 64
+NUM_STEPS = 4
+NUM_HEADS = 2
+
+_RECORDS_SHARE = 0.75  # of a trace; the rest is for its clips and statistics
+
+_MIN_AXIS_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The calls that are recorded, and one sentence where the policy's size made them fewer."""
+
+    steps: tuple[int, ...]
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    note: str
+
+
+def choose(
+    policy: RecordingPolicy,
+    config: SVG2Config,
+    *,
+    num_steps: int,
+    num_layers: int,
+    num_heads: int,
+    n_tokens: int,
+) -> Selection:
+    """What `policy` records of a run, thinned so that its records stay under `max_bytes`.
+
+    Steps and layers that run dense are left out. Thinning takes heads first, then steps, then
+    layers, always spread over what there is.
+    """
+    sparse_steps = range(config.warmup_steps(num_steps), num_steps)
+    sparse_layers = range(config.dense_layers, num_layers)
+    steps = _spread(sparse_steps, NUM_STEPS) if policy.steps is None else policy.steps
+    layers = tuple(sparse_layers) if policy.layers is None else policy.layers
+    heads = tuple(range(NUM_HEADS)) if policy.heads is None else policy.heads
+    asked = (
+        tuple(s for s in sorted(set(steps)) if s in sparse_steps),
+        tuple(x for x in sorted(set(layers)) if x in sparse_layers),
+        tuple(h for h in sorted(set(heads)) if 0 <= h < num_heads),
+    )
+    num_q, num_k = config.num_q_clusters, config.num_k_clusters
+    record_bytes = 4 * n_tokens + 2 * num_q * num_k + num_q * num_k // 8 + 3 * num_q + 11 * num_k
+    room = int(policy.max_bytes * _RECORDS_SHARE) // record_bytes
+    steps, layers, heads = asked
+    if len(steps) * len(layers) * len(heads) > room:
+        heads = _spread(heads, max(1, room // max(1, len(steps) * len(layers))))
+        steps = _spread(steps, max(1, room // max(1, len(layers) * len(heads))))
+        layers = _spread(layers, room // max(1, len(steps) * len(heads)))
+    thinned = [
+        f"{len(left)} of {len(wanted)} {name}"
+        for name, left, wanted in zip(
+            ("steps", "layers", "heads"), (steps, layers, heads), asked, strict=True
+        )
+        if len(left) < len(wanted)
+    ]
+    note = ""
+    if thinned:
+        note = f"Recorded {', '.join(thinned)} to stay under {policy.max_bytes / 2**20:.0f} MB."
+    return Selection(steps, layers, heads, note)
+
+
+class Recorder:
+    """An observer for `svg2.hooks.enable` that turns the selected calls into trace records.
+
+    Attributes:
+        records: what was recorded so far, of run 0.
+        seconds: time that recording took, which is no part of the run. Waiting for the work that a
+            GPU still had queued is, and is not counted.
+    """
+
+    def __init__(self, selection: Selection, branches: Sequence[int], seed: int = 0) -> None:
+        self.records: list[Record] = []
+        self.seconds = 0.0
+        self._selection = selection
+        self._branches = frozenset(branches)
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, call: CallSample) -> None:
+        """Record one sparse call, if it is among those selected."""
+        chosen = call.step in self._selection.steps and call.layer in self._selection.layers
+        if not chosen or call.branch not in self._branches:
+            return
+        if call.q.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(call.q.device)
+        started = time.perf_counter()
+        self.records += [_record(call, head, self._rng) for head in self._selection.heads]
+        self.seconds += time.perf_counter() - started
+
+
+def _record(call: CallSample, head: int, rng: np.random.Generator) -> Record:
+    # The last of the batch: where both guidance branches share one, the conditional comes last.
+    def array(tensor: Any) -> ndarray:
+        tensor = tensor[-1, head]
+        return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+
+    q_labels, k_labels = array(call.q_labels), array(call.k_labels)
+    k_centroids, kept = array(call.k_centroids), array(call.kept)
+    q_rgb, k_rgb = centroid_colours(array(call.q_centroids), k_centroids)
+    q, k = call.q[-1, head], array(call.k)
+    rows = np.sort(rng.choice(len(q), min(NUM_RECALL_QUERIES, len(q)), replace=False))
+    queries = q[rows.tolist()].float().cpu().numpy()
+    return Record(
+        run=0,
+        step=call.step,
+        layer=call.layer,
+        branch=call.branch,
+        head=head,
+        q_labels=q_labels.astype(np.uint16),
+        k_labels=k_labels.astype(np.uint16),
+        P=array(call.P).astype(np.float16),
+        kept=kept,
+        q_rgb=q_rgb,
+        k_rgb=k_rgb,
+        k_near=nearest_clusters(k_centroids, array(call.k_sizes)),
+        recall=attention_recall(queries, k, q_labels[rows], k_labels, kept),
+    )
+
+
+def fit(trace: Trace, max_bytes: int) -> Trace:
+    """The trace with fewer records, so that its file has at most `max_bytes`.
+
+    Heads go first, then steps, then layers, always spread over what there is; the clips and the
+    statistics of every call stay. Where they alone are more, no record is left.
+    """
+    asked = {
+        axis: sorted({getattr(record, axis) for record in trace.records})
+        for axis in ("head", "step", "layer")
+    }
+    kept = dict(asked)
+    fitted = trace
+    while len(trace_bytes(fitted)) > max_bytes and fitted.records:
+        axis = next((a for a, values in kept.items() if len(values) > 1), None)
+        if axis is None:
+            kept = dict.fromkeys(kept, ())
+        else:
+            kept[axis] = list(_spread(kept[axis], len(kept[axis]) - 1))
+        records = tuple(
+            record
+            for record in trace.records
+            if all(getattr(record, a) in values for a, values in kept.items())
+        )
+        fitted = dataclasses.replace(trace, records=records)
+    if fitted is trace:
+        return trace
+    left = (f"{len(kept[a])} of {len(asked[a])} {a}s" for a in asked if kept[a] != asked[a])
+    note = f"Kept {', '.join(left)} to stay under {max_bytes / 2**20:.1f} MB."
+    return dataclasses.replace(fitted, policy=trace.policy | {"note": note})
+
+
+def _spread(items: Sequence[int], count: int) -> tuple[int, ...]:
+    """`count` of the items at even distances, first and last included."""
+    if count >= len(items):
+        return tuple(items)
+    places = np.linspace(0, len(items) - 1, count).round().astype(int)
+    return tuple(items[i] for i in places)
+
+
+def centroid_colours(
+    q_centroids: Float[ndarray, "Q D"], k_centroids: Float[ndarray, "K D"]
+) -> tuple[UInt8[ndarray, "Q 3"], UInt8[ndarray, "K 3"]]:
+    """Colours from the first three principal components of query and key centroids together.
+
+    Queries and keys lie far apart (each has a large mean of its own), and that offset alone would
+    be the first component: each side is centred on its own mean first. The scale is robust: the
+    2nd to 98th percentile fill the range, but a minor axis is not stretched beyond 2.5 times the
+    first one's scale.
+    """
+    sides = [
+        c.astype(np.float64) - c.mean(axis=0, dtype=np.float64) for c in (q_centroids, k_centroids)
+    ]
+    joint = np.concatenate(sides)
+    _, vectors = np.linalg.eigh(joint.T @ joint)  # many times faster than an SVD of all centroids
+    axes = vectors.T[::-1][:3].copy()
+    # an axis has no sign of its own: fix it, so that the colours of a record do not depend on the
+    # linear algebra library
+    axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1) < 0, -1, 1)
+    points = joint @ axes.T
+    points = np.pad(points, ((0, 0), (0, 3 - points.shape[1])))
+    low, high = np.percentile(points, [2, 98], axis=0)
+    extent = np.maximum(high - low, max(_MIN_AXIS_SHARE * (high - low).max(), 1e-12))
+    unit = 0.5 + (points - (low + high) / 2) / extent
+    # never black or white: lines drawn over them must stay visible
+    rgb = (40 + 200 * np.clip(unit, 0, 1)).round().astype(np.uint8)
+    return rgb[: len(q_centroids)], rgb[len(q_centroids) :]
+
+
+def nearest_clusters(
+    centroids: Float[ndarray, "K D"], sizes: Int[ndarray, "K"]
+) -> UInt16[ndarray, "K 4"]:
+    """Per cluster the nearest others that hold tokens, nearest first; its own id to fill up."""
+    points = centroids.astype(np.float64)
+    norms = (points**2).sum(axis=1)
+    distance = norms[:, None] + norms - 2 * points @ points.T
+    distance[:, np.asarray(sizes) == 0] = np.inf
+    np.fill_diagonal(distance, np.inf)
+    count = min(NUM_NEAR, len(points))
+    order = np.sort(np.argpartition(distance, count - 1, axis=1)[:, :count], axis=1)
+    closest = np.take_along_axis(distance, order, axis=1)
+    order = np.take_along_axis(order, np.argsort(closest, axis=1, kind="stable"), axis=1)
+    found = np.isfinite(np.take_along_axis(distance, order, axis=1))
+    near = np.where(found, order, np.arange(len(points))[:, None])
+    fill = np.repeat(np.arange(len(points))[:, None], NUM_NEAR - near.shape[1], axis=1)
+    return np.concatenate([near, fill], axis=1).astype(np.uint16)
+
+
+def attention_recall(
+    queries: Float[ndarray, "S D"],
+    keys: Float[ndarray, "N D"],
+    query_labels: Int[ndarray, "S"],
+    key_labels: Int[ndarray, "N"],
+    kept: Bool[ndarray, "Q K"],
+) -> float:
+    """Share of the exact softmax mass that lands on kept keys, mean over the queries."""
+    scores = queries.astype(np.float32) @ keys.astype(np.float32).T / np.sqrt(queries.shape[1])
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    seen = kept[query_labels][:, key_labels]
+    return float(((weights * seen).sum(axis=1) / weights.sum(axis=1)).mean())

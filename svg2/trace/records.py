@@ -1,0 +1,169 @@
+"""What a trace holds: frozen records of a dense run, of sparse runs, and of single calls."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float16, Float32, Int32, UInt8, UInt16
+from numpy import ndarray
+
+from svg2.config import ceil_fraction
+
+VERSION = 1
+NUM_NEAR = 4
+
+
+@dataclass(frozen=True)
+class RecordingPolicy:
+    """Which sparse calls are recorded in full; statistics are kept of every call.
+
+    Attributes:
+        steps: step numbers; None takes 4 spread over the sparse steps, first and last included.
+        layers: layer numbers; None takes all.
+        heads: head numbers; None takes the first two.
+        branches: guidance branches, 0 conditional, 1 unconditional, 2 both in one batch.
+        max_bytes: bound on the size of the trace; records, counted before compression, are thinned
+            to stay under it.
+    """
+
+    steps: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    branches: tuple[int, ...] = (0, 2)
+    max_bytes: int = 20 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One head of one sparse call: its clusters, their masses, what was kept.
+
+    Attributes:
+        run: index into `Trace.runs`.
+        q_labels, k_labels: cluster of each token, tokens in (frame, row, column) order.
+        P: attention mass of each key cluster per query cluster, as estimated from centroids; rows
+            sum to 1.
+        kept: the selection that the method made.
+        q_rgb, k_rgb: colours of the centroids, by joint principal components, so that near
+            clusters look near.
+        k_near: per key cluster the 4 nearest other ones, nearest first (its own id where there are
+            fewer).
+        recall: share of the exact softmax mass that fell on kept keys, mean over 64 random
+            queries.
+    """
+
+    run: int
+    step: int
+    layer: int
+    branch: int
+    head: int
+    q_labels: UInt16[ndarray, "N"]
+    k_labels: UInt16[ndarray, "N"]
+    P: Float16[ndarray, "Q K"]
+    kept: Bool[ndarray, "Q K"]
+    q_rgb: UInt8[ndarray, "Q 3"]
+    k_rgb: UInt8[ndarray, "K 3"]
+    k_near: UInt16[ndarray, "K 4"]
+    recall: float
+
+    @property
+    def q_sizes(self) -> Int32[ndarray, "Q"]:
+        """Tokens per query cluster."""
+        return np.bincount(self.q_labels, minlength=self.P.shape[0]).astype(np.int32)
+
+    @property
+    def k_sizes(self) -> Int32[ndarray, "K"]:
+        """Tokens per key cluster."""
+        return np.bincount(self.k_labels, minlength=self.P.shape[1]).astype(np.int32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays as stored, before compression."""
+        arrays = (self.q_labels, self.k_labels, self.P, self.q_rgb, self.k_rgb, self.k_near)
+        return sum(a.nbytes for a in arrays) + -(-self.kept.size // 8)
+
+
+@dataclass(frozen=True, eq=False)
+class TraceRun:
+    """One sparse run: its clip, its result, and statistics of every sparse call.
+
+    Attributes:
+        config: the settings of the method, as `SVG2Config.to_dict` gives them.
+        result: the fields of result.json.
+        psnr_frame: dB per frame against dense; infinite where identical.
+        call: step, layer and branch of each sparse call, in order.
+        density, kept_mass: per call and head.
+        stage_ms: milliseconds per call in each of `STAGES`.
+    """
+
+    method: str
+    config: dict[str, Any]
+    result: dict[str, Any]
+    mp4: bytes
+    psnr_frame: Float32[ndarray, "F"]
+    call: Int32[ndarray, "calls 3"]
+    density: Float32[ndarray, "calls H"]
+    kept_mass: Float32[ndarray, "calls H"]
+    stage_ms: Float32[ndarray, "calls 5"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One dense run and the sparse runs of the same request.
+
+    Attributes:
+        request: prompt, negative_prompt, model, seed, sizes, steps, guidance, dtype, device, and
+            fps of the clips.
+        grid: latent frames, rows and columns of tokens (T, Y, X).
+        n_tokens: video tokens, T·Y·X; n_text: text tokens in the same attention (0 for Wan).
+        policy: the recording policy, with `note` saying what was thinned away, if anything was.
+        provenance: hardware, device, versions, commit, date, impl.
+        dense_result: seconds and the like of the dense run.
+    """
+
+    version: int
+    request: dict[str, Any]
+    grid: tuple[int, int, int]
+    n_tokens: int
+    n_text: int
+    policy: dict[str, Any]
+    provenance: dict[str, Any]
+    dense_result: dict[str, Any]
+    dense_mp4: bytes
+    runs: tuple[TraceRun, ...] = field(default=())
+    records: tuple[Record, ...] = field(default=())
+
+
+def selection_at(record: Record, top_p: float, min_keep_ratio: float) -> Bool[ndarray, "Q K"]:
+    """What the method would keep of the recorded masses at another budget, in float64.
+
+    Rows are normalised by their own sum, since float16 moved it off 1. Heaviest first, ties by
+    index, kept while the sum of those before is below `top_p`; at least ceil(min_keep_ratio·K) and
+    never an empty cluster; 1 keeps all.
+
+    Raises:
+        ValueError: `top_p` outside (0, 1] or `min_keep_ratio` outside [0, 1].
+    """
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}.")
+    if not 0 <= min_keep_ratio <= 1:
+        raise ValueError(f"min_keep_ratio must lie in [0, 1], got {min_keep_ratio}.")
+    occupied = record.k_sizes > 0
+    num_q, num_k = record.P.shape
+    if top_p == 1:
+        return np.repeat(occupied[None], num_q, axis=0)
+    mass = record.P.astype(np.float64)
+    mass = np.where(occupied, mass, 0)
+    mass /= np.maximum(mass.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    order = np.argsort(np.where(occupied, -mass, np.inf), axis=1, kind="stable")
+    ranked = np.take_along_axis(mass, order, axis=1)
+    before = np.cumsum(ranked, axis=1) - ranked
+    at_least = max(1, ceil_fraction(min_keep_ratio, num_k))
+    kept_ranked = (before < top_p) | (np.arange(num_k) < at_least)
+    kept = np.empty_like(kept_ranked)
+    np.put_along_axis(kept, order, kept_ranked, axis=1)
+    return kept & occupied
+
+
+def policy_dict(policy: RecordingPolicy, note: str = "") -> dict[str, Any]:
+    """The policy as it stands in a trace's header."""
+    return {**asdict(policy), "note": note}

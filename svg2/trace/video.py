@@ -1,0 +1,141 @@
+"""Video files that every browser plays, and side-by-side frames."""
+
+import math
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image, ImageDraw, ImageFont
+
+Frames = UInt8[ndarray, "F Y X 3"]
+
+_MIN_SIDE_PX = 256
+_CAPTION_PX = 36
+_GAP_PX = 8
+_MAX_DECODED_BYTES = 1 << 30
+
+
+def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
+    """The clip as H.264 in yuv420p (bt709), made for exact seeking in a browser.
+
+    The index comes first, every 16th frame is a key frame, and there are no B frames.
+    Odd sizes are padded by one edge pixel, because 4:2:0 needs even ones.
+
+    Args:
+        crf: x264's constant rate factor; 12 is visually lossless on small clips.
+    Raises:
+        MediaError: frames of another shape or type, none at all, or ffmpeg failed.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
+        raise MediaError(f"Expected uint8 frames [F, H, W, 3], got {frames.dtype} {frames.shape}.")
+    if not fps > 0:
+        raise MediaError(f"Frames per second must be above 0, got {fps}.")
+    frames = np.pad(
+        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
+    )
+    height, width = frames.shape[1:3]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clip.mp4")  # a file, not a pipe: moving the index first needs seeking
+        # fmt: off
+        _ffmpeg(
+            "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+            "-r", f"{fps:g}", "-i", "-",
+            "-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709",
+            "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv",
+            "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-g", "16", "-bf", "0",
+            "-movflags", "+faststart", str(path),
+            stdin=np.ascontiguousarray(frames).tobytes(),
+        )
+        # fmt: on
+        return path.read_bytes()
+
+
+def decode_mp4(data: bytes, max_frames: int = 2000, first: int | None = None) -> Frames:
+    """The frames of a clip, as `encode_mp4` wrote it.
+
+    Args:
+        first: take only so many, however many there are.
+    Raises:
+        MediaError: `data` is no MP4 video, or has more than `max_frames` frames.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clip.mp4")
+        path.write_bytes(data)
+        # Forced to the MP4 reader, so that a playlist dressed as one opens no other file; PPM
+        # frames carry their size.
+        raw = _ffmpeg(
+            *("-f", "mov", "-i", str(path), "-frames:v", str(first or max_frames + 1)),
+            *("-fs", str(_MAX_DECODED_BYTES), "-f", "image2pipe", "-c:v", "ppm", "-"),
+        )
+    frames = _split_ppm(raw)
+    if not frames:
+        raise MediaError("The video holds no frames.")
+    if first is None and len(frames) > max_frames:
+        raise MediaError(f"The video has more than {max_frames} frames.")
+    return np.stack(frames)
+
+
+def side_by_side(left: Frames, right: Frames, captions: tuple[str, str] = ("", "")) -> Frames:
+    """Two clips next to each other, captions above; small ones are enlarged by a whole factor.
+
+    Raises:
+        MediaError: the two differ in shape.
+    """
+    if left.shape != right.shape:
+        raise MediaError(f"The clips differ in shape: {left.shape} and {right.shape}.")
+    num_frames, height, width = left.shape[:3]
+    factor = max(1, -(-_MIN_SIDE_PX // min(height, width)))
+    height, width = height * factor, width * factor
+    canvas = np.zeros((num_frames, height + _CAPTION_PX, 2 * width + _GAP_PX, 3), np.uint8)
+    canvas[:, :_CAPTION_PX] = _caption_bar(canvas.shape[2], captions, width + _GAP_PX)
+    for x0, clip in ((0, left), (width + _GAP_PX, right)):
+        for i, frame in enumerate(clip):
+            big = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
+            canvas[i, _CAPTION_PX:, x0 : x0 + width] = np.asarray(big)
+    return canvas
+
+
+def _caption_bar(width: int, captions: tuple[str, str], second_x: int) -> UInt8[ndarray, "Y X 3"]:
+    image = Image.new("RGB", (width, _CAPTION_PX), (16, 18, 22))
+    draw = ImageDraw.Draw(image)
+    for x0, caption in zip((0, second_x), captions, strict=True):
+        size = 18
+        while (
+            size > 8
+            and draw.textlength(caption, font=ImageFont.load_default(size)) > second_x - 24
+        ):
+            size -= 1
+        font = ImageFont.load_default(size)
+        draw.text((x0 + 8, _CAPTION_PX // 2), caption, (235, 235, 235), font=font, anchor="lm")
+    return np.asarray(image)
+
+
+def _split_ppm(raw: bytes) -> list[UInt8[ndarray, "Y X 3"]]:
+    frames, start = [], 0
+    while start < len(raw):
+        magic, width, height, depth = raw[start : start + 40].split(maxsplit=4)[:4]
+        if magic != b"P6" or depth != b"255":
+            raise MediaError("The video could not be decoded.")
+        shape = (int(height), int(width), 3)
+        start += len(b"P6\n%s %s\n255\n" % (width, height))
+        if start + math.prod(shape) > len(raw):
+            raise MediaError(f"The video unpacks to more than {_MAX_DECODED_BYTES >> 20} MB.")
+        frames.append(np.frombuffer(raw, np.uint8, math.prod(shape), start).reshape(shape))
+        start += math.prod(shape)
+    return frames
+
+
+def _ffmpeg(*arguments: str, stdin: bytes = b"") -> bytes:
+    import imageio_ffmpeg
+
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"]
+    done = subprocess.run([*command, *arguments], input=stdin, capture_output=True, check=False)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()
+        raise MediaError(
+            f"ffmpeg refused the video: {reason[-1] if reason else 'no reason given'}."
+        )
+    return done.stdout

@@ -1,0 +1,216 @@
+"""What people put around a pipeline: adapters, offloading, compilation, caches, callbacks."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload_with_hook
+from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
+from peft import LoraConfig, get_peft_model_state_dict
+from torch._dynamo.testing import CompileCounter
+
+import svg2
+from svg2.models.finding import model_spec
+from svg2.models.loading import load_pipeline
+from svg2.trace.metrics import psnr_db
+from tests.svg2.tiny_families import PROMPT, TINY, save
+
+WHOLE = {"top_p": 1.0, "warmup_fraction": 0.0}
+NAMES = ("wan2.1-t2v", "hunyuanvideo")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {name: save(TINY[name], tmp_path_factory.mktemp(name) / "model") for name in NAMES}
+
+
+@pytest.fixture(params=NAMES)
+def model(request, folders):
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield str(folders[request.param])
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def pipe(model):
+    return load_pipeline(model, "fp32", "cpu")
+
+
+@pytest.fixture
+def config(model):
+    return model_spec(model).config
+
+
+def generate(pipe, model, **changes):
+    spec = model_spec(model)
+    arguments = {
+        "prompt": PROMPT,
+        "height": spec.height,
+        "width": spec.width,
+        "num_frames": spec.num_frames,
+        "num_inference_steps": 4,
+        "guidance_scale": 3.0,
+        "max_sequence_length": spec.max_sequence_length,
+        "generator": torch.Generator().manual_seed(0),
+        "output_type": "np",
+    }
+    return (np.asarray(pipe(**(arguments | changes)).frames) * 255).round().astype(np.uint8)
+
+
+def near(a, b, db=60):
+    found = psnr_db(a.reshape(-1, *a.shape[-3:]), b.reshape(-1, *b.shape[-3:]))
+    return found is None or found >= db
+
+
+def both(pipe, model, config, **changes):
+    """Whole budget against the pipeline's own, and less than that; restored afterwards."""
+    dense = generate(pipe, model, **changes)
+    with svg2.hooks.enable(pipe, config.replace(**WHOLE)) as run:
+        assert near(generate(pipe, model, **changes), dense)
+        assert run.stats.dense_calls == 0
+    with svg2.hooks.enable(pipe, config) as run:
+        sparse = generate(pipe, model, **changes)
+    assert 0 < run.stats.density < 1
+    assert not np.array_equal(sparse, dense)
+    assert np.array_equal(generate(pipe, model, **changes), dense)
+    return run.stats
+
+
+def test_a_loaded_lora_counts(pipe, model, config, tmp_path):
+    plain = generate(pipe, model)
+    trained = load_pipeline(model, "fp32", "cpu").transformer
+    torch.manual_seed(0)
+    trained.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    pipe.save_lora_weights(tmp_path, get_peft_model_state_dict(trained))
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    assert not np.array_equal(generate(pipe, model), plain)
+    both(pipe, model, config)
+
+
+def test_a_model_moved_to_its_device_for_each_forward(pipe, model, config):
+    """The hook that `enable_model_cpu_offload` sets, which itself wants a GPU."""
+    cpu_offload_with_hook(pipe.transformer, torch.device("cpu"))
+    both(pipe, model, config)
+
+
+def test_groups_of_layers_kept_off_the_device(pipe, model, config):
+    pipe.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+    )
+    both(pipe, model, config)
+
+
+def test_tiles_and_slices_of_the_vae(pipe, model, config):
+    pipe.vae.enable_tiling()
+    pipe.vae.enable_slicing()
+    both(pipe, model, config)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precisions(pipe, model, config, dtype):
+    pipe.transformer.to(dtype)
+    dense = generate(pipe, model)
+    with svg2.hooks.enable(pipe, config.replace(**WHOLE)):
+        assert near(generate(pipe, model), dense, 35)
+    with svg2.hooks.enable(pipe, config) as run:
+        generate(pipe, model)
+    assert 0 < run.stats.density < 1
+    assert np.array_equal(generate(pipe, model), dense)
+
+
+def test_compiled_blocks_are_whole_and_few(pipe, model, config):
+    dense = generate(pipe, model)
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    pipe.transformer.compile_repeated_blocks(backend=graphs, fullgraph=True)
+    classes = len(pipe.transformer._repeated_blocks)
+    with svg2.hooks.enable(pipe, config.replace(**WHOLE)):
+        assert near(generate(pipe, model), dense)
+    assert 0 < graphs.frame_count <= 2 * classes
+    with svg2.hooks.enable(pipe, config) as run:  # steps of both kinds
+        generate(pipe, model)
+    assert run.stats.dense_calls > 0
+    assert run.stats.sparse_calls > 0
+    assert run.stats.density < 1
+    # `enable` again puts other processors in place, and still none of them needs a graph.
+    assert graphs.frame_count <= 2 * classes
+    assert near(generate(pipe, model), dense)
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        FirstBlockCacheConfig(threshold=0.5),
+        TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1),
+    ],
+)
+def test_caches_of_diffusers_on_top(pipe, model, config, cache):
+    without = generate(pipe, model)
+    pipe.transformer.enable_cache(cache)
+    dense = generate(pipe, model)
+    with svg2.hooks.enable(pipe, config.replace(**WHOLE)) as run:
+        assert near(generate(pipe, model), dense, 50)
+    calls = run.stats.sparse_calls
+    with svg2.hooks.enable(pipe, config) as run:
+        first, again = generate(pipe, model), generate(pipe, model)
+    assert np.array_equal(first, again)
+    assert 0 < run.stats.density < 1
+    pipe.transformer.disable_cache()
+    with svg2.hooks.enable(pipe, config.replace(**WHOLE)) as run:
+        assert near(generate(pipe, model), without)
+    if isinstance(cache, FirstBlockCacheConfig):  # the other finds no attention in Wan's blocks
+        assert calls < run.stats.sparse_calls, "the cache spared some"
+
+
+def test_callbacks_of_the_users_own_see_every_step_and_may_stop(pipe, model, config):
+    steps = []
+
+    def callback(pipe, step, timestep, tensors):
+        steps.append(step)
+        assert tensors["latents"].isfinite().all()
+        pipe._interrupt = len(steps) == 6
+        return {"latents": tensors["latents"]}
+
+    with svg2.hooks.enable(pipe, config) as run:
+        whole = generate(pipe, model, callback_on_step_end=callback)
+        assert steps == [0, 1, 2, 3]
+        assert run.stats.sparse_calls > 0
+        generate(pipe, model, callback_on_step_end=callback)
+        assert steps == [0, 1, 2, 3, 0, 1], "stopped"
+        assert np.array_equal(generate(pipe, model), whole)
+
+
+def test_several_videos_at_once(pipe, model, config):
+    stats = both(pipe, model, config, num_videos_per_prompt=2)
+    assert stats.sparse_calls == 9 * (2 if "wan" in model else 1)
+
+
+def test_guidance_in_one_batch(folders):
+    """As pipelines do that ask once for both branches: prompts then differ in length."""
+    model = str(folders["hunyuanvideo"])
+    pipe, spec = load_pipeline(model, "fp32", "cpu"), model_spec(model)
+    transformer = pipe.transformer
+    inputs = {}
+
+    def keep(module, args, kwargs):
+        inputs.update(kwargs)
+
+    handle = transformer.register_forward_pre_hook(keep, with_kwargs=True)
+    generate(pipe, model, num_inference_steps=1)
+    handle.remove()
+    tensors = {
+        name: torch.cat([value, value]) if torch.is_tensor(value) else value
+        for name, value in inputs.items()
+    }
+    tensors["encoder_attention_mask"][1, 7:] = 0
+    pipe.scheduler.set_timesteps(2)
+
+    @torch.no_grad()
+    def forward():
+        with transformer.cache_context("cond_uncond"):
+            return transformer(**tensors)[0]
+
+    dense = forward()
+    with svg2.hooks.enable(pipe, spec.config.replace(**WHOLE)) as run:
+        torch.testing.assert_close(forward(), dense, rtol=0, atol=1e-4)
+    assert set(run.stats.call[:, 2]) == {2}

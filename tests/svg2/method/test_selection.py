@@ -1,0 +1,140 @@
+"""Top-p selection: its laws, and a slow float64 selection to hold it against."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svg2.method.selection.top_p import (
+    cluster_mass,
+    min_keep_count,
+    select_from_mass,
+    select_key_clusters,
+)
+
+budgets = st.floats(0.01, 1.0)
+ratios = st.sampled_from([0.0, 0.1, 0.5, 1.0])
+
+
+@st.composite
+def masses(draw):
+    """Mass of K key clusters for Q query clusters, from flat to peaked, some clusters empty."""
+    num_q, num_k = draw(st.integers(1, 6)), draw(st.integers(1, 40))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    sharpness = draw(st.sampled_from([0.0, 0.3, 3.0, 30.0]))
+    sizes = torch.randint(0, 9, (1, 2, num_k), generator=generator, dtype=torch.int32)
+    sizes[..., draw(st.integers(0, num_k - 1))] = 3
+    logits = torch.randn(1, 2, num_q, num_k, generator=generator) * sharpness
+    P = torch.softmax(logits + sizes.float().log().unsqueeze(-2), -1)
+    return P, sizes
+
+
+def select_slowly(P, sizes, top_p, min_keep_ratio):
+    """One row at a time, as the words of the definition say it."""
+    kept = torch.zeros_like(P, dtype=torch.bool)
+    num_min = max(1, math.ceil(min_keep_ratio * P.shape[-1]))
+    for b, h, q in itertools.product(*map(range, P.shape[:3])):
+        row = P[b, h, q].tolist()
+        before = 0.0
+        for place, k in enumerate(sorted(range(len(row)), key=lambda k: (-row[k], k))):
+            wanted = before < top_p or place < num_min or top_p == 1.0
+            kept[b, h, q, k] = wanted and sizes[b, h, k] > 0
+            before += row[k]
+    return kept
+
+
+@settings(deadline=None)
+@given(masses(), budgets, ratios)
+def test_follows_its_definition(mass, top_p, ratio):
+    P, sizes = mass
+    kept = select_from_mass(P, sizes, top_p, ratio)
+    slow = select_slowly(P.double(), sizes, top_p, ratio)
+    # fp32 and fp64 sums may fall on either side of a budget that they meet.
+    for differing in torch.nonzero(kept != slow).tolist():
+        b, h, q, _ = differing
+        sums = P[b, h, q].double().sort(descending=True).values.cumsum(0)
+        assert (sums - top_p).abs().min() < 1e-5
+
+
+@settings(deadline=None)
+@given(masses(), budgets, budgets, ratios)
+def test_a_larger_budget_keeps_all_that_a_smaller_one_does(mass, one, other, ratio):
+    low, high = sorted((one, other))
+    less, more = (select_from_mass(*mass, top_p, ratio) for top_p in (low, high))
+    assert not (less & ~more).any()
+
+
+@settings(deadline=None)
+@given(masses(), budgets, ratios)
+def test_laws(mass, top_p, ratio):
+    P, sizes = mass
+    kept = select_from_mass(P, sizes, top_p, ratio)
+    filled = (sizes > 0).unsqueeze(-2).expand_as(kept)
+    assert kept.any(-1).all(), "every query cluster keeps one"
+    assert not (kept & ~filled).any(), "an empty cluster is never kept"
+    assert kept.gather(-1, P.argmax(-1, keepdim=True)).all(), "the heaviest is kept"
+    at_least = filled.sum(-1).clamp(max=min_keep_count(ratio, P.shape[-1]))
+    assert (kept.sum(-1) >= at_least).all(), "the least number is kept"
+    assert ((P * kept).sum(-1) >= top_p - 1e-5).all(), "the mass is reached"
+
+
+@settings(deadline=None)
+@given(masses(), ratios)
+def test_the_whole_budget_keeps_every_filled_cluster(mass, ratio):
+    P, sizes = mass
+    kept = select_from_mass(P, sizes, 1.0, ratio)
+    assert torch.equal(kept, (sizes > 0).unsqueeze(-2).expand_as(kept))
+
+
+def test_ties_go_to_the_lower_index():
+    P = torch.full((1, 1, 1, 4), 0.25)
+    sizes = torch.ones(1, 1, 4, dtype=torch.int32)
+    assert select_from_mass(P, sizes, 0.5, 0.0).flatten().tolist() == [True, True, False, False]
+    assert select_from_mass(P, sizes, 0.51, 0.0).sum() == 3
+
+
+def test_mass_of_single_tokens_is_their_attention():
+    q, k = torch.randn(2, 1, 2, 5, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    sizes = torch.ones(1, 2, 5, dtype=torch.int32)
+    attention = torch.softmax(q.double() @ k.double().mT / 4, -1)
+    torch.testing.assert_close(cluster_mass(q, k, sizes).double(), attention, rtol=0, atol=1e-6)
+
+
+def test_mass_counts_a_cluster_by_its_size_and_an_empty_one_not_at_all():
+    q, k = torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, 3, 8)
+    sizes = torch.tensor([[[3, 0, 1]]], dtype=torch.int32)
+    P = cluster_mass(q, k, sizes).flatten()
+    torch.testing.assert_close(P, torch.tensor([0.75, 0.0, 0.25]))
+    assert P[1] == 0
+
+
+def test_mass_is_fp32_whatever_comes_in():
+    q, k = (torch.randn(1, 1, 4, 8, dtype=torch.bfloat16) for _ in range(2))
+    sizes = torch.ones(1, 1, 4, dtype=torch.int32)
+    P = cluster_mass(q, k, sizes)
+    assert P.dtype == torch.float32
+    torch.testing.assert_close(P, cluster_mass(q.float(), k.float(), sizes))
+
+
+def test_huge_scores_stay_finite():
+    q = torch.full((1, 1, 1, 4), 1e4)
+    k = torch.tensor([[[[1e4] * 4, [-1e4] * 4]]])
+    sizes = torch.ones(1, 1, 2, dtype=torch.int32)
+    assert select_key_clusters(q, k, sizes, 0.9, 0.0).flatten().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("top_p", "ratio"), [(0.0, 0.1), (1.1, 0.1), (0.5, -0.1), (0.5, 1.1)])
+def test_refuses(top_p, ratio):
+    P, sizes = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="must be"):
+        select_from_mass(P, sizes, top_p, ratio)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "count"), [(0.0, 1), (0.07, 7), (0.1, 10), (0.101, 11), (1.0, 100)]
+)
+def test_least_number_kept(ratio, count):
+    assert min_keep_count(ratio, 100) == count

@@ -1,0 +1,80 @@
+"""A file of prompts in one process: what is there is kept, what differs is made again."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from svg2.errors import Cancelled, RequestError
+from svg2.models.finding import model_spec
+from svg2.models.request import Request
+from svg2.runs.batch import compare_all, read_prompts
+from svg2.runs.distributed import Processes, processes
+from tests.svg2.models.pipelines import make_model_folder
+
+PROMPTS = ["a red ball", "a blue cube", "the floor"]
+ALONE = Processes(0, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_pipeline_path, tmp_path_factory):
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield str(make_model_folder(tiny_pipeline_path, tmp_path_factory.mktemp("m") / "tiny"))
+    torch.set_num_threads(num_threads)
+
+
+def run(model, folder, share=ALONE, dtype="auto", **watch):
+    spec = model_spec(model)
+    request = Request(PROMPTS[0], model=model, device="cpu", num_inference_steps=2, dtype=dtype)
+    return compare_all(PROMPTS, request.resolve(spec), "svg2", spec.config, folder, share, **watch)
+
+
+def test_it_goes_on_where_it_stopped(model, tmp_path):
+    with pytest.raises(Cancelled):
+        run(model, tmp_path, should_cancel=(tmp_path / "0000" / "result.json").exists)
+    assert (tmp_path / "0000" / "result.json").is_file()
+    assert not (tmp_path / "results.json").exists()
+    assert run(model, tmp_path)["made"] == [1, 2]
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [result["prompt"] for result in results] == PROMPTS
+    assert run(model, tmp_path) == {"prompts": 3, "made": [], "left": 0, "rank": 0}
+    (tmp_path / "0001" / "result.json").write_text("{")
+    assert run(model, tmp_path)["made"] == [1]
+    with pytest.raises(Cancelled):
+        run(model, tmp_path, dtype="fp32", should_cancel=lambda: True)
+    assert not (tmp_path / "results.json").exists(), "another precision is another result"
+
+
+def test_processes_take_turns(model, tmp_path):
+    second = run(model, tmp_path, Processes(1, 2, 1))
+    assert (second["made"], second["left"]) == ([1], 2)
+    assert not (tmp_path / "results.json").exists()
+    first = run(model, tmp_path, Processes(0, 2, 0))
+    assert (first["made"], first["left"]) == ([0, 2], 0)
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_prompts_are_the_lines_of_a_text(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("# what to make\n\n a ball \nthe floor\n")
+    assert read_prompts(str(path)) == ["a ball", "the floor"]
+    for text in (b"", b"# none\n", b"\xff\xfe\n", b"x" * 5000):
+        path.write_bytes(text)
+        with pytest.raises(RequestError):
+            read_prompts(str(path))
+    with pytest.raises(RequestError):
+        read_prompts(str(tmp_path / "nowhere.txt"))
+
+
+def test_who_this_is_comes_from_the_launcher(monkeypatch):
+    assert processes() == ALONE
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert processes() == Processes(3, 8, 1)
+    assert not processes().is_first
+    assert processes().device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert processes().device("auto") == "cuda:1"
+    assert dataclasses.replace(ALONE).device("auto") == "auto"

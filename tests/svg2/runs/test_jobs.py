@@ -1,0 +1,155 @@
+"""Jobs run one at a time, report the newest progress, and stop when asked."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from svg2.errors import ConfigError, RequestError
+from svg2.runs.dense_sparse import Progress
+from svg2.runs.jobs import Job, Studio
+from tests.svg2.models.pipelines import LAB, make_model_folder
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_pipeline_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    folder = tmp_path_factory.mktemp("jobs") / "tiny"
+    return Studio(str(make_model_folder(tiny_pipeline_path, folder)))
+
+
+def test_a_job_reports_and_returns() -> None:
+    def work(report, is_cancelled):
+        for step in range(3):
+            report(Progress("dense", "denoise", step, 3))
+        return "frames"
+
+    job = Job(work)
+    reports = list(job)
+    assert reports[-1].step == 2
+    assert job.result() == "frames"
+
+
+def test_a_slow_reader_sees_the_newest_report_only() -> None:
+    told = threading.Event()
+    go_on = threading.Event()
+
+    def work(report, is_cancelled):
+        for step in range(100):
+            report(Progress("dense", "denoise", step, 100))
+        told.set()
+        go_on.wait(10)
+
+    job = Job(work)
+    told.wait(10)
+    assert next(iter(job)).step == 99
+    go_on.set()
+    job.result()
+
+
+def test_cancel_reaches_the_work() -> None:
+    def work(report, is_cancelled):
+        while not is_cancelled():
+            report(Progress("dense", "denoise"))
+        return "stopped"
+
+    job = Job(work)
+    next(iter(job))
+    job.cancel()
+    assert job.is_cancelled
+    assert job.result() == "stopped"
+
+
+def test_an_error_ends_the_progress_and_is_raised_with_the_result() -> None:
+    def work(report, is_cancelled):
+        report(Progress("", "load"))
+        raise RequestError("No such thing.")
+
+    job = Job(work)
+    assert [report.stage for report in job] == ["load"]
+    with pytest.raises(RequestError, match="No such thing"):
+        job.result()
+
+
+def test_two_jobs_never_run_at_once() -> None:
+    at_work = []
+    most = []
+
+    def work(report, is_cancelled):
+        at_work.append(1)
+        most.append(len(at_work))
+        threading.Event().wait(0.02)
+        at_work.pop()
+
+    for job in [Job(work) for _ in range(4)]:
+        job.result()
+    assert most == [1, 1, 1, 1]
+
+
+def test_a_wish_takes_defaults_from_the_model(studio: Studio) -> None:
+    wish = studio.wish({"prompt": "a ball", "top_p": 0.5, "seed": None, "width": 64.0})
+    assert wish.request.num_frames == LAB["num_frames"]
+    assert wish.request.width == 64
+    assert wish.config.num_k_clusters == LAB["num_k_clusters"]
+    assert wish.config.top_p == 0.5
+    assert studio.wish({"prompt": "a ball", "method": "svg2-comp"}).config.compensate
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "sentence"),
+    [
+        ({"prompt": " "}, RequestError, "empty"),
+        ({"prompt": "a ball", "top_p": float("nan")}, ConfigError, "top_p"),
+        ({"prompt": "a ball", "top_p": "half"}, ConfigError, "top_p"),
+        ({"prompt": "a ball", "method": "magic"}, ConfigError, "Unknown method"),
+        ({"prompt": "a ball", "num_q_clusters": 97}, ConfigError, "only 96 tokens"),
+        ({"prompt": "a ball", "num_frames": 0}, RequestError, "num_frames"),
+        ({"prompt": "a ball", "height": 1e9}, RequestError, "height"),
+    ],
+)
+def test_a_bad_wish_is_refused_in_a_sentence(studio: Studio, values, error, sentence) -> None:
+    with pytest.raises(error, match=sentence):
+        studio.wish(values)
+
+
+def test_a_studio_without_its_model_says_so(tmp_path: Path) -> None:
+    studio = Studio(str(tmp_path))
+    with pytest.raises(RequestError, match="Unknown model"):
+        studio.wish({"prompt": "a ball"})
+
+
+def test_compare_loads_the_model_once(studio: Studio) -> None:
+    wish = studio.wish({"prompt": "a red ball", "num_inference_steps": 2})
+    stages = []
+    made = studio.compare(wish, lambda p: stages.append(p.stage), lambda: False)
+    assert made.trace.runs[0].method == "svg2"
+    assert "denoise" in stages
+    pipe = studio.pipe()
+    again = studio.compare(wish, lambda p: None, lambda: False, dense=made.dense)
+    assert again.result["dense_reused"]
+    assert studio.pipe() is pipe
+
+
+def test_a_wish_may_name_another_model_of_the_menu_and_nothing_else(studio: Studio) -> None:
+    assert studio.models[0] == studio.model
+    wish = studio.wish({"prompt": "a ball", "model": "wan2.1-1.3b", "negative_prompt": "blur"})
+    assert (wish.request.model, wish.request.width) == ("wan2.1-1.3b", 832)
+    assert wish.request.negative_prompt == "blur"
+    fast = studio.wish({"prompt": "a ball", "model": "wan2.1-1.3b", "preset": "fast"})
+    assert fast.config.warmup_fraction < wish.config.warmup_fraction
+    with pytest.raises(RequestError, match="starts from an image"):
+        studio.wish({"prompt": "a ball", "model": "wan2.1-i2v-480p"})
+    for name in ("someone/else", "/etc", 7):
+        with pytest.raises(RequestError, match="no model"):
+            studio.wish({"prompt": "a ball", "model": name})
+
+
+def test_another_model_takes_the_place_of_the_loaded_one(studio: Studio, monkeypatch) -> None:
+    loaded = []
+    monkeypatch.setattr("svg2.runs.jobs.load_pipeline", lambda model: loaded.append(model) or model)
+    fresh = Studio(studio.model)
+    assert [fresh.pipe(), fresh.pipe("wan2.1-14b"), fresh.pipe("wan2.1-14b"), fresh.pipe()] == [
+        studio.model,
+        *("wan2.1-14b", "wan2.1-14b"),
+        studio.model,
+    ]
+    assert loaded == [studio.model, "wan2.1-14b", studio.model]

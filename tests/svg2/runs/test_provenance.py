@@ -1,0 +1,28 @@
+import re
+
+import torch
+
+from svg2.runs.provenance import commit, peak_memory, provenance
+
+CPU = torch.device("cpu")
+
+
+def test_provenance_names_what_a_number_was_measured_on():
+    facts = provenance(CPU)
+    assert facts["device"] == "cpu"
+    assert "cores" in facts["hardware"]
+    assert facts["versions"]["torch"] == torch.__version__
+    assert {"svg2", "python", "diffusers", "triton"} <= set(facts["versions"])
+    assert re.fullmatch("[0-9a-f]{40}|none", commit() or "none")
+
+
+def test_peak_memory_is_of_the_block_alone():
+    size = 64 << 20
+    with peak_memory(CPU) as small:
+        pass
+    with peak_memory(CPU) as large:
+        block = torch.ones(size, dtype=torch.uint8)
+    del block
+    assert large.nbytes is None or large.nbytes > size
+    if small.nbytes is not None and large.nbytes is not None:
+        assert large.nbytes - small.nbytes > size // 2

@@ -1,0 +1,77 @@
+import json
+
+import pytest
+import torch
+
+from svg2.errors import Cancelled
+from svg2.models.loading import load_pipeline
+from svg2.models.request import Request
+from svg2.runs.sweep import sweep
+from svg2.trace.file import load_trace
+from tests.svg2.models.pipelines import make_model_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_pipeline_path, tmp_path_factory):
+    return str(make_model_folder(tiny_pipeline_path, tmp_path_factory.mktemp("m") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield load_pipeline(folder, "fp32", "cpu")
+    torch.set_num_threads(num_threads)
+
+
+def test_sweep_measures_every_method_and_budget(folder, pipe, tmp_path):
+    request = Request("a red ball", model=folder)
+    methods, top_ps = ["svg2", "svg2-comp"], [0.5, 0.9]
+    content = sweep(request, methods, top_ps, None, tmp_path, pipe=pipe)
+    assert json.loads((tmp_path / "sweep.json").read_text()) == content
+    assert content["complete"]
+    points = content["points"]
+    assert sorted((p["method"], p["config"]["top_p"]) for p in points) == [
+        *(("svg2", 0.5), ("svg2", 0.9), ("svg2-comp", 0.5), ("svg2-comp", 0.9))
+    ]
+    for point in points:
+        baseline = content["baselines"][point["method"]]
+        assert baseline["density"] == 1
+        product = point["kernel_gain"] * point["sparsity_speedup"]
+        assert product == pytest.approx(point["speedup"])
+        assert point["sparsity_speedup_bound"] > 1
+        assert point["dense_seconds"] == content["dense"]["dense_seconds"]
+    density = {(p["method"], p["config"]["top_p"]): p["density"] for p in points}
+    assert density["svg2", 0.5] < density["svg2", 0.9]
+    trace = load_trace(tmp_path / "trace.npz")
+    assert [run.result for run in trace.runs] == points
+    assert {record.run for record in trace.records} == {0, 1, 2, 3}
+
+
+def test_keeping_all_is_measured_once_and_is_a_point_when_asked(folder, pipe, tmp_path):
+    content = sweep(
+        Request("a red ball", model=folder), ["svg2"], [1.0], None, tmp_path, pipe=pipe
+    )
+    (point,) = content["points"]
+    assert point["sparsity_speedup"] == 1
+    assert point["svg2_seconds"] == content["baselines"]["svg2"]["svg2_seconds"]
+
+
+def test_what_was_done_stays_when_cancelled(folder, pipe, tmp_path):
+    seen = []
+
+    def should_cancel():
+        return sum(p.stage == "decode" for p in seen) == 3  # dense, all kept, first point
+
+    with pytest.raises(Cancelled):
+        sweep(
+            *(Request("a red ball", model=folder), ["svg2"], [0.5, 0.9], None, tmp_path),
+            pipe=pipe,
+            on_progress=seen.append,
+            should_cancel=should_cancel,
+        )
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert not content["complete"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.json"]
+    assert content["points"] == []
+    assert set(content["baselines"]) == {"svg2"}
