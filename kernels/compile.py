@@ -20,7 +20,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.cluster_attention import fused as attention
+from kernels.build import Build
+from kernels.cluster_attention.fused import lists
+from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for
 from kernels.impl import HEAD_DIMS
 from kernels.kmeans import fused as kmeans
 from kernels.permutation import fused as permutation
@@ -56,28 +58,6 @@ _POINTEES = {
 }
 # Elements in the middle of a tensor: the launcher finds them aligned by chance alone.
 _UNALIGNED = ("num_items_ptr", "ticket_ptr")
-
-
-@dataclass(frozen=True)
-class Build:
-    """One kernel with all that the compiler must know.
-
-    Attributes:
-        name: what the table calls it.
-        kernel: the jit function.
-        dtype: of q, k and v, in Triton's spelling.
-        constants: its constexpr arguments.
-        absent: pointers that are None in this variant.
-        num_warps, num_stages: launch options.
-    """
-
-    name: str
-    kernel: triton.JITFunction
-    dtype: str
-    constants: dict[str, int | bool | str]
-    absent: tuple[str, ...] = ()
-    num_warps: int = 4
-    num_stages: int = 3
 
 
 @dataclass(frozen=True)
@@ -121,43 +101,15 @@ def shipped_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Buil
     """
     for dtype in dtypes:
         for head_dim in HEAD_DIMS:
-            yield from attention_builds(attention.config_for(chip, head_dim), head_dim, dtype)
+            yield from attention_builds(config_for(chip, head_dim), head_dim, dtype)
             yield from kmeans_builds(chip, head_dim, dtype)
     yield from list_builds(chip)
     yield from permutation_builds()
 
 
-def attention_builds(config: attention.Config, head_dim: int, dtype: str) -> Iterator[Build]:
-    """The attention kernel, with and without compensation, of the main and the tail tiles."""
-    for part, tiling in (("main", config.main), ("tail", config.tail)):
-        if tiling is None:
-            continue
-        for compensate in (False, True):
-            for permuted in (False, True):
-                absent = () if permuted else ("perm_ptr",)
-                if not compensate:
-                    absent += ("k_centroids_ptr", "v_centroids_ptr", "bias_ptr")
-                options = "+comp" * compensate + "+perm" * permuted
-                tile = f"{tiling.block_m}×{tiling.block_n}"
-                yield Build(
-                    f"attend {part} {tile} D{head_dim} {dtype}{options}",
-                    attention.attend_kernel,
-                    dtype,
-                    {
-                        "D": head_dim,
-                        "BLOCK_M": tiling.block_m,
-                        "BLOCK_N": tiling.block_n,
-                        "LIST_N": config.main.block_n,
-                        "BLOCK_C": tiling.block_c,
-                        "CHUNK": tiling.chunk,
-                        "PERMUTED": permuted,
-                        "COMPENSATE": compensate,
-                        "PRECISION": "ieee",
-                    },
-                    absent,
-                    tiling.num_warps,
-                    tiling.num_stages,
-                )
+def attention_builds(config: Config, head_dim: int, dtype: str) -> Iterator[Build]:
+    """The attend kernel that a configuration names, in all its variants."""
+    return attend_kernel(config.attend).builds(config, head_dim, dtype)
 
 
 def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
@@ -187,28 +139,9 @@ def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
 
 
 def list_builds(chip: str) -> Iterator[Build]:
-    """The work lists of attention, for each of its tile sizes and up to 512 and 1024 clusters."""
-    for config in dict.fromkeys(attention.config_for(chip, head_dim) for head_dim in HEAD_DIMS):
-        main, tail = config.main, config.tail
-        tile = f"{main.block_m}×{main.block_n}"
-        sizes = {"BLOCK_M": main.block_m, "TAIL_M": tail.block_m if tail else 0}
-        for block_k in (512, 1024):
-            for compensate in (False, True):
-                constants = {"COMPENSATE": compensate, "BLOCK_K": block_k, **sizes}
-                yield Build(
-                    f"list keys {tile} K{block_k}{'+comp' * compensate}",
-                    attention.list_keys_kernel,
-                    "bf16",
-                    constants | {"BLOCK_N": main.block_n, "CHUNK": main.chunk},
-                    () if compensate else ("bias_ptr",),
-                )
-        yield Build(
-            f"list items {tile}",
-            attention.list_items_kernel,
-            "bf16",
-            sizes | {"BLOCK_T": 16},
-            num_warps=1,
-        )
+    """The work lists of attention, for each of its tile sizes on a chip."""
+    for config in dict.fromkeys(config_for(chip, head_dim) for head_dim in HEAD_DIMS):
+        yield from lists.builds(config)
 
 
 def permutation_builds() -> Iterator[Build]:
@@ -243,19 +176,22 @@ def compile_for(build: Build, chip: str) -> Report:
     names = build.kernel.arg_names
     constants = {**build.constants, **dict.fromkeys(build.absent)}
     signature = {
-        name: "constexpr" if name in constants else _type_of(name, build.dtype) for name in names
+        name: "constexpr" if name in constants else _type_of(name, build) for name in names
     }
     attributes = {
         (names.index(name),): [["tt.divisibility", 16]]
         for name in names
-        if name not in constants and _is_aligned(name)
+        if name not in constants and name not in build.types and _is_aligned(name)
     }
     if chip.startswith("sm_"):
         target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
     else:
         target = GPUTarget("hip", chip, 64)
+    source = ASTSource
+    if build.kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as source
     compiled = triton.compile(
-        ASTSource(build.kernel, signature, constants, attributes),
+        source(build.kernel, signature, constants, attributes),
         target=target,
         options={
             "num_warps": build.num_warps,
@@ -273,9 +209,11 @@ def compile_for(build: Build, chip: str) -> Report:
     return Report(build, chip, registers, spills, compiled.metadata.shared, assembly, binary)
 
 
-def _type_of(name: str, dtype: str) -> str:
+def _type_of(name: str, build: Build) -> str:
+    if name in build.types:
+        return build.types[name]
     if name.endswith("_ptr"):
-        return "*" + _POINTEES.get(name, dtype)
+        return "*" + _POINTEES.get(name, build.dtype)
     return "fp32" if name == "scale" else "i32"
 
 
@@ -339,13 +277,14 @@ def main(argv: list[str] | None = None) -> int:
         "--tiling",
         help="block_m=…,block_n=…,num_warps=…,num_stages=… of another main attention tiling",
     )
+    parser.add_argument("--attend", help="another attend kernel, by the name of its module")
     arguments = parser.parse_args(argv)
     reports = []
     pattern = arguments.kernels or (IN_TABLE if arguments.write else "")
     for chip in arguments.chips:
         builds = shipped_builds(chip, tuple(arguments.dtypes))
-        if arguments.tiling:
-            builds = _trial_builds(chip, arguments.tiling, arguments.dtypes)
+        if arguments.tiling or arguments.attend:
+            builds = _trial_builds(chip, arguments)
         for build in builds:
             if not re.search(pattern, build.name):
                 continue
@@ -369,12 +308,15 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if faults else 0
 
 
-def _trial_builds(chip: str, tiling: str, dtypes: list[str]) -> Iterator[Build]:
-    changes = {name: int(value) for name, value in (pair.split("=") for pair in tiling.split(","))}
+def _trial_builds(chip: str, arguments: argparse.Namespace) -> Iterator[Build]:
+    pairs = (pair.split("=") for pair in (arguments.tiling or "").split(",") if pair)
+    changes = {name: int(value) for name, value in pairs}
     for head_dim in HEAD_DIMS:
-        main_tiling = replace(attention.config_for(chip, head_dim).main, **changes)
-        for dtype in dtypes:
-            yield from attention_builds(attention.Config(main_tiling), head_dim, dtype)
+        shipped = config_for(chip, head_dim)
+        main_tiling = replace(shipped.main, **changes)
+        config = Config(main_tiling, attend=arguments.attend or shipped.attend)
+        for dtype in arguments.dtypes:
+            yield from attention_builds(config, head_dim, dtype)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,18 @@ def resolve_impl(
     raise ImplUnavailable(f"impl='fused' cannot run: {fault}")
 
 
+def refuse_gradients(op: str, **inputs: Tensor | None) -> None:
+    """Raise ValueError where autograd would have to follow an op: none has a backward pass."""
+    if not torch.is_grad_enabled():
+        return
+    for name, x in inputs.items():
+        if x is not None and x.requires_grad:
+            raise ValueError(
+                f"{op} has no backward pass, but {name} requires a gradient: detach it, or call "
+                f"{op} under torch.no_grad()"
+            )
+
+
 def device_of(x: Tensor) -> AbstractContextManager:
     """Make the device of `x` the current one, on which Triton launches."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

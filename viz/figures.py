@@ -9,18 +9,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from svg2.method.selection import METHODS
 from svg2.trace.records import Trace
 
-SYMBOLS = {
-    "svg2": "circle",
-    "svg2-comp": "diamond",
-    "svg1": "square",
-    "position": "triangle-up",
-    "oracle": "x",
-}
-OTHER_SYMBOL = "star"
-# Dark enough on white, and told apart by shape as well.
-COLOURS = ("#2f56d0", "#b3500f", "#2e7d4f", "#8a3ea8", "#5a5f69")
+_SYMBOLS = {"triangle": "triangle-up", "cross": "x"}  # where Plotly has another name
+_UNKNOWN_SYMBOL = "circle"
+_UNKNOWN_COLOURS = ("#5a5f69", "#2e7d4f", "#8a3ea8")  # dark enough on white
 
 
 @dataclass(frozen=True)
@@ -63,24 +57,19 @@ def tradeoff_info(trace: Trace) -> TradeoffInfo:
 
 
 def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
-    """PSNR against density: a marker per run, a shape and colour per method."""
+    """PSNR against density: a marker per run, with its method's symbol and colour."""
     figure = go.Figure()
-    methods = list(dict.fromkeys(p.method for p in info.points))
-    for i, method in enumerate(methods):
+    for method in dict.fromkeys(p.method for p in info.points):
         points = [p for p in info.points if p.method == method]
         figure.add_scatter(
-            name=method,
+            name=_title(method),
             x=[p.density for p in points],
             y=[p.psnr_db for p in points],
             text=["" if p.top_p is None else f"p {p.top_p:g}" for p in points],
             mode="lines+markers+text",
             textposition="middle right",
             line={"width": 1, "color": "#8a8f99"},
-            marker={
-                "size": 11,
-                "symbol": SYMBOLS.get(method, OTHER_SYMBOL),
-                "color": COLOURS[i % len(COLOURS)],
-            },
+            marker={"size": 11, **_mark(method, info)},
         )
     figure.update_layout(
         template="plotly_white",
@@ -92,7 +81,8 @@ def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
     notes = []
     if info.identical:
         names = (
-            p.method if p.top_p is None else f"{p.method} p {p.top_p:g}" for p in info.identical
+            _title(p.method) + ("" if p.top_p is None else f" p {p.top_p:g}")
+            for p in info.identical
         )
         notes.append(f"identical to dense: {', '.join(names)}")
     if info.unmeasured:
@@ -103,6 +93,21 @@ def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
             text="; ".join(notes), xref="paper", yref="paper", x=0, y=1.06, showarrow=False
         )
     return figure
+
+
+def _title(method: str) -> str:
+    """The title of a method; traces from elsewhere may hold one that has none here."""
+    return METHODS[method].title if method in METHODS else method
+
+
+def _mark(method: str, info: TradeoffInfo) -> dict[str, str]:
+    """Symbol and colour, as Plotly calls them."""
+    if method in METHODS:
+        row = METHODS[method]
+        return {"symbol": _SYMBOLS.get(row.symbol, row.symbol), "color": row.colour}
+    unknown = list(dict.fromkeys(p.method for p in info.points if p.method not in METHODS))
+    colour = _UNKNOWN_COLOURS[unknown.index(method) % len(_UNKNOWN_COLOURS)]
+    return {"symbol": _UNKNOWN_SYMBOL, "color": colour}
 
 
 def _point(

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kernels.cluster_attention import reference
-from kernels.impl import Impl, resolve_impl
+from kernels.impl import Impl, refuse_gradients, resolve_impl
 from kernels.permutation.reference import permute, unpermute
 
 
@@ -50,7 +50,8 @@ def cluster_attention(
     gets zeros. The result has the dtype of q; sums and softmax are in fp32 or better.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit; an input requires a gradient; or the fused kernels are
+            asked for more clusters or keys than they take.
         ImplUnavailable: the implementation asked for cannot run here.
     Source: SVG2, arXiv 2505.18875.
     """
@@ -58,13 +59,17 @@ def cluster_attention(
     centroids = None
     if compensation is not None:
         centroids = (compensation.k_centroids, compensation.v_centroids)
+    k_centroids, v_centroids = centroids or (None, None)
+    refuse_gradients(
+        "cluster_attention", q=q, k=k, v=v, k_centroids=k_centroids, v_centroids=v_centroids
+    )
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
     if resolve_impl(impl, q, products=True) == "fused":
         from kernels.cluster_attention import fused
 
         return fused.cluster_attention(
-            q, k, v, q_offsets, k_offsets, kept, scale, *(centroids or (None, None)), q_perm
+            q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm
         )
     if q_perm is not None:
         q = permute(q, q_perm)

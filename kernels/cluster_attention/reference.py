@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kernels.cpu import bf16_is_native, share_work
+from kernels.precision import full_fp32
 
 _KEYS_STEP = 128  # a bf16 product takes a multiple of so many keys
 
@@ -66,6 +67,7 @@ class _Block:
     cost: int
 
 
+@full_fp32()
 def cluster_attention(
     q: Float[Tensor, "B H N D"],
     k: Float[Tensor, "B H S D"],

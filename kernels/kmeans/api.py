@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.impl import Impl, resolve_impl
+from kernels.impl import Impl, refuse_gradients, resolve_impl
 from kernels.kmeans import reference
 from kernels.permutation.api import Permutation, permute
 
@@ -63,7 +63,7 @@ def kmeans(
     The same input gives the same result, and nothing waits for the device.
 
     Raises:
-        ValueError: `iters` is below 1, or the shapes do not fit.
+        ValueError: `iters` is below 1, the shapes do not fit, or an input requires a gradient.
         ImplUnavailable: the implementation asked for cannot run here.
     """
     if iters < 1:
@@ -73,6 +73,7 @@ def kmeans(
             f"tokens {tuple(x.shape)} and centroids {tuple(centroids.shape)} must agree in "
             "batch, heads and head dimension"
         )
+    refuse_gradients("kmeans", x=x, centroids=centroids)
     chosen = resolve_impl(impl, x, products=True)
     if chosen == "fused":
         from kernels.kmeans import fused
@@ -89,8 +90,10 @@ def cluster_means(
     """fp32 mean of each cluster of tokens in their original order; 0 for an empty cluster.
 
     Raises:
+        ValueError: an input requires a gradient.
         ImplUnavailable: the implementation asked for cannot run here.
     """
+    refuse_gradients("cluster_means", x=x)
     if resolve_impl(impl, x, products=True) == "fused":
         from kernels.kmeans import fused
 

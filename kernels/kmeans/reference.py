@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.cpu import share_work
+from kernels.precision import full_fp32
 
 # So many scores exist at a time: fewer or more were slower, and memory stays bounded at any N.
 _SCORES_PER_CHUNK = 1 << 17
@@ -34,7 +35,8 @@ def kmeans(
                 labels[head] = _assign(x_head, means[head])
                 means[head], sizes[head] = _update(x_head, labels[head], means[head])
 
-    share_work(range(batch * heads), cluster_heads, x.device)
+    with full_fp32():
+        share_work(range(batch * heads), cluster_heads, x.device)
     return (
         labels.view(batch, heads, num_tokens),
         means.view(batch, heads, num_clusters, -1),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from kernels.impl import Impl, resolve_impl
+from kernels.impl import Impl, refuse_gradients, resolve_impl
 from kernels.permutation import reference
 
 
@@ -50,8 +50,10 @@ def permute(
     """Tokens from their original order into that of their clusters.
 
     Raises:
+        ValueError: x requires a gradient.
         ImplUnavailable: the implementation asked for cannot run here.
     """
+    refuse_gradients("permute", x=x)
     if resolve_impl(impl, x) == "fused":
         from kernels.permutation import fused
 
@@ -65,8 +67,10 @@ def unpermute(
     """Tokens from the order of their clusters back into the original: undoes `permute`.
 
     Raises:
+        ValueError: x requires a gradient.
         ImplUnavailable: the implementation asked for cannot run here.
     """
+    refuse_gradients("unpermute", x=x)
     if resolve_impl(impl, x) == "fused":
         from kernels.permutation import fused
 

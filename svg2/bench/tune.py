@@ -155,7 +155,7 @@ def _attention(
     q = clustered.q_sorted
 
     def run(config: Any) -> Tensor:
-        return fused.attend(
+        return fused.attend_with(
             *(q, clustered.k_sorted, clustered.v_sorted),
             *(clustered.q_offsets, clustered.k_offsets, kept, q.shape[-1] ** -0.5),
             *((means.k_centroids, means.v_centroids) if means else (None, None)),

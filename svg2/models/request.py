@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from svg2.errors import RequestError
+
 MAX_PROMPT_CHARS = 2_000
 MAX_STEPS = 200
 MAX_GUIDANCE = 50

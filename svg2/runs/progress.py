@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from svg2.errors import Cancelled
 from svg2.runs.distributed import agree
 
 if TYPE_CHECKING:

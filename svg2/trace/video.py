@@ -10,6 +10,8 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 
+from svg2.errors import MediaError
+
 Frames = UInt8[ndarray, "F Y X 3"]
 
 _MIN_SIDE_PX = 256

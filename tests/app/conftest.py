@@ -10,7 +10,7 @@ import pytest
 
 import app
 from svg2.runs.jobs import Studio
-from tests.svg2.models.pipelines import make_model_folder
+from tests.svg2.pipelines import make_model_folder
 from tests.traces import make_synthetic_trace
 from viz.shelf import READY_MADE, Shelf, Shown
 

@@ -2,13 +2,47 @@
 
 import math
 from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import kernels
+
+
+def grid(*axes: tuple) -> list:
+    """Parameters for `parametrize`: all combinations of the values of the axes.
+
+    A few, in which any two values of any two axes meet, always run; the others are `nightly`.
+    """
+    rows = list(product(*(range(len(axis)) for axis in axes)))
+    chosen = _meeting(rows)
+    return [
+        pytest.param(
+            *(axis[place] for axis, place in zip(axes, row, strict=True)),
+            marks=() if row in chosen else pytest.mark.nightly,
+        )
+        for row in rows
+    ]
+
+
+def _meeting(rows: list[tuple[int, ...]]) -> set[tuple[int, ...]]:
+    """Rows in which all pairs of entries occur, each time the one with the most new pairs."""
+
+    def pairs(row: tuple[int, ...]) -> set[Any]:
+        return set(combinations(enumerate(row), 2))
+
+    left = set().union(*map(pairs, rows))
+    chosen = set()
+    while left:
+        best = max(rows, key=lambda row: len(pairs(row) & left))
+        chosen.add(best)
+        left -= pairs(best)
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -22,15 +56,11 @@ class Case:
     k_labels: Int[Tensor, "B H S"]
     kept: Bool[Tensor, "B H Q K"]
 
-    def to(self, dtype: torch.dtype) -> "Case":
-        """The same with other precision of q, k and v."""
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> "Case":
+        """The same with other precision of q, k and v, on another device."""
         return Case(
-            self.q.to(dtype),
-            self.k.to(dtype),
-            self.v.to(dtype),
-            self.q_labels,
-            self.k_labels,
-            self.kept,
+            *(x.to(device, dtype) for x in (self.q, self.k, self.v)),
+            *(x.to(device) for x in (self.q_labels, self.k_labels, self.kept)),
         )
 
     def with_kept(self, kept: Bool[Tensor, "B H Q K"]) -> "Case":

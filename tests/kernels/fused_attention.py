@@ -5,6 +5,7 @@ import torch
 
 import kernels
 from kernels.cluster_attention import fused
+from kernels.cluster_attention.fused import lists
 from tests.kernels.cases import (
     assert_as_exact_as,
     compensated_attention,
@@ -149,7 +150,7 @@ def test_other_configurations_and_twice_the_same():
         fused.Config(fused.Tiling(128, 16, 4, 1, chunk=8), fused.Tiling(64, 16, 4, 1, chunk=8)),
         fused.Config(fused.Tiling(64, 64, 4, 1), fused.Tiling(32, 16, 4, 1)),
     ):
-        out = fused.attend(q, *rest, 64**-0.5, None, None, None, config)
+        out = fused.attend_with(q, *rest, 64**-0.5, None, None, None, config)
         torch.testing.assert_close(out, expected)
 
 
@@ -167,7 +168,7 @@ def test_lists_name_every_kept_key_once():
     counts = torch.empty(num_q, 2, dtype=torch.int32)
     work = torch.empty(3, num_q, dtype=torch.int32)
     q_offsets = torch.tensor([[0, 0, 1, 64, 200, 300]], dtype=torch.int32)
-    fused.list_keys_kernel[(num_q, 1)](
+    lists.list_keys_kernel[(num_q, 1)](
         kept.view(torch.uint8), q_offsets, offsets, tiles, chunks, counts, work, None,
         num_q, num_k, *stride, 0,
         COMPENSATE=False, BLOCK_K=32, BLOCK_N=block, CHUNK=chunk, BLOCK_M=64, TAIL_M=16,

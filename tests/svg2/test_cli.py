@@ -10,7 +10,7 @@ import pytest
 
 from svg2 import cli
 from svg2.trace.file import load_trace
-from tests.svg2.models.pipelines import make_model_folder
+from tests.svg2.pipelines import make_model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "svg2"]
@@ -29,8 +29,7 @@ def nothing_heavy(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a model was loaded for input that can't work")
 
-    for module in ("generate", "sweep"):
-        monkeypatch.setattr(f"svg2.{module}.load_pipeline", refuse)
+    monkeypatch.setattr("svg2.runs.call.load_pipeline", refuse)
 
 
 BAD_COMPARE = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svg2 import METHODS, SVG2Config, method_config
+from svg2.config import SVG2Config, parse_settings
 from svg2.errors import ConfigError
 
 REFUSED = [
@@ -21,7 +21,7 @@ REFUSED = [
     ("warmup_fraction", [-0.1, 1.1, math.nan, "0.2", True]),
     ("dense_layers", [-1, 0.5, "1", True]),
     ("min_keep_ratio", [-0.1, 1.1, math.nan, "0.1", False]),
-    ("compensate", [0, 1, "true", None]),
+    ("method", ["", "svg9", None, 1, []]),
     ("seed", [-1, 2**63, 0.0, "0", True]),
     ("impl", ["", "triton", None, 1]),
 ]
@@ -59,10 +59,9 @@ def test_replace_validates_again():
 
 
 def test_settings_from_text():
-    base = SVG2Config(top_p=0.5, num_q_clusters=9)
-    config = SVG2Config.from_settings([" num_k_clusters = 12", "seed=3", "seed=4"], base)
-    assert config == base.replace(num_k_clusters=12, seed=4)
-    assert SVG2Config.from_settings([]) == SVG2Config()
+    texts = [" num_k_clusters = 12", "seed=3", "seed=4", "method=svg2-comp"]
+    assert parse_settings(texts) == {"num_k_clusters": 12, "seed": 4, "method": "svg2-comp"}
+    assert parse_settings([]) == {}
 
 
 @pytest.mark.parametrize(
@@ -76,21 +75,22 @@ def test_settings_from_text():
         ("top_p=much", "top_p must be a number"),
         ("seed=1.5", "seed must be a whole number"),
         ("impl=magic", "impl must be one of"),
-        ("compensate=true", "decided by the method"),
+        ("compensate=true", "Unknown setting 'compensate'"),
+        ("method=magic", r"'magic'.*svg2, svg2-comp"),
     ],
 )
 def test_refuses_text(setting, message):
     with pytest.raises(ConfigError, match=message):
-        SVG2Config.from_settings([setting])
+        parse_settings([setting])
 
 
-def test_the_method_decides_compensation():
-    config = SVG2Config(compensate=True)
-    assert not method_config("svg2", config).compensate
-    assert method_config("svg2-comp", SVG2Config()).compensate
-    with pytest.raises(ConfigError, match=r"'magic'.*svg2, svg2-comp"):
-        method_config("magic", config)
-    assert list(METHODS) == ["svg2", "svg2-comp"]
+def test_settings_of_old_traces_are_read():
+    config = SVG2Config.from_dict({"top_p": 0.5, "compensate": True})
+    assert config == SVG2Config(top_p=0.5)
+    assert not config.compensates
+    assert SVG2Config.from_dict(SVG2Config(method="svg2-comp").to_dict()).compensates
+    with pytest.raises(ConfigError, match="Unknown setting 'budget'"):
+        SVG2Config.from_dict({"budget": 1})
 
 
 def test_clusters_against_tokens():

@@ -42,10 +42,10 @@ def make(model: str) -> None:
         frames["dense"] = generate()
         with svg2.measure_dense(pipe):
             frames["measured"] = generate()
-        with svg2.hooks.enable(pipe, spec.config) as run:
+        with svg2.enable(pipe, spec.config) as run:
             frames["sparse"] = generate()
     frames["after"] = generate()
-    with svg2.hooks.enable(pipe, spec.config) as alone:
+    with svg2.enable(pipe, spec.config) as alone:
         frames["alone"] = generate()
     if dist.get_rank() == 0:
         frames = {name: np.stack([np.asarray(f) for f in clip]) for name, clip in frames.items()}

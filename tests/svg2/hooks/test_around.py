@@ -65,10 +65,10 @@ def near(a, b, db=60):
 def both(pipe, model, config, **changes):
     """Whole budget against the pipeline's own, and less than that; restored afterwards."""
     dense = generate(pipe, model, **changes)
-    with svg2.hooks.enable(pipe, config.replace(**WHOLE)) as run:
+    with svg2.enable(pipe, config.replace(**WHOLE)) as run:
         assert near(generate(pipe, model, **changes), dense)
         assert run.stats.dense_calls == 0
-    with svg2.hooks.enable(pipe, config) as run:
+    with svg2.enable(pipe, config) as run:
         sparse = generate(pipe, model, **changes)
     assert 0 < run.stats.density < 1
     assert not np.array_equal(sparse, dense)
@@ -110,9 +110,9 @@ def test_tiles_and_slices_of_the_vae(pipe, model, config):
 def test_low_precisions(pipe, model, config, dtype):
     pipe.transformer.to(dtype)
     dense = generate(pipe, model)
-    with svg2.hooks.enable(pipe, config.replace(**WHOLE)):
+    with svg2.enable(pipe, config.replace(**WHOLE)):
         assert near(generate(pipe, model), dense, 35)
-    with svg2.hooks.enable(pipe, config) as run:
+    with svg2.enable(pipe, config) as run:
         generate(pipe, model)
     assert 0 < run.stats.density < 1
     assert np.array_equal(generate(pipe, model), dense)
@@ -124,10 +124,10 @@ def test_compiled_blocks_are_whole_and_few(pipe, model, config):
     graphs = CompileCounter()
     pipe.transformer.compile_repeated_blocks(backend=graphs, fullgraph=True)
     classes = len(pipe.transformer._repeated_blocks)
-    with svg2.hooks.enable(pipe, config.replace(**WHOLE)):
+    with svg2.enable(pipe, config.replace(**WHOLE)):
         assert near(generate(pipe, model), dense)
     assert 0 < graphs.frame_count <= 2 * classes
-    with svg2.hooks.enable(pipe, config) as run:  # steps of both kinds
+    with svg2.enable(pipe, config) as run:  # steps of both kinds
         generate(pipe, model)
     assert run.stats.dense_calls > 0
     assert run.stats.sparse_calls > 0
@@ -148,15 +148,15 @@ def test_caches_of_diffusers_on_top(pipe, model, config, cache):
     without = generate(pipe, model)
     pipe.transformer.enable_cache(cache)
     dense = generate(pipe, model)
-    with svg2.hooks.enable(pipe, config.replace(**WHOLE)) as run:
+    with svg2.enable(pipe, config.replace(**WHOLE)) as run:
         assert near(generate(pipe, model), dense, 50)
     calls = run.stats.sparse_calls
-    with svg2.hooks.enable(pipe, config) as run:
+    with svg2.enable(pipe, config) as run:
         first, again = generate(pipe, model), generate(pipe, model)
     assert np.array_equal(first, again)
     assert 0 < run.stats.density < 1
     pipe.transformer.disable_cache()
-    with svg2.hooks.enable(pipe, config.replace(**WHOLE)) as run:
+    with svg2.enable(pipe, config.replace(**WHOLE)) as run:
         assert near(generate(pipe, model), without)
     if isinstance(cache, FirstBlockCacheConfig):  # the other finds no attention in Wan's blocks
         assert calls < run.stats.sparse_calls, "the cache spared some"
@@ -171,7 +171,7 @@ def test_callbacks_of_the_users_own_see_every_step_and_may_stop(pipe, model, con
         pipe._interrupt = len(steps) == 6
         return {"latents": tensors["latents"]}
 
-    with svg2.hooks.enable(pipe, config) as run:
+    with svg2.enable(pipe, config) as run:
         whole = generate(pipe, model, callback_on_step_end=callback)
         assert steps == [0, 1, 2, 3]
         assert run.stats.sparse_calls > 0
@@ -211,6 +211,6 @@ def test_guidance_in_one_batch(folders):
             return transformer(**tensors)[0]
 
     dense = forward()
-    with svg2.hooks.enable(pipe, spec.config.replace(**WHOLE)) as run:
+    with svg2.enable(pipe, spec.config.replace(**WHOLE)) as run:
         torch.testing.assert_close(forward(), dense, rtol=0, atol=1e-4)
     assert set(run.stats.call[:, 2]) == {2}

@@ -28,7 +28,7 @@ def labels_by_call(pipe, generate, config=CONFIG, **changes):
     def observer(call):
         seen[call.step, call.layer, call.branch] = call.k_labels.clone()
 
-    with svg2.hooks.enable(pipe, config, observer=observer):
+    with svg2.enable(pipe, config, observer=observer):
         frames = generate(pipe, **changes)
     return seen, frames
 
@@ -36,7 +36,7 @@ def labels_by_call(pipe, generate, config=CONFIG, **changes):
 def test_the_whole_budget_is_dense_to_60_db(tiny_pipeline, generate_tiny):
     dense = generate_tiny(tiny_pipeline)
     for num_videos in (1, 2):
-        with svg2.hooks.enable(tiny_pipeline, CONFIG.replace(top_p=1.0, warmup_fraction=0.0)) as run:
+        with svg2.enable(tiny_pipeline, CONFIG.replace(top_p=1.0, warmup_fraction=0.0)) as run:
             frames = generate_tiny(tiny_pipeline, num_videos_per_prompt=num_videos)
         assert psnr_db(frames[0], dense[0]) >= 60
         assert run.stats.density == run.stats.density_run == run.stats.compute_density == 1
@@ -47,7 +47,7 @@ def test_disabled_it_leaves_no_trace(tiny_pipeline, generate_tiny):
     before = generate_tiny(tiny_pipeline)  # makes what diffusers makes on first use
     modules = [tiny_pipeline, *tiny_pipeline.transformer.modules()]
     attributes = [dict(vars(module)) for module in modules]
-    handle = svg2.hooks.enable(tiny_pipeline, CONFIG)
+    handle = svg2.enable(tiny_pipeline, CONFIG)
     assert not np.array_equal(generate_tiny(tiny_pipeline), before)
     handle.disable()
     handle.disable()
@@ -98,7 +98,7 @@ def test_a_dense_kernel_that_cannot_be_timed_reads_not_measured(tiny_pipeline, g
 def test_the_gate(tiny_pipeline, generate_tiny, warmup, dense_layers, sparse):
     config = CONFIG.replace(warmup_fraction=warmup, dense_layers=dense_layers)
     dense = generate_tiny(tiny_pipeline)
-    with svg2.hooks.enable(tiny_pipeline, config) as run:
+    with svg2.enable(tiny_pipeline, config) as run:
         frames = generate_tiny(tiny_pipeline)
     stats = run.stats
     assert (stats.sparse_calls, stats.dense_calls) == (sparse, 24 - sparse)
@@ -115,7 +115,7 @@ def test_the_gate(tiny_pipeline, generate_tiny, warmup, dense_layers, sparse):
 def test_statistics_add_up(tiny_pipeline, generate_tiny):
     calls = []
     config = svg2.method_config("svg2-comp", CONFIG)
-    with svg2.hooks.enable(tiny_pipeline, config, observer=calls.append) as run:
+    with svg2.enable(tiny_pipeline, config, observer=calls.append) as run:
         assert run.stats.density_run is None, "nothing ran yet"
         generate_tiny(tiny_pipeline)
     stats = run.stats
@@ -153,7 +153,7 @@ def test_time_in_the_observer_is_not_the_methods(tiny_pipeline, generate_tiny, m
         assert call.stage_ms["attention"] == 0, "reading it must not freeze it"
         now[0] += 5
 
-    with svg2.hooks.enable(tiny_pipeline, CONFIG, observer=observer) as run:
+    with svg2.enable(tiny_pipeline, CONFIG, observer=observer) as run:
         generate_tiny(tiny_pipeline)
     stats = run.stats
     assert stats.observer_seconds == 5 * stats.sparse_calls
@@ -163,7 +163,7 @@ def test_time_in_the_observer_is_not_the_methods(tiny_pipeline, generate_tiny, m
 @pytest.mark.parametrize("method", svg2.METHODS)
 def test_the_same_seed_gives_the_same_frames(tiny_pipeline, generate_tiny, method):
     config = svg2.method_config(method, CONFIG)
-    with svg2.hooks.enable(tiny_pipeline, config):
+    with svg2.enable(tiny_pipeline, config):
         first, second = generate_tiny(tiny_pipeline), generate_tiny(tiny_pipeline)
         other = generate_tiny(tiny_pipeline, seed=1)
     assert np.array_equal(first, second), "also says that no centroid came from the first"
@@ -174,7 +174,7 @@ def test_compensation_is_nearer_to_dense(tiny_pipeline, generate_tiny):
     dense = generate_tiny(tiny_pipeline)
     psnr = {}
     for method in svg2.METHODS:
-        with svg2.hooks.enable(tiny_pipeline, svg2.method_config(method, CONFIG)):
+        with svg2.enable(tiny_pipeline, svg2.method_config(method, CONFIG)):
             psnr[method] = psnr_db(generate_tiny(tiny_pipeline), dense)
     assert psnr["svg2-comp"] > psnr["svg2"]
 
@@ -185,7 +185,7 @@ def test_centroids_live_as_long_as_a_generation(tiny_pipeline, generate_tiny):
     def observer(call):
         held.append(handle._session.cache.nbytes)
 
-    with svg2.hooks.enable(tiny_pipeline, CONFIG, observer=observer) as handle:
+    with svg2.enable(tiny_pipeline, CONFIG, observer=observer) as handle:
         for _ in range(2):
             generate_tiny(tiny_pipeline)
             assert handle._session.cache.nbytes == 0
@@ -206,7 +206,7 @@ def stop(at_step):
 @pytest.mark.parametrize("at_step", [0, 2])
 def test_after_a_stopped_generation_the_next_is_as_ever(tiny_pipeline, generate_tiny, at_step):
     labels, frames = labels_by_call(tiny_pipeline, generate_tiny)
-    with svg2.hooks.enable(tiny_pipeline, CONFIG) as run:
+    with svg2.enable(tiny_pipeline, CONFIG) as run:
         generate_tiny(tiny_pipeline, callback_on_step_end=stop(at_step))
         assert run.stats.sparse_calls + run.stats.dense_calls == (at_step + 1) * 6
         assert np.array_equal(generate_tiny(tiny_pipeline), frames)
@@ -225,7 +225,7 @@ def test_an_error_on_the_way_is_forgotten_by_the_next_generation(
         if broken and (call.step, call.layer) == (num_good_steps, 1):
             raise OSError("disk full")
 
-    with svg2.hooks.enable(tiny_pipeline, config, observer=observer):
+    with svg2.enable(tiny_pipeline, config, observer=observer):
         with pytest.raises(OSError, match="disk full"):
             generate_tiny(tiny_pipeline)
         broken = False
@@ -239,7 +239,7 @@ def test_an_error_inside_the_context_still_restores(tiny_pipeline, generate_tiny
     def observer(call):
         raise KeyError(call.step)
 
-    with pytest.raises(KeyError), svg2.hooks.enable(tiny_pipeline, CONFIG, observer=observer):
+    with pytest.raises(KeyError), svg2.enable(tiny_pipeline, CONFIG, observer=observer):
         generate_tiny(tiny_pipeline)
     assert tiny_pipeline.transformer.attn_processors == processors
     assert np.array_equal(generate_tiny(tiny_pipeline), before)
@@ -263,7 +263,7 @@ def test_without_a_cache_context_the_nth_forward_is_the_branch(tiny_pipeline, ge
     with_context, frames = labels_by_call(tiny_pipeline, generate_tiny)
     transformer = tiny_pipeline.transformer
     original = transformer.cache_context
-    with svg2.hooks.enable(tiny_pipeline, CONFIG) as run:
+    with svg2.enable(tiny_pipeline, CONFIG) as run:
         transformer.cache_context = original  # as if the pipeline never told ours
         assert np.array_equal(generate_tiny(tiny_pipeline), frames)
     assert run.stats.call.tolist() == [list(place) for place in with_context]
@@ -272,7 +272,7 @@ def test_without_a_cache_context_the_nth_forward_is_the_branch(tiny_pipeline, ge
 def test_two_prompts_at_once_are_two_prompts_apart(tiny_pipeline, generate_tiny):
     latents = torch.randn(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = ["a red ball", "a blue cube"]
-    with svg2.hooks.enable(tiny_pipeline, CONFIG.replace(top_p=1.0)):
+    with svg2.enable(tiny_pipeline, CONFIG.replace(top_p=1.0)):
         both = generate_tiny(tiny_pipeline, prompt=prompts, negative_prompt="", latents=latents)
         for i, prompt in enumerate(prompts):
             alone = generate_tiny(tiny_pipeline, prompt=prompt, latents=latents[i : i + 1])
@@ -292,7 +292,7 @@ def test_two_experts_share_one_count_of_steps(tiny_pipeline, generate_tiny):
         cache = handle._session.cache
         keys.append((call.step, {key.transformer for key in cache._entries}))
 
-    with svg2.hooks.enable(pipe, CONFIG, observer=observer) as handle:
+    with svg2.enable(pipe, CONFIG, observer=observer) as handle:
         generate_tiny(pipe)
     stats = handle.stats
     assert stats.sparse_calls == 18, "the second expert does not warm up again"
@@ -312,7 +312,7 @@ def test_a_pipeline_that_names_no_branch_and_enters_its_schedule_midway(tiny_pip
     # It derives these from the depth of the VAE, which says nothing of our patches of pixels.
     pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal = 8, 2
     frames = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with svg2.hooks.enable(pipe, CONFIG) as run:
+    with svg2.enable(pipe, CONFIG) as run:
         pipe(
             video=frames,
             prompt="a red ball",
@@ -336,33 +336,33 @@ def test_enabling_twice_is_refused_and_harms_nothing(tiny_pipeline, generate_tin
 
     shared = WanPipeline(**tiny_pipeline.components)
     before = generate_tiny(tiny_pipeline)
-    with svg2.hooks.enable(tiny_pipeline, CONFIG):
+    with svg2.enable(tiny_pipeline, CONFIG):
         for switch in (svg2.hooks.enable, svg2.measure_dense):
             for pipe in (tiny_pipeline, shared):
                 with pytest.raises(RuntimeError, match="already enabled"):
                     switch(pipe)
-    with svg2.hooks.enable(shared, CONFIG):
+    with svg2.enable(shared, CONFIG):
         pass
     assert np.array_equal(generate_tiny(tiny_pipeline), before)
 
 
 def test_what_it_cannot_run_on_is_refused(tiny_pipeline):
     with pytest.raises(TypeError, match="attention of a SimplePipe"):
-        svg2.hooks.enable(type("SimplePipe", (), {})())
+        svg2.enable(type("SimplePipe", (), {})())
     attn = tiny_pipeline.transformer.blocks[1].attn1
     stock = attn.processor
     attn.set_processor(type("SageProcessor", (), {})())
     with pytest.raises(TypeError, match="SageProcessor"):
-        svg2.hooks.enable(tiny_pipeline)
+        svg2.enable(tiny_pipeline)
     attn.set_processor(stock)
     with pytest.raises(svg2.ConfigError, match="fused"):
-        svg2.hooks.enable(tiny_pipeline, CONFIG.replace(impl="fused"))
-    with svg2.hooks.enable(tiny_pipeline, CONFIG):
+        svg2.enable(tiny_pipeline, CONFIG.replace(impl="fused"))
+    with svg2.enable(tiny_pipeline, CONFIG):
         pass
 
 
 def test_more_clusters_than_tokens_stops_before_the_first_step(tiny_pipeline, generate_tiny):
-    with svg2.hooks.enable(tiny_pipeline, CONFIG.replace(num_k_clusters=193)) as run:
+    with svg2.enable(tiny_pipeline, CONFIG.replace(num_k_clusters=193)) as run:
         with pytest.raises(svg2.ConfigError, match="192 tokens"):
             generate_tiny(tiny_pipeline)
         assert run.stats.dense_calls == 0
@@ -387,7 +387,7 @@ def test_in_bf16_the_whole_budget_is_as_near_as_another_order_of_the_keys(
     ours = permuted = 0.0
     for seed in range(4):
         dense = generate_tiny(tiny_pipeline, seed=seed)
-        with svg2.hooks.enable(tiny_pipeline, CONFIG.replace(top_p=1.0, warmup_fraction=0.0)):
+        with svg2.enable(tiny_pipeline, CONFIG.replace(top_p=1.0, warmup_fraction=0.0)):
             ours += np.mean((generate_tiny(tiny_pipeline, seed=seed) - dense) ** 2)
         with KeysPermuted():
             permuted += np.mean((generate_tiny(tiny_pipeline, seed=seed) - dense) ** 2)

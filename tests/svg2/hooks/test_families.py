@@ -91,7 +91,7 @@ def test_restored_to_the_bit_and_nothing_but_self_attention_is_touched(case, com
     pipe = as_kind(case.pipe, case.spec.kind_for(case.request()))
     models = transformers_of(pipe)
     before = [dict(model.attn_processors) for model in models]
-    with svg2.hooks.enable(pipe, case.config()):
+    with svg2.enable(pipe, case.config()):
         for model, processors in zip(models, before, strict=True):
             now = model.attn_processors
             replaced = {name for name in now if now[name] is not processors[name]}
@@ -120,7 +120,7 @@ def test_each_branch_and_expert_keeps_centroids_of_its_own(case):
 
     pipe = as_kind(case.pipe, case.spec.kind_for(case.request()))
     config = case.config(warmup_fraction=0.0)
-    with svg2.hooks.enable(pipe, config, observer=observer) as handle:
+    with svg2.enable(pipe, config, observer=observer) as handle:
         generate_plain(pipe, case)
     layers, branches = range(case.family.layers), range(case.family.branches)
     assert {key[1:] for key in held[0]} == {(x, b) for x in layers for b in branches}

@@ -96,7 +96,7 @@ class AttentionInputs(TorchFunctionMode):
 def test_the_whole_budget_is_dense_and_padding_does_not_matter(pipe):
     dense = generate(pipe)
     whole = CONFIG.replace(top_p=1.0, warmup_fraction=0.0)
-    with svg2.hooks.enable(pipe, whole) as run:
+    with svg2.enable(pipe, whole) as run:
         for padding in (0.0, 7.0):
             torch.testing.assert_close(
                 generate(pipe, **prompt(padding=padding)), dense, rtol=0, atol=1e-4
@@ -111,9 +111,9 @@ def test_less_than_the_whole_is_sparse_and_another_prompt_starts_afresh(pipe):
     dense = generate(pipe)
     config = svg2.method_config("svg2-comp", CONFIG)
     long = prompt(num_text=8)
-    with svg2.hooks.enable(pipe, config):
+    with svg2.enable(pipe, config):
         expected = generate(pipe, **long)
-    with svg2.hooks.enable(pipe, config) as run:
+    with svg2.enable(pipe, config) as run:
         sparse = generate(pipe)
         assert torch.equal(generate(pipe, **long), expected)
     assert not torch.equal(sparse, dense)
@@ -136,7 +136,7 @@ def test_the_dense_side_drops_the_padding_and_its_mask(pipe):
 
 def test_density_counts_the_text(pipe):
     seen = []
-    with svg2.hooks.enable(pipe, CONFIG, observer=seen.append):
+    with svg2.enable(pipe, CONFIG, observer=seen.append):
         generate(pipe)
     call = seen[0]
     pairs = call.q_sizes[..., None].double() * call.k_sizes[..., None, :]
@@ -168,12 +168,12 @@ def test_queries_keys_and_values_are_those_of_the_stock_attention(pipe):
 def test_prompts_of_a_batch_may_differ_in_length(pipe):
     batch = prompt(batch=2)
     same = generate(pipe, **batch)
-    with svg2.hooks.enable(pipe, CONFIG.replace(top_p=1.0)):
+    with svg2.enable(pipe, CONFIG.replace(top_p=1.0)):
         torch.testing.assert_close(generate(pipe, **batch), same, rtol=0, atol=1e-4)
     batch["prompt_attention_mask"][1, 3:] = 0
     stock = generate(pipe, **batch)
     assert not torch.equal(stock[1], same[1])
-    with svg2.hooks.enable(pipe, CONFIG.replace(top_p=1.0)) as run:
+    with svg2.enable(pipe, CONFIG.replace(top_p=1.0)) as run:
         torch.testing.assert_close(generate(pipe, **batch), stock, rtol=0, atol=1e-4)
     assert run.stats.n_text == NUM_TEXT
     cache_sizes = []
@@ -181,7 +181,7 @@ def test_prompts_of_a_batch_may_differ_in_length(pipe):
     def observer(call):
         cache_sizes.append(len(handle._session.cache))
 
-    with svg2.hooks.enable(pipe, CONFIG, observer=observer) as handle:
+    with svg2.enable(pipe, CONFIG, observer=observer) as handle:
         assert generate(pipe, **batch).isfinite().all()
     assert max(cache_sizes) == 2 * NUM_LAYERS, "each sample keeps centroids of its own"
     assert torch.equal(generate(pipe, **batch), stock)
@@ -238,10 +238,10 @@ def test_the_next_version_has_the_same_attention_under_another_mask(pipe15):
     assert run.stats.n_text == n_text
     lengths = [q.shape[2] for q, _, _ in seen.calls]
     assert lengths.count(NUM_TOKENS + n_text) == NUM_LAYERS, "trimmed"
-    with svg2.hooks.enable(pipe15, CONFIG.replace(top_p=1.0, warmup_fraction=0.0)) as run:
+    with svg2.enable(pipe15, CONFIG.replace(top_p=1.0, warmup_fraction=0.0)) as run:
         torch.testing.assert_close(forward15(pipe15), stock, rtol=0, atol=1e-4)
     assert run.stats.sparse_calls == NUM_LAYERS
-    with svg2.hooks.enable(pipe15, CONFIG.replace(warmup_fraction=0.0)) as run:
+    with svg2.enable(pipe15, CONFIG.replace(warmup_fraction=0.0)) as run:
         sparse = forward15(pipe15)
     assert sparse.isfinite().all()
     assert 0 < run.stats.density < 1

@@ -53,7 +53,7 @@ def test_the_whole_budget_gives_the_stock_output(tiny_pipeline):
     hidden_states = torch.randn(2, 192, 128, generator=generator)
     rope = tiny_pipeline.transformer.rope(torch.empty(2, 8, 3, 8, 8))
     stock = attn(hidden_states, rotary_emb=rope)
-    with svg2.hooks.enable(tiny_pipeline, CONFIG.replace(top_p=1.0)) as run:
+    with svg2.enable(tiny_pipeline, CONFIG.replace(top_p=1.0)) as run:
         ours = attn(hidden_states, rotary_emb=rope)
     assert run.stats.sparse_calls == 1
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-6)
@@ -65,7 +65,7 @@ def test_an_attention_backend_set_on_the_model_is_kept(tiny_pipeline):
     transformer.set_attention_backend("_native_math")
     original = attn.processor
     backend = original._attention_backend
-    with svg2.hooks.enable(tiny_pipeline, CONFIG):
+    with svg2.enable(tiny_pipeline, CONFIG):
         assert attn.processor is not original
         assert attn.processor._attention_backend is backend
         transformer.reset_attention_backend()
@@ -80,7 +80,7 @@ def test_an_attention_backend_set_on_the_model_is_kept(tiny_pipeline):
 def test_refuses_what_it_cannot_replace(tiny_pipeline):
     attn = tiny_pipeline.transformer.blocks[0].attn1
     hidden_states = torch.zeros(1, 192, 128)
-    with svg2.hooks.enable(tiny_pipeline, CONFIG):
+    with svg2.enable(tiny_pipeline, CONFIG):
         with pytest.raises(RuntimeError, match="no mask"):
             attn(hidden_states, attention_mask=torch.zeros(1, 1, 192, 192))
         attn.processor._parallel_config = object()

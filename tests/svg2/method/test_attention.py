@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from kernels import KMeansResult, cluster_means, sort_by_label
 from svg2.config import SVG2Config
 from svg2.errors import ConfigError
-from svg2.method.attention import sparse_attention
-from svg2.method.clustering import CacheKey, CentroidCache, Centroids, cluster_keys
+from svg2.method.attention import sparse_call
+from svg2.method.clustering import CacheKey, CentroidCache, Centroids, cluster_tokens
 from svg2.method.plan import Plan
 from svg2.method.stages import StageClock
 
@@ -42,7 +42,7 @@ def tokens(batch=1, heads=2, n=63, dim=16, seed=0, dtype=torch.float32):
 def attend(q, k, v, centroids=None, **settings):
     config = SVG2Config(**{"num_q_clusters": 5, "num_k_clusters": 9, **settings})
     clock = StageClock(CPU)
-    result = sparse_attention(q, k, v, config, centroids or Centroids(KEY), clock)
+    result = sparse_call(q, k, v, config, centroids or Centroids(KEY), clock)
     return SimpleNamespace(out=result.out, plan=result.plan, clock=clock)
 
 
@@ -106,7 +106,7 @@ def test_identical_tokens_fall_into_one_cluster_and_the_rest_stay_empty():
 
 def test_compensation_is_attention_to_kept_keys_and_skipped_centroids():
     q, k, v = tokens(n=40)
-    run = attend(q, k, v, top_p=0.3, min_keep_ratio=0.0, compensate=True)
+    run = attend(q, k, v, top_p=0.3, min_keep_ratio=0.0, method="svg2-comp")
     plan, scale = run.plan, 1 / math.sqrt(q.shape[-1])
     sizes = plan.k_clusters.sizes.double()
     members = F.one_hot(plan.k_clusters.labels.long(), sizes.shape[-1]).double().mT
@@ -167,13 +167,13 @@ def test_cold_starts_repeat_and_warm_starts_go_on():
     k = torch.randn(1, 2, 400, 16, generator=torch.Generator().manual_seed(0))
     config = SVG2Config(num_k_clusters=20, kmeans_iters_init=2, kmeans_iters_step=1)
     first, second = Centroids(KEY), Centroids(KEY)
-    cold = cluster_keys(k, config, first)
-    assert torch.equal(cold.labels, cluster_keys(k, config, second).labels)
-    warm = cluster_keys(k, config, first)
+    cold = cluster_tokens(k, config, first, "k")
+    assert torch.equal(cold.labels, cluster_tokens(k, config, second, "k").labels)
+    warm = cluster_tokens(k, config, first, "k")
     assert not torch.equal(warm.labels, cold.labels)
-    longer = cluster_keys(k, config.replace(kmeans_iters_init=3), Centroids(KEY))
+    longer = cluster_tokens(k, config.replace(kmeans_iters_init=3), Centroids(KEY), "k")
     assert torch.equal(warm.labels, longer.labels), "a warm iteration is one more of the same"
-    other_seed = cluster_keys(k, config.replace(seed=1), Centroids(KEY))
+    other_seed = cluster_tokens(k, config.replace(seed=1), Centroids(KEY), "k")
     assert not torch.equal(cold.labels, other_seed.labels)
 
 
@@ -183,7 +183,7 @@ def test_the_cache_counts_its_bytes_and_frees_them():
     config = SVG2Config(num_k_clusters=6)
     for transformer in (0, 1):
         key = CacheKey(transformer, layer=0, branch=0, shape=tuple(k.shape))
-        cluster_keys(k, config, cache.entry(key))
+        cluster_tokens(k, config, cache.entry(key), "k")
     assert cache.nbytes == 2 * (2 * 6 * 16) * 4
     cache.keep_only(1)
     assert len(cache) == 1

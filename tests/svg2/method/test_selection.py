@@ -1,19 +1,18 @@
 """Top-p selection: its laws, and a slow float64 selection to hold it against."""
 
 import itertools
+import json
 import math
+import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svg2.method.selection.top_p import (
-    cluster_mass,
-    min_keep_count,
-    select_from_mass,
-    select_key_clusters,
-)
+from svg2.method.plan import cluster_mass
+from svg2.method.selection import COMPENSATED_METHOD, METHODS, PAPER_METHOD
+from svg2.method.selection.top_p import keep_top_p, min_keep_count
 
 budgets = st.floats(0.01, 1.0)
 ratios = st.sampled_from([0.0, 0.1, 0.5, 1.0])
@@ -50,7 +49,7 @@ def select_slowly(P, sizes, top_p, min_keep_ratio):
 @given(masses(), budgets, ratios)
 def test_follows_its_definition(mass, top_p, ratio):
     P, sizes = mass
-    kept = select_from_mass(P, sizes, top_p, ratio)
+    kept = keep_top_p(P, sizes, top_p, ratio)
     slow = select_slowly(P.double(), sizes, top_p, ratio)
     # fp32 and fp64 sums may fall on either side of a budget that they meet.
     for differing in torch.nonzero(kept != slow).tolist():
@@ -63,7 +62,7 @@ def test_follows_its_definition(mass, top_p, ratio):
 @given(masses(), budgets, budgets, ratios)
 def test_a_larger_budget_keeps_all_that_a_smaller_one_does(mass, one, other, ratio):
     low, high = sorted((one, other))
-    less, more = (select_from_mass(*mass, top_p, ratio) for top_p in (low, high))
+    less, more = (keep_top_p(*mass, top_p, ratio) for top_p in (low, high))
     assert not (less & ~more).any()
 
 
@@ -71,7 +70,7 @@ def test_a_larger_budget_keeps_all_that_a_smaller_one_does(mass, one, other, rat
 @given(masses(), budgets, ratios)
 def test_laws(mass, top_p, ratio):
     P, sizes = mass
-    kept = select_from_mass(P, sizes, top_p, ratio)
+    kept = keep_top_p(P, sizes, top_p, ratio)
     filled = (sizes > 0).unsqueeze(-2).expand_as(kept)
     assert kept.any(-1).all(), "every query cluster keeps one"
     assert not (kept & ~filled).any(), "an empty cluster is never kept"
@@ -85,15 +84,15 @@ def test_laws(mass, top_p, ratio):
 @given(masses(), ratios)
 def test_the_whole_budget_keeps_every_filled_cluster(mass, ratio):
     P, sizes = mass
-    kept = select_from_mass(P, sizes, 1.0, ratio)
+    kept = keep_top_p(P, sizes, 1.0, ratio)
     assert torch.equal(kept, (sizes > 0).unsqueeze(-2).expand_as(kept))
 
 
 def test_ties_go_to_the_lower_index():
     P = torch.full((1, 1, 1, 4), 0.25)
     sizes = torch.ones(1, 1, 4, dtype=torch.int32)
-    assert select_from_mass(P, sizes, 0.5, 0.0).flatten().tolist() == [True, True, False, False]
-    assert select_from_mass(P, sizes, 0.51, 0.0).sum() == 3
+    assert keep_top_p(P, sizes, 0.5, 0.0).flatten().tolist() == [True, True, False, False]
+    assert keep_top_p(P, sizes, 0.51, 0.0).sum() == 3
 
 
 def test_mass_of_single_tokens_is_their_attention():
@@ -123,14 +122,40 @@ def test_huge_scores_stay_finite():
     q = torch.full((1, 1, 1, 4), 1e4)
     k = torch.tensor([[[[1e4] * 4, [-1e4] * 4]]])
     sizes = torch.ones(1, 1, 2, dtype=torch.int32)
-    assert select_key_clusters(q, k, sizes, 0.9, 0.0).flatten().tolist() == [True, False]
+    P = cluster_mass(q, k, sizes)
+    assert keep_top_p(P, sizes, 0.9, 0.0).flatten().tolist() == [True, False]
 
 
-@pytest.mark.parametrize(("top_p", "ratio"), [(0.0, 0.1), (1.1, 0.1), (0.5, -0.1), (0.5, 1.1)])
-def test_refuses(top_p, ratio):
-    P, sizes = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, dtype=torch.int32)
-    with pytest.raises(ValueError, match="must be"):
-        select_from_mass(P, sizes, top_p, ratio)
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_mass_feels_neither_autocast_nor_reduced_precision(precision):
+    """In bf16 products nearly half of the query clusters selected another set."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (3 * torch.randn(1, 2, 60, 64, generator=generator) for _ in range(2))
+    sizes = torch.ones(1, 2, 60, dtype=torch.int32)
+    plain = cluster_mass(q, k, sizes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cluster_mass(q, k, sizes), plain)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert torch.equal(cluster_mass(q, k, sizes), plain)
+        assert torch.get_float32_matmul_precision() == precision, "what was set comes back"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_registry_is_whole():
+    assert {PAPER_METHOD, COMPENSATED_METHOD} <= set(METHODS)
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert callable(method.function("select"))
+        assert method.cluster is None or callable(method.function("cluster"))
+        assert method.title
+        assert method.line
+        assert re.fullmatch(r"#[0-9a-f]{6}", method.colour)
+        json.dumps(method.to_dict())
+    marks = [(m.symbol, m.colour) for m in METHODS.values()]
+    assert len({symbol for symbol, _ in marks}) == len({c for _, c in marks}) == len(METHODS)
 
 
 @pytest.mark.parametrize(

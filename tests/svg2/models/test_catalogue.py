@@ -60,7 +60,7 @@ def test_shapes_are_those_of_the_models(name):
 def test_the_method_adds_at_most_a_tenth_at_720p(name):
     spec = model_spec(name)
     size = (spec.num_frames, 720 // spec.size_multiple * spec.size_multiple, 1280)
-    for config in (spec.config, spec.config.replace(compensate=True)):
+    for config in (spec.config, spec.config.replace(method="svg2-comp")):
         frames, rows, columns = spec.grid(*size)
         need = memory_need(spec.published.shape, frames * rows * columns, config)
         assert 0 < need.centroids <= need.added
@@ -75,7 +75,7 @@ def test_centroids_on_paper_are_those_of_a_run(tiny_pipeline, generate_tiny):
         num_q_clusters=8, num_k_clusters=16, dense_layers=1, warmup_fraction=0.0
     )
     tiny_pipeline.transformer.to(torch.bfloat16)
-    with svg2.hooks.enable(tiny_pipeline, config) as run:
+    with svg2.enable(tiny_pipeline, config) as run:
         generate_tiny(tiny_pipeline, num_inference_steps=2)
     shape = TransformerShape(layers=3, heads=2, head_dim=64, mlp_dim=128, parameters=0)
     assert memory_need(shape, 192, config).centroids == run.stats.cache_bytes

@@ -6,7 +6,8 @@ from PIL import Image
 
 from svg2.errors import RequestError
 from svg2.models.finding import model_spec
-from svg2.models.inputs import check_image, check_video, read_image, read_video
+from svg2.models.inputs import check_image, check_video, read_image
+from svg2.runs.call import read_video
 from svg2.models.request import Request
 from svg2.trace.video import encode_mp4
 
@@ -73,7 +74,7 @@ def test_what_is_no_video_is_refused_in_a_sentence(files, name):
 def test_a_model_says_what_it_takes(files, model, fields, sentence):
     named = {k: str(files / v) if k in ("image", "video") else v for k, v in fields.items()}
     with pytest.raises(RequestError, match=sentence):
-        Request("a ball", model=model, **named).resolve(model_spec(model))
+        model_spec(model).resolve(Request("a ball", model=model, **named))
 
 
 def test_what_a_model_takes_is_taken(files):
@@ -81,17 +82,17 @@ def test_what_a_model_takes_is_taken(files):
 
     def kind(model, **fields):
         spec = model_spec(model)
-        return spec.kind_for(Request("a ball", model=model, **fields).resolve(spec)).name
+        return spec.kind_for(spec.resolve(Request("a ball", model=model, **fields))).name
 
     assert kind("wan2.2-ti2v-5b") == "WanPipeline"
     assert kind("wan2.2-ti2v-5b", image=image) == "WanImageToVideoPipeline"
     assert kind("wan2.1-1.3b", video=video) == "WanVideoToVideoPipeline"
     assert kind("wan2.1-vace-1.3b", video=video) == "WanVACEPipeline"
     assert kind("hunyuanvideo", negative_prompt="blur", true_cfg_scale=4.0)
-    two = Request("a ball", model="wan2.2-t2v-a14b").resolve(model_spec("wan2.2-t2v-a14b"))
+    two = model_spec("wan2.2-t2v-a14b").resolve(Request("a ball", model="wan2.2-t2v-a14b"))
     assert (two.guidance_scale, two.guidance_scale_2) == (4.0, 3.0)
     one = Request("a ball", model="wan2.2-t2v-a14b", guidance_scale=1.0)
-    assert one.resolve(model_spec("wan2.2-t2v-a14b")).guidance_scale_2 == 1.0
+    assert model_spec("wan2.2-t2v-a14b").resolve(one).guidance_scale_2 == 1.0
     spec = model_spec("wan2.1-i2v-480p")
-    asked = Request("a ball", model="wan2.1-i2v-480p", image=image).resolve(spec)
+    asked = spec.resolve(Request("a ball", model="wan2.1-i2v-480p", image=image))
     assert asked.to_dict()["image"] == "good.png", "and not where it lies"

@@ -14,9 +14,9 @@ from svg2.models.catalogue import MODELS
 from svg2.models.finding import BUILTIN_FOLDER, _was_online, model_spec, snapshot
 from svg2.models.loading import availability, load_pipeline, resolve_device, resolve_dtype
 from svg2.models.request import Request
-from tests.svg2.models.pipelines import LAB, make_model_folder
+from tests.svg2.pipelines import LAB, make_model_folder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +68,10 @@ def test_a_folder_with_broken_files_is_refused(tiny_pipeline_path, tmp_path, nam
 
 
 def test_loading_honours_dtype_and_keeps_the_vae_in_fp32(folder):
-    pipe = load_pipeline(str(folder), "bf16", "cpu")
+    pipe = load_pipeline(model_spec(str(folder)), "bf16", "cpu")
     assert pipe.transformer.dtype == torch.bfloat16
     assert pipe.vae.dtype == torch.float32
-    assert load_pipeline(str(folder), "fp32", "cpu").transformer.dtype == torch.float32
+    assert load_pipeline(model_spec(str(folder)), "fp32", "cpu").transformer.dtype == torch.float32
 
 
 def test_damaged_weights_are_one_sentence(tiny_pipeline_path, tmp_path):
@@ -79,7 +79,7 @@ def test_damaged_weights_are_one_sentence(tiny_pipeline_path, tmp_path):
     weights = next((broken / "transformer").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ModelUnavailable) as caught:
-        load_pipeline(str(broken), "fp32", "cpu")
+        load_pipeline(model_spec(str(broken)), "fp32", "cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_large_models_say_what_they_need():
             assert reason is not None
             assert "GPU" in reason
             with pytest.raises(ModelUnavailable):
-                load_pipeline(model)
+                load_pipeline(spec)
 
 
 def test_devices_and_precisions():
@@ -156,7 +156,7 @@ from svg2.models.finding import model_spec, snapshot
 from svg2.models.loading import load_pipeline
 spec = model_spec({hub_id!r})
 assert snapshot({hub_id!r}) is not None
-pipe = load_pipeline({hub_id!r}, "fp32", "cpu")
+pipe = load_pipeline(spec, "fp32", "cpu")
 assert pipe.transformer.config.num_layers == 3
 assert spec.source == {hub_id!r} and not spec.is_local
 """
@@ -191,7 +191,7 @@ def test_a_download_that_broke_off_at_its_small_files_goes_on(folder, offline_hu
 def test_without_network_and_weights_it_says_what_to_download_and_how_much(model, offline_hub):
     spec = model_spec(model)
     with pytest.raises(ModelUnavailable) as caught:
-        load_pipeline(model, "fp32", "cpu")
+        load_pipeline(spec, "fp32", "cpu")
     sentence = str(caught.value)
     assert spec.source in sentence
     assert f"{spec.published.download_gb:.0f} GB" in sentence
@@ -238,7 +238,7 @@ def test_a_draft_is_shorter_or_has_fewer_steps(model, frames, steps):
     draft = spec.preset("draft")
     assert (draft.num_frames, draft.num_inference_steps) == (frames, steps)
     assert draft.config == spec.config
-    assert Request("a red ball", model=model).resolve(draft).num_frames == frames
+    assert draft.resolve(Request("a red ball", model=model)).num_frames == frames
 
 
 def test_no_message_says_where_our_files_are(monkeypatch, tmp_path):

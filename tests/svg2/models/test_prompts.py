@@ -7,7 +7,7 @@ import pytest
 
 from svg2.models.finding import BUILTIN_FOLDER
 from svg2.models.prompts import Body, GrammarError, Knowledge, Scene
-from svg2.training import grammar
+from svg2.models import prompts as grammar
 from svg2.training.pipeline import build_tokenizer
 
 EVERYTHING = Knowledge(frozenset(grammar.vocabulary()))

@@ -58,13 +58,13 @@ def test_what_no_model_could_take_is_refused_in_one_sentence(fields):
 )
 def test_sizes_that_the_model_cannot_make_are_refused(fields):
     with pytest.raises(RequestError):
-        Request("a red ball", **fields).resolve(_WAN_1_3B)
+        _WAN_1_3B.resolve(Request("a red ball", **fields))
 
 
 def test_resolving_fills_the_models_defaults_and_keeps_what_was_asked():
-    request = Request("a red ball", height=64.0, seed=3).resolve(_WAN_1_3B)
+    request = _WAN_1_3B.resolve(Request("a red ball", height=64.0, seed=3))
     assert (request.height, request.width, request.num_frames) == (64, 832, 81)
     assert (request.num_inference_steps, request.guidance_scale) == (50, 5.0)
     assert request.seed == 3
-    assert request.resolve(_WAN_1_3B) == request
+    assert _WAN_1_3B.resolve(request) == request
     assert request.to_dict()["prompt"] == "a red ball"

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from svg2.errors import Cancelled, RequestError
-from svg2.models.finding import model_spec
 from svg2.models.request import Request
 from svg2.runs.batch import compare_all, read_prompts
 from svg2.runs.distributed import Processes, processes
-from tests.svg2.models.pipelines import make_model_folder
+from svg2.runs.progress import Watch
+from svg2.runs.run import Run
+from tests.svg2.pipelines import make_model_folder
 
 PROMPTS = ["a red ball", "a blue cube", "the floor"]
 ALONE = Processes(0, 1, 0)
@@ -26,9 +27,8 @@ def model(tiny_pipeline_path, tmp_path_factory):
 
 
 def run(model, folder, share=ALONE, dtype="auto", **watch):
-    spec = model_spec(model)
     request = Request(PROMPTS[0], model=model, device="cpu", num_inference_steps=2, dtype=dtype)
-    return compare_all(PROMPTS, request.resolve(spec), "svg2", spec.config, folder, share, **watch)
+    return compare_all(PROMPTS, Run.of(request), folder, share, Watch(**watch))
 
 
 def test_it_goes_on_where_it_stopped(model, tmp_path):

@@ -5,23 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-from svg2 import progress
 from svg2.errors import Cancelled, ConfigError, RequestError
 from svg2.models.finding import model_spec
 from svg2.models.loading import load_pipeline
 from svg2.models.request import Request
-from svg2.runs.dense_sparse import (
-    Progress,
-    compare,
-    generate_dense,
-    generate_sparse,
-    save_comparison,
-)
+from svg2.runs import progress
+from svg2.runs.compare import compare, save_comparison
+from svg2.runs.dense_sparse import generate_dense, generate_sparse
+from svg2.runs.progress import Progress, Watch
+from svg2.runs.run import Run
 from svg2.trace.file import load_trace, trace_bytes
 from svg2.trace.metrics import psnr_db
 from svg2.trace.records import RecordingPolicy
 from svg2.trace.video import decode_mp4
-from tests.svg2.models.pipelines import make_model_folder
+from tests.svg2.pipelines import make_model_folder
 
 PROMPT = "a red ball rolling to the right"
 FIELDS = {
@@ -42,18 +39,22 @@ def folder(tiny_pipeline_path, tmp_path_factory):
 def pipe(folder):
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield load_pipeline(folder, "fp32", "cpu")
+    yield load_pipeline(model_spec(folder), "fp32", "cpu")
     torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
-def request_(folder):
-    return Request(PROMPT, model=folder, dtype="fp32", device="cpu")
+def run(folder):
+    return Run.of(Request(PROMPT, model=folder, dtype="fp32", device="cpu"))
+
+
+def run_of(folder, settings=None, **changes):
+    return Run.of(Request(PROMPT, model=folder, **changes), settings=settings)
 
 
 @pytest.fixture(scope="module")
-def comparison(pipe, request_):
-    return compare(request_, "svg2", pipe=pipe)
+def comparison(pipe, run):
+    return compare(run, pipe)
 
 
 def test_result_has_every_field_and_is_json(comparison):
@@ -102,29 +103,28 @@ def test_split_into_encode_denoise_decode_is_the_pipelines_own_output(pipe, comp
     np.testing.assert_array_equal(comparison.dense.frames, (frames * 255).round().astype(np.uint8))
 
 
-def test_keeping_everything_equals_dense(pipe, request_, comparison):
-    config = model_spec(request_.model).config.replace(top_p=1.0)
-    result = compare(request_, "svg2", config, pipe=pipe, dense=comparison.dense).result
+def test_keeping_everything_equals_dense(pipe, run, comparison):
+    result = compare(run.with_settings(top_p=1.0), pipe, dense=comparison.dense).result
     assert result["density"] == 1
     assert result["psnr_db"] is None or result["psnr_db"] >= 60
 
 
-def test_a_seed_means_the_same_frames_and_another_seed_others(pipe, request_, comparison, folder):
-    again = compare(request_, "svg2", pipe=pipe)
+def test_a_seed_means_the_same_frames_and_another_seed_others(pipe, run, comparison, folder):
+    again = compare(run, pipe)
     np.testing.assert_array_equal(again.dense.frames, comparison.dense.frames)
     np.testing.assert_array_equal(again.sparse.frames, comparison.sparse.frames)
-    other = generate_dense(pipe, Request(PROMPT, model=folder, seed=1))
+    other = generate_dense(pipe, run_of(folder, seed=1))
     assert not np.array_equal(other.frames, comparison.dense.frames)
 
 
-def test_a_dense_run_serves_again_for_the_same_request_only(pipe, request_, comparison, folder):
-    result = compare(request_, "svg2-comp", pipe=pipe, dense=comparison.dense).result
+def test_a_dense_run_serves_again_for_the_same_runonly(pipe, run, comparison, folder):
+    result = compare(run.with_settings(method="svg2-comp"), pipe, dense=comparison.dense).result
     assert result["dense_reused"] is True
     assert result["dense_seconds"] == comparison.result["dense_seconds"]
-    assert result["config"]["compensate"] is True
+    assert result["config"]["method"] == result["method"] == "svg2-comp"
     assert result["compute_density"] > result["density"]
     with pytest.raises(RequestError):
-        compare(Request(PROMPT, model=folder, seed=1), "svg2", pipe=pipe, dense=comparison.dense)
+        compare(run_of(folder, seed=1), pipe, dense=comparison.dense)
 
 
 def test_the_trace_tells_the_run(comparison):
@@ -150,30 +150,28 @@ def test_the_trace_tells_the_run(comparison):
         assert 0 < record.recall <= 1
 
 
-def test_recording_follows_the_policy_and_its_size(pipe, request_, comparison):
-    config = model_spec(request_.model).config
+def test_recording_follows_the_policy_and_its_size(pipe, run, comparison):
     policy = RecordingPolicy(steps=(0, 2), layers=(1,), heads=(1, 9), branches=(1,))
-    run = generate_sparse(pipe, request_, "svg2", config, policy=policy)
-    assert [(r.step, r.layer, r.branch, r.head) for r in run.records] == [(2, 1, 1, 1)]
-    assert run.note == ""
-    np.testing.assert_array_equal(run.frames, comparison.sparse.frames)
+    sparse = generate_sparse(pipe, run, policy=policy)
+    assert [(r.step, r.layer, r.branch, r.head) for r in sparse.records] == [(2, 1, 1, 1)]
+    assert sparse.note == ""
+    np.testing.assert_array_equal(sparse.frames, comparison.sparse.frames)
 
-    one = run.records[0].nbytes
+    one = sparse.records[0].nbytes
     small = RecordingPolicy(max_bytes=8 * one)  # 18 records do not fit
-    run = generate_sparse(pipe, request_, "svg2", config, policy=small)
-    assert 0 < len(run.records) < 18
-    assert sum(record.nbytes for record in run.records) <= 8 * one
-    assert "to stay under" in run.note
+    sparse = generate_sparse(pipe, run, policy=small)
+    assert 0 < len(sparse.records) < 18
+    assert sum(record.nbytes for record in sparse.records) <= 8 * one
+    assert "to stay under" in sparse.note
 
 
 def test_without_guidance_there_is_one_branch(pipe, folder):
-    request = Request(PROMPT, model=folder, guidance_scale=1.0)
-    result = compare(request, "svg2", pipe=pipe)
+    result = compare(run_of(folder, guidance_scale=1.0), pipe)
     assert set(result.sparse.stats.call[:, 2]) == {0}
 
 
 def test_one_step_is_all_warm_up(pipe, folder, tmp_path):
-    comparison = compare(Request(PROMPT, model=folder, num_inference_steps=1), "svg2", pipe=pipe)
+    comparison = compare(run_of(folder, num_inference_steps=1), pipe)
     assert comparison.result["density"] is None
     assert comparison.result["density_run"] == 1
     assert comparison.result["psnr_db"] is None
@@ -182,9 +180,9 @@ def test_one_step_is_all_warm_up(pipe, folder, tmp_path):
     assert load_trace(tmp_path / "trace.npz").records == ()
 
 
-def test_progress_counts_steps_and_tells_the_time_left(pipe, request_):
+def test_progress_counts_steps_and_tells_the_time_left(pipe, run):
     seen: list[Progress] = []
-    compare(request_, "svg2", pipe=pipe, on_progress=seen.append)
+    compare(run, pipe, watch=Watch(seen.append))
     for run in ("dense", "svg2"):
         steps = [p.step for p in seen if p.run == run and p.stage == "denoise"]
         assert steps == [0, 1, 2, 3, 4]
@@ -197,10 +195,10 @@ def test_progress_counts_steps_and_tells_the_time_left(pipe, request_):
     assert known[-1] == 0
 
 
-def test_previews_show_the_latent_and_change_nothing(pipe, request_, comparison, monkeypatch):
+def test_previews_show_the_latent_and_change_nothing(pipe, run, comparison, monkeypatch):
     monkeypatch.setattr(progress, "GLIMPSE_SECONDS", 0.0)
     seen: list[Progress] = []
-    watched = compare(request_, "svg2", pipe=pipe, on_progress=seen.append, preview=True)
+    watched = compare(run, pipe, watch=Watch(seen.append, preview=True))
     np.testing.assert_array_equal(watched.sparse.frames, comparison.sparse.frames)
     steps = [p for p in seen if p.run == "svg2" and p.stage == "denoise" and p.step]
     num_steps = watched.dense.request.num_inference_steps
@@ -215,16 +213,14 @@ def test_previews_show_the_latent_and_change_nothing(pipe, request_, comparison,
     assert not np.array_equal(per_step[0], per_step[-1])
 
 
-def test_without_being_asked_progress_carries_no_pictures(pipe, request_):
+def test_without_being_asked_progress_carries_no_pictures(pipe, run):
     seen: list[Progress] = []
-    compare(request_, "svg2", pipe=pipe, on_progress=seen.append)
+    compare(run, pipe, watch=Watch(seen.append))
     assert all(p.preview is None and p.density == () for p in seen)
 
 
 @pytest.mark.parametrize("in_run", ["dense", "svg2"])
-def test_cancel_stops_within_a_step_and_the_next_run_is_as_ever(
-    pipe, request_, comparison, in_run
-):
+def test_cancel_stops_within_a_step_and_the_next_run_is_as_ever(pipe, run, comparison, in_run):
     seen: list[Progress] = []
 
     def should_cancel():
@@ -232,27 +228,44 @@ def test_cancel_stops_within_a_step_and_the_next_run_is_as_ever(
 
     before = [block.attn1.processor for block in pipe.transformer.blocks]
     with pytest.raises(Cancelled) as caught:
-        compare(request_, "svg2", pipe=pipe, on_progress=seen.append, should_cancel=should_cancel)
+        compare(run, pipe, watch=Watch(seen.append, should_cancel))
     assert seen[-1].step == 2
     assert [block.attn1.processor for block in pipe.transformer.blocks] == before
     if in_run == "dense":
         assert caught.value.dense is None
     else:
         np.testing.assert_array_equal(caught.value.dense.frames, comparison.dense.frames)
-    again = compare(request_, "svg2", pipe=pipe)
+    again = compare(run, pipe)
     np.testing.assert_array_equal(again.sparse.frames, comparison.sparse.frames)
 
 
-def test_what_cannot_work_is_refused_before_anything_is_loaded(request_, folder):
-    config = model_spec(folder).config
-    with pytest.raises(ConfigError):
-        compare(request_, "svg2", config.replace(num_k_clusters=97))
-    with pytest.raises(ConfigError):
-        compare(request_, "svg3", config)
-    with pytest.raises(RequestError):
-        compare(Request(PROMPT, model=folder, num_frames=4), "svg2", config)
-    with pytest.raises(RequestError):
-        compare(Request(PROMPT, model="nope"), "svg2", config)
+def test_what_cannot_work_is_refused_where_a_run_is_made(folder):
+    with pytest.raises(ConfigError, match="num_k_clusters is 97"):
+        run_of(folder, {"num_k_clusters": 97})
+    with pytest.raises(ConfigError, match="Unknown method 'svg3'"):
+        run_of(folder, {"method": "svg3"})
+    with pytest.raises(ConfigError, match="Unknown preset"):
+        Run.of(Request(PROMPT, model=folder), preset="magic")
+    with pytest.raises(RequestError, match="num_frames"):
+        run_of(folder, num_frames=4)
+    with pytest.raises(RequestError, match="Unknown model"):
+        run_of("nope")
+
+
+def test_a_run_knows_its_method_grid_and_tokens(run):
+    assert (run.grid, run.n_tokens) == ((3, 4, 8), 96)
+    assert run.method.name == run.config.method == "svg2"
+    other = run.with_settings(method="svg2-comp", top_p=0.5)
+    assert (other.method.compensates, other.config.top_p, other.request) == (
+        True,
+        0.5,
+        run.request,
+    )
+    with pytest.raises(ConfigError, match="num_q_clusters is 97"):
+        run.with_settings(num_q_clusters=97)
+    assert run.with_prompt("the floor").request.prompt == "the floor"
+    with pytest.raises(RequestError, match="prompt is empty"):
+        run.with_prompt(" ")
 
 
 def test_files_are_the_five_of_a_comparison(comparison, tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from svg2.errors import ConfigError, RequestError
-from svg2.runs.dense_sparse import Progress
 from svg2.runs.jobs import Job, Studio
-from tests.svg2.models.pipelines import LAB, make_model_folder
+from svg2.runs.progress import Progress, Watch
+from tests.svg2.pipelines import LAB, make_model_folder
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +85,13 @@ def test_two_jobs_never_run_at_once() -> None:
     assert most == [1, 1, 1, 1]
 
 
-def test_a_wish_takes_defaults_from_the_model(studio: Studio) -> None:
-    wish = studio.wish({"prompt": "a ball", "top_p": 0.5, "seed": None, "width": 64.0})
-    assert wish.request.num_frames == LAB["num_frames"]
-    assert wish.request.width == 64
-    assert wish.config.num_k_clusters == LAB["num_k_clusters"]
-    assert wish.config.top_p == 0.5
-    assert studio.wish({"prompt": "a ball", "method": "svg2-comp"}).config.compensate
+def test_a_run_takes_defaults_from_the_model(studio: Studio) -> None:
+    run = studio.run({"prompt": "a ball", "top_p": 0.5, "seed": None, "width": 64.0})
+    assert run.request.num_frames == LAB["num_frames"]
+    assert run.request.width == 64
+    assert run.config.num_k_clusters == LAB["num_k_clusters"]
+    assert run.config.top_p == 0.5
+    assert studio.run({"prompt": "a ball", "method": "svg2-comp"}).method.compensates
 
 
 @pytest.mark.parametrize(
@@ -106,50 +106,58 @@ def test_a_wish_takes_defaults_from_the_model(studio: Studio) -> None:
         ({"prompt": "a ball", "height": 1e9}, RequestError, "height"),
     ],
 )
-def test_a_bad_wish_is_refused_in_a_sentence(studio: Studio, values, error, sentence) -> None:
+def test_a_bad_run_is_refused_in_a_sentence(studio: Studio, values, error, sentence) -> None:
     with pytest.raises(error, match=sentence):
-        studio.wish(values)
+        studio.run(values)
 
 
 def test_a_studio_without_its_model_says_so(tmp_path: Path) -> None:
     studio = Studio(str(tmp_path))
     with pytest.raises(RequestError, match="Unknown model"):
-        studio.wish({"prompt": "a ball"})
+        studio.run({"prompt": "a ball"})
 
 
 def test_compare_loads_the_model_once(studio: Studio) -> None:
-    wish = studio.wish({"prompt": "a red ball", "num_inference_steps": 2})
+    run = studio.run({"prompt": "a red ball", "num_inference_steps": 2})
     stages = []
-    made = studio.compare(wish, lambda p: stages.append(p.stage), lambda: False)
+    made = studio.compare(run, lambda p: stages.append(p.stage), lambda: False)
     assert made.trace.runs[0].method == "svg2"
     assert "denoise" in stages
-    pipe = studio.pipe()
-    again = studio.compare(wish, lambda p: None, lambda: False, dense=made.dense)
+    pipe = studio.pipe(studio.model, studio.spec, Watch())
+    again = studio.compare(run, lambda p: None, lambda: False, dense=made.dense)
     assert again.result["dense_reused"]
-    assert studio.pipe() is pipe
+    assert studio.pipe(studio.model, studio.spec, Watch()) is pipe
 
 
-def test_a_wish_may_name_another_model_of_the_menu_and_nothing_else(studio: Studio) -> None:
+def test_a_run_may_name_another_model_of_the_menu_and_nothing_else(studio: Studio) -> None:
     assert studio.models[0] == studio.model
-    wish = studio.wish({"prompt": "a ball", "model": "wan2.1-1.3b", "negative_prompt": "blur"})
-    assert (wish.request.model, wish.request.width) == ("wan2.1-1.3b", 832)
-    assert wish.request.negative_prompt == "blur"
-    fast = studio.wish({"prompt": "a ball", "model": "wan2.1-1.3b", "preset": "fast"})
-    assert fast.config.warmup_fraction < wish.config.warmup_fraction
+    run = studio.run({"prompt": "a ball", "model": "wan2.1-1.3b", "negative_prompt": "blur"})
+    assert (run.request.model, run.request.width) == ("wan2.1-1.3b", 832)
+    assert run.request.negative_prompt == "blur"
+    fast = studio.run({"prompt": "a ball", "model": "wan2.1-1.3b", "preset": "fast"})
+    assert fast.config.warmup_fraction < run.config.warmup_fraction
     with pytest.raises(RequestError, match="starts from an image"):
-        studio.wish({"prompt": "a ball", "model": "wan2.1-i2v-480p"})
+        studio.run({"prompt": "a ball", "model": "wan2.1-i2v-480p"})
     for name in ("someone/else", "/etc", 7):
         with pytest.raises(RequestError, match="no model"):
-            studio.wish({"prompt": "a ball", "model": name})
+            studio.run({"prompt": "a ball", "model": name})
 
 
 def test_another_model_takes_the_place_of_the_loaded_one(studio: Studio, monkeypatch) -> None:
     loaded = []
-    monkeypatch.setattr("svg2.runs.jobs.load_pipeline", lambda model: loaded.append(model) or model)
+
+    def load(spec, watch):
+        loaded.append(spec.title)
+        return spec.title
+
+    monkeypatch.setattr("svg2.runs.jobs.load", load)
     fresh = Studio(studio.model)
-    assert [fresh.pipe(), fresh.pipe("wan2.1-14b"), fresh.pipe("wan2.1-14b"), fresh.pipe()] == [
-        studio.model,
-        *("wan2.1-14b", "wan2.1-14b"),
-        studio.model,
-    ]
-    assert loaded == [studio.model, "wan2.1-14b", studio.model]
+    own, other = fresh.spec, fresh.spec_of("wan2.1-14b")
+
+    def pipe(model, spec):
+        return fresh.pipe(model, spec, Watch())
+
+    assert pipe(studio.model, own) == own.title
+    assert pipe("wan2.1-14b", other) == pipe("wan2.1-14b", other) == other.title
+    fresh.preload()
+    assert loaded == [own.title, other.title, own.title]

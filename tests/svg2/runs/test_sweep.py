@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from svg2.errors import Cancelled
+from svg2.models.finding import model_spec
 from svg2.models.loading import load_pipeline
 from svg2.models.request import Request
+from svg2.runs.progress import Watch
+from svg2.runs.run import Run
 from svg2.runs.sweep import sweep
 from svg2.trace.file import load_trace
-from tests.svg2.models.pipelines import make_model_folder
+from tests.svg2.pipelines import make_model_folder
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +23,17 @@ def folder(tiny_pipeline_path, tmp_path_factory):
 def pipe(folder):
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield load_pipeline(folder, "fp32", "cpu")
+    yield load_pipeline(model_spec(folder), "fp32", "cpu")
     torch.set_num_threads(num_threads)
 
 
+def run_of(folder):
+    return Run.of(Request("a red ball", model=folder))
+
+
 def test_sweep_measures_every_method_and_budget(folder, pipe, tmp_path):
-    request = Request("a red ball", model=folder)
     methods, top_ps = ["svg2", "svg2-comp"], [0.5, 0.9]
-    content = sweep(request, methods, top_ps, None, tmp_path, pipe=pipe)
+    content = sweep(run_of(folder), methods, top_ps, tmp_path, pipe)
     assert json.loads((tmp_path / "sweep.json").read_text()) == content
     assert content["complete"]
     points = content["points"]
@@ -49,9 +55,7 @@ def test_sweep_measures_every_method_and_budget(folder, pipe, tmp_path):
 
 
 def test_keeping_all_is_measured_once_and_is_a_point_when_asked(folder, pipe, tmp_path):
-    content = sweep(
-        Request("a red ball", model=folder), ["svg2"], [1.0], None, tmp_path, pipe=pipe
-    )
+    content = sweep(run_of(folder), ["svg2"], [1.0], tmp_path, pipe)
     (point,) = content["points"]
     assert point["sparsity_speedup"] == 1
     assert point["svg2_seconds"] == content["baselines"]["svg2"]["svg2_seconds"]
@@ -64,12 +68,8 @@ def test_what_was_done_stays_when_cancelled(folder, pipe, tmp_path):
         return sum(p.stage == "decode" for p in seen) == 3  # dense, all kept, first point
 
     with pytest.raises(Cancelled):
-        sweep(
-            *(Request("a red ball", model=folder), ["svg2"], [0.5, 0.9], None, tmp_path),
-            pipe=pipe,
-            on_progress=seen.append,
-            should_cancel=should_cancel,
-        )
+        watch = Watch(seen.append, should_cancel)
+        sweep(run_of(folder), ["svg2"], [0.5, 0.9], tmp_path, pipe, watch=watch)
     content = json.loads((tmp_path / "sweep.json").read_text())
     assert not content["complete"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.json"]

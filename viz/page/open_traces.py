@@ -1,4 +1,4 @@
-"""Traces that lie open, by name, for a browser to fetch."""
+"""Open traces by key, for a browser to fetch."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from svg2.trace.records import Trace
 from viz.export import export_bytes
 from viz.payload import check_showable, explorer_payload, payload_bytes
 
-MAX_SHELVED = 24
+MAX_OPEN = 24
 READY_MADE = "ready-made trace"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A trace as it lies open, by default under a key that nobody can guess."""
+class OpenTrace:
+    """A trace that the page can show, by default under a key that nobody can guess."""
 
     trace: Trace
     mode: str
@@ -75,25 +75,25 @@ class Shown:
         return f'"{hashlib.sha256(self.payload).hexdigest()}"'
 
 
-class Shelf:
-    """Open traces by key. The longest unused falls off; those that are ready-made stay."""
+class OpenTraces:
+    """Open traces by key. The least recently used is dropped; ready-made ones stay."""
 
-    def __init__(self, ready_made: Iterable[Shown] = ()) -> None:
-        self.ready_made = {shown.key: shown for shown in ready_made}
-        self._items: OrderedDict[str, Shown] = OrderedDict()
+    def __init__(self, ready_made: Iterable[OpenTrace] = ()) -> None:
+        self.ready_made = {open_trace.key: open_trace for open_trace in ready_made}
+        self._items: OrderedDict[str, OpenTrace] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, trace: Trace, mode: str) -> Shown:
+    def put(self, trace: Trace, mode: str) -> OpenTrace:
         """Raises: TraceError: no page can show it."""
         check_showable(trace)
-        shown = Shown(trace, mode)
+        open_trace = OpenTrace(trace, mode)
         with self._lock:
-            self._items[shown.key] = shown
-            while len(self._items) > MAX_SHELVED:
+            self._items[open_trace.key] = open_trace
+            while len(self._items) > MAX_OPEN:
                 self._items.popitem(last=False)
-        return shown
+        return open_trace
 
-    def get(self, key: str) -> Shown | None:
+    def get(self, key: str) -> OpenTrace | None:
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)
@@ -101,32 +101,32 @@ class Shelf:
 
     def route(self) -> Route:
         """`lab/KEY/payload` for the explorer, `trace.npz` and `export.zip` to keep."""
-        makers: dict[str, Callable[[Shown], bytes]] = {
-            "payload": lambda shown: shown.payload,
-            "trace.npz": lambda shown: trace_bytes(shown.trace),
-            "export.zip": lambda shown: export_bytes(shown.trace, shown.mode),
+        makers: dict[str, Callable[[OpenTrace], bytes]] = {
+            "payload": lambda open_trace: open_trace.payload,
+            "trace.npz": lambda open_trace: trace_bytes(open_trace.trace),
+            "export.zip": lambda open_trace: export_bytes(open_trace.trace, open_trace.mode),
         }
 
         def answer(request: Request) -> Response:
             name = request.path_params["name"]
-            shown = self.get(request.path_params["key"])
-            if shown is None or name not in makers:
+            open_trace = self.get(request.path_params["key"])
+            if open_trace is None or name not in makers:
                 return Response("This trace is no longer open here.", 404)
             # A file is named by hand and may be replaced; any other key is never given twice.
-            is_file = shown.key in self.ready_made
+            is_file = open_trace.key in self.ready_made
             headers = {"Cache-Control": f"private, {'no-cache' if is_file else 'max-age=3600'}"}
             if is_file and name == "payload":
-                headers["ETag"] = shown.tag
-                if request.headers.get("If-None-Match") == shown.tag:
+                headers["ETag"] = open_trace.tag
+                if request.headers.get("If-None-Match") == open_trace.tag:
                     return Response(status_code=304, headers=headers)
             if name != "payload":
                 headers["Content-Disposition"] = f'attachment; filename="svg2-{name}"'
-            return Response(makers[name](shown), 200, headers, "application/octet-stream")
+            return Response(makers[name](open_trace), 200, headers, "application/octet-stream")
 
         return Route("/lab/{key}/{name}", answer)
 
 
-def read_traces(folder: Path) -> list[Shown]:
+def read_traces(folder: Path) -> list[OpenTrace]:
     """The ready-made traces in order of their names, by which links name them too.
 
     A broken one is left out and logged.
@@ -139,7 +139,7 @@ def read_traces(folder: Path) -> list[Shown]:
         except TraceError:
             log.exception("A ready-made trace can't be read.")
         else:
-            found.append(Shown(trace, READY_MADE, re.sub(r"[^\w-]", "-", path.stem)[:64]))
+            found.append(OpenTrace(trace, READY_MADE, re.sub(r"[^\w-]", "-", path.stem)[:64]))
     return found
 
 

@@ -1,0 +1,28 @@
+"""A kernel with all that the offline compiler must know of it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel in one variant.
+
+    Attributes:
+        name: what the table of `kernels.compile` calls it.
+        kernel: the jit function, of Triton or Gluon.
+        dtype: of q, k and v, in Triton's spelling.
+        constants: its constexpr arguments.
+        absent: pointers that are None in this variant.
+        num_warps, num_stages: launch options.
+        types: of arguments that their names do not tell, in Triton's spelling; say, descriptors.
+    """
+
+    name: str
+    kernel: Any
+    dtype: str
+    constants: dict[str, int | bool | str]
+    absent: tuple[str, ...] = ()
+    num_warps: int = 4
+    num_stages: int = 3
+    types: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,100 @@
+"""The op: checks of its inputs, lists, launches."""
+
+from functools import cache
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kernels.cluster_attention.fused.lists import MAX_K_CLUSTERS, MAX_KEYS, make_lists
+from kernels.cluster_attention.fused.problem import Problem
+from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for
+from kernels.impl import INTERPRETING, chip_of, dense_rows, device_of
+
+
+@torch.library.custom_op("svg2::cluster_attention", mutates_args=())
+def cluster_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    kept: Tensor,
+    scale: float,
+    k_centroids: Tensor | None,
+    v_centroids: Tensor | None,
+    q_perm: Tensor | None,
+) -> Tensor:
+    """As the reference; with `q_perm`, q and the result are in the order that it permutes."""
+    with device_of(q):
+        return attend_with(
+            q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm,
+            device_config(q.device, q.shape[-1]),
+        )  # fmt: skip
+
+
+@cluster_attention.register_fake
+def _(q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm):
+    return torch.empty_like(dense_rows(q))
+
+
+def attend_with(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B H S D"],
+    v: Float[Tensor, "B H S D"],
+    q_offsets: Int[Tensor, "B H Q1"],
+    k_offsets: Int[Tensor, "B H K1"],
+    kept: Bool[Tensor, "B H Q K"],
+    scale: float,
+    k_centroids: Float[Tensor, "B H K D"] | None,
+    v_centroids: Float[Tensor, "B H K D"] | None,
+    q_perm: Int[Tensor, "B H N"] | None,
+    config: Config,
+) -> Float[Tensor, "B H N D"]:
+    """Cluster attention under a configuration of one's own.
+
+    Raises:
+        ValueError: more key clusters or keys than the kernels take, or a scale that is not above
+            0.
+    """
+    _check_limits(scale, k.shape[2], kept.shape[-1])
+    q = dense_rows(q)
+    out = torch.empty_like(q)
+    if k_centroids is None or v_centroids is None:
+        k_centroids = v_centroids = None
+    else:
+        k_centroids = k_centroids.to(q.dtype).contiguous()
+        v_centroids = v_centroids.to(q.dtype).contiguous()
+    problem = Problem(
+        q, k.contiguous(), v.contiguous(), out,
+        q_offsets.int().contiguous(), k_offsets.int().contiguous(), kept.contiguous(), scale,
+        k_centroids, v_centroids, None if q_perm is None else q_perm.contiguous(),
+    )  # fmt: skip
+    lists = make_lists(problem, config)
+    attend_kernel(config.attend).launch(problem, lists, config, _num_processors(q.device))
+    return out
+
+
+def _check_limits(scale: float, num_keys: int, num_k_clusters: int) -> None:
+    if not scale > 0:
+        raise ValueError(f"the Triton kernels need a positive scale, not {scale}")
+    if num_keys >= MAX_KEYS:
+        raise ValueError(f"the Triton kernels take fewer than {MAX_KEYS} keys, not {num_keys}")
+    if num_k_clusters > MAX_K_CLUSTERS:
+        raise ValueError(
+            f"the Triton kernels take at most {MAX_K_CLUSTERS} key clusters, not "
+            f"{num_k_clusters}: take fewer clusters, or impl='reference'"
+        )
+
+
+@cache
+def device_config(device: torch.device, head_dim: int) -> Config:
+    """The configuration for the chip behind a device."""
+    return config_for("interpreter" if INTERPRETING else chip_of(device), head_dim)
+
+
+@cache
+def _num_processors(device: torch.device) -> int:
+    if INTERPRETING:
+        return 3
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,65 @@
+"""Ops without a backward pass say so where a gradient would have to flow through them."""
+
+import pytest
+import torch
+
+import kernels
+
+
+def _arguments():
+    x = torch.randn(1, 1, 6, 64)
+    order = kernels.sort_by_label(torch.tensor([[[0, 1, 0, 1, 1, 0]]]).int(), 2)
+    kept = torch.tensor([[[[True, False], [True, True]]]])
+    return x, order, kept
+
+
+def _attention(q, k, v, k_centroids=None, v_centroids=None):
+    x, order, kept = _arguments()
+    means = x[:, :, :2]
+    compensation = kernels.Compensation(
+        means if k_centroids is None else k_centroids,
+        means if v_centroids is None else v_centroids,
+    )
+    offsets = order.offsets
+    return kernels.cluster_attention(q, k, v, offsets, offsets, kept, compensation=compensation)
+
+
+OPS = {
+    "kmeans x": lambda x, w: kernels.kmeans(w, x[:, :, :2], 1),
+    "kmeans centroids": lambda x, w: kernels.kmeans(x, w[:, :, :2], 1),
+    "cluster_means x": lambda x, w: kernels.cluster_means(w, _arguments()[1]),
+    "permute x": lambda x, w: kernels.permute(w, _arguments()[1]),
+    "unpermute x": lambda x, w: kernels.unpermute(w, _arguments()[1]),
+    "cluster_attention q": lambda x, w: _attention(w, x, x),
+    "cluster_attention k": lambda x, w: _attention(x, w, x),
+    "cluster_attention v": lambda x, w: _attention(x, x, w),
+    "cluster_attention k_centroids": lambda x, w: _attention(x, x, x, k_centroids=w[:, :, :2]),
+    "cluster_attention v_centroids": lambda x, w: _attention(x, x, x, v_centroids=w[:, :, :2]),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_an_input_that_requires_a_gradient_is_refused(name):
+    x = _arguments()[0]
+    weight = x.clone().requires_grad_()
+    op, argument = name.split()
+    with pytest.raises(
+        ValueError, match=f"{op} has no backward pass, but {argument} requires a gradient"
+    ):
+        OPS[name](x, weight)
+    with torch.no_grad():
+        OPS[name](x, weight)
+    OPS[name](x, weight.detach())
+
+
+def test_the_fused_ops_refuse_alike():
+    x, order, _ = _arguments()
+    weight = x.clone().requires_grad_()
+    for call in (
+        lambda: kernels.kmeans(weight, x[:, :, :2], 1, impl="fused"),
+        lambda: kernels.cluster_means(weight, order, impl="fused"),
+        lambda: kernels.permute(weight, order, impl="fused"),
+        lambda: kernels.unpermute(weight, order, impl="fused"),
+    ):
+        with pytest.raises(ValueError, match="has no backward pass"):
+            call()

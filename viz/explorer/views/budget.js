@@ -1,0 +1,141 @@
+// The budget: its slider, what it keeps in numbers, and whether that was measured.
+
+import { budget, el, percent, put, write } from "../dom.js";
+import { TICKS } from "../select.js";
+import { term } from "../words.js";
+import { LEAST_TICK, makeBudgetCurve } from "./budgetcurve.js";
+
+export function makeBudget(app) {
+  const panel = {
+    slider: makeSlider(app),
+    value: el("output", { class: "budgetvalue", for: "budget" }),
+    curve: makeBudgetCurve(app),
+    badge: el("span", {}),
+    kind: el("span", {}),
+    back: el("button", {
+      type: "button",
+      class: "quiet",
+      onclick: () => app.selectBudget(app.measuredBudget()),
+    }),
+    answer: el("p", { class: "answer", role: "status", hidden: true }),
+    liveSlot: el("div", { class: "liveslot" }),
+    facts: makeFacts(),
+  };
+  return {
+    nodes: panelNodes(app, panel),
+    liveSlot: panel.liveSlot,
+    /** Show the answer to a release of the slider in a sentence; null hides it. */
+    say(text) {
+      panel.answer.hidden = !text;
+      put(panel.answer, text ?? "");
+    },
+    readout: (state) => showReadout(panel, readoutOf(app, state)),
+    update(state) {
+      const density = percent(app.stats().density);
+      panel.slider.value = String(state.top_p);
+      panel.slider.setAttribute("aria-valuetext", `top-p ${budget(state.top_p)}, density ${density}`);
+      showReadout(panel, readoutOf(app, state));
+      panel.curve.update(state);
+    },
+  };
+}
+
+function makeSlider(app) {
+  const slider = el("input", {
+    type: "range",
+    id: "budget",
+    class: "budget",
+    min: LEAST_TICK / TICKS,
+    max: 1,
+    step: 1 / TICKS,
+    oninput: () => app.selectBudget(Number(slider.value)),
+    onchange: () => app.release(),
+  });
+  return slider;
+}
+
+/** The elements that the readout's numbers are written to. */
+function makeFacts() {
+  const plain = () => el("span", {});
+  const small = () => el("span", { class: "note" });
+  return {
+    density: plain(),
+    mass: plain(),
+    recall: plain(),
+    recallNote: small(),
+    all: plain(),
+    allNote: small(),
+  };
+}
+
+function panelNodes(app, { slider, value, curve, badge, kind, back, answer, liveSlot, facts }) {
+  return [
+    el("div", { class: "budgetrow" }, el("label", { for: "budget" }, "Budget top-p"), value),
+    el("div", { class: "curvebox" }, curve.node, slider),
+    el(
+      "p",
+      { class: "legend small" },
+      el("span", { class: "key first" }, "density"),
+      el("span", { class: "key second" }, "kept mass"),
+    ),
+    el(
+      "p",
+      { class: "small" },
+      app.runsOnRelease()
+        ? "Let go of the slider to measure a budget: that starts a real run, which can be cancelled."
+        : "Let go of the slider to move to the nearest measured run.",
+    ),
+    el("p", { class: "kind" }, badge, kind),
+    back,
+    answer,
+    liveSlot,
+    el(
+      "dl",
+      { class: "readout" },
+      el("dt", {}, term("density", "Density, this call")),
+      el("dd", {}, facts.density),
+      el("dt", {}, term("kept mass", "Kept mass")),
+      el("dd", {}, facts.mass, el("span", { class: "note" }, "estimate from centroids")),
+      el("dt", {}, term("recall", "Recall")),
+      el("dd", {}, facts.recall, facts.recallNote),
+      el("dt", {}, "Density, recorded calls"),
+      el("dd", {}, facts.all, facts.allNote),
+    ),
+  ];
+}
+
+/** What the readout says of a state. `all` is the mean over the recorded calls. */
+function readoutOf(app, { top_p }) {
+  return {
+    top_p,
+    measuredTopP: app.measuredBudget(),
+    isMeasured: app.isMeasured(),
+    ...app.stats(),
+    recall: app.record().recall,
+    all: app.meanDensity(top_p),
+  };
+}
+
+function showReadout({ facts, value, badge, kind, back }, numbers) {
+  const { isMeasured, all } = numbers;
+  write(facts.density, percent(numbers.density));
+  write(facts.mass, percent(numbers.keptMass));
+  write(facts.recall, isMeasured ? percent(numbers.recall) : "not measured");
+  write(
+    facts.recallNote,
+    isMeasured ? "true attention mass, 64 random queries" : "only at the measured budget",
+  );
+  write(facts.all, all.value === null ? "computing…" : percent(all.value));
+  write(facts.allNote, `mean of ${all.count}`);
+  write(value, budget(numbers.top_p));
+  write(badge, isMeasured ? "measured" : "what-if");
+  badge.className = isMeasured ? "badge solid" : "badge hollow";
+  write(
+    kind,
+    isMeasured
+      ? " The selection the method made in this run."
+      : " Selected from the recorded queries and keys; in a real run later steps would change.",
+  );
+  back.hidden = isMeasured;
+  write(back, `Back to the measured ${budget(numbers.measuredTopP)}`);
+}

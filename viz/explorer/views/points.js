@@ -1,0 +1,109 @@
+// The data of the trade-off chart: measured runs as points, and where they lie.
+
+import { decibel, isNumber, percent, times } from "../dom.js";
+
+/** What the horizontal axis can show. */
+export const AXES = {
+  density: {
+    name: "Density",
+    of: (p) => p.density,
+    text: (v) => percent(v, 0),
+    title: "density: token pairs kept in sparse calls",
+    isShare: true,
+  },
+  compute: {
+    name: "Compute",
+    of: (p) => p.compute_density,
+    text: (v) => percent(v, 0),
+    title: "compute density: kept pairs and what compensation computes",
+    isShare: true,
+  },
+  attention: {
+    name: "Attention time",
+    of: (p) => p.attention_speedup,
+    text: (v) => times(v),
+    title: "measured attention speedup",
+  },
+  speedup: {
+    name: "End-to-end",
+    of: (p) => p.speedup,
+    text: (v) => times(v),
+    title: "measured end-to-end speedup",
+  },
+};
+
+/** Pixels around the plot. */
+export const PAD = { left: 52, right: 18, top: 34, bottom: 44 };
+
+/** What the chart shows of a run. */
+export function pointOf(run) {
+  return {
+    run: run.index,
+    method: run.method,
+    name: run.name.replaceAll(" · ", ", "),
+    top_p: run.config.top_p,
+    density: run.result.density,
+    compute_density: run.result.compute_density,
+    psnr_db: run.result.psnr_db,
+    speedup: run.result.speedup,
+    attention_speedup: run.result.attention_speedup,
+  };
+}
+
+/** A point in a sentence. */
+export function describe(p) {
+  return `${p.name}: ${decibel(p.psnr_db)}, density ${percent(p.density)}, attention ${times(p.attention_speedup)}, end-to-end ${times(p.speedup)}.`;
+}
+
+/**
+ * The runs that were measured on an axis, their methods, and the ranges of both axes. A PSNR of
+ * null, of clips that are identical, has a mark at the top and no place on a line.
+ */
+export function chartData(data, axisName) {
+  const axis = AXES[axisName];
+  const known = data.runs.map(pointOf).filter((p) => isNumber(axis.of(p)));
+  const points = known.filter((p) => isNumber(p.psnr_db) || p.psnr_db === null);
+  const methods = [...new Set(known.map((p) => p.method))];
+  const finite = points.filter((p) => p.psnr_db !== null).sort((a, b) => axis.of(a) - axis.of(b));
+  const values = known.map(axis.of);
+  const psnr = finite.map((p) => p.psnr_db);
+  return {
+    axis,
+    points,
+    methods,
+    lines: methods.map((method) => ({ method, points: finite.filter((p) => p.method === method) })),
+    rangeX: axis.isShare
+      ? [0, 1]
+      : [Math.min(1, ...values) - 0.1, Math.max(1.5, ...values) + 0.1],
+    rangeY: [Math.floor(Math.min(...psnr, 30) - 2), Math.ceil(Math.max(...psnr, 34) + 3)],
+  };
+}
+
+/** Where values of both axes lie on a chart of `width` pixels. */
+export function makeScale({ axis, rangeX: [x0, x1], rangeY: [y0, y1] }, width) {
+  const height = Math.max(220, Math.min(340, width * 0.5));
+  const right = width - PAD.right;
+  const bottom = height - PAD.bottom;
+  return {
+    axis,
+    width,
+    height,
+    right,
+    bottom,
+    x: (v) => PAD.left + ((v - x0) / (x1 - x0)) * (right - PAD.left),
+    y: (v) => (v === null ? PAD.top : PAD.top + ((y1 - v) / (y1 - y0)) * (bottom - PAD.top)),
+    xTicks: niceTicks(x0, x1, width < 420 ? 4 : 6),
+    yTicks: niceTicks(y0, y1, 5),
+  };
+}
+
+/** Round steps for an axis: about `count` of them between two numbers. */
+function niceTicks(low, high, count) {
+  const span = Math.max(high - low, 1e-9);
+  const raw = span / count;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const ticks = [];
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + 1e-9; v += step) ticks.push(v);
+  return ticks;
+}

@@ -1,0 +1,58 @@
+"""The settings of the form in the page's address: written in the browser, read on arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from svg2.errors import InputError, ModelUnavailable
+from svg2.runs.jobs import Studio
+from viz.page.words import KNOWN, plain
+
+NUMBERS: Mapping[str, type] = {
+    "top_p": float,
+    "num_q_clusters": int,
+    "num_k_clusters": int,
+    "seed": int,
+    "num_inference_steps": int,
+    "num_frames": int,
+    "height": int,
+    "width": int,
+    "guidance_scale": float,
+}
+SETTINGS = ("prompt", "method", *NUMBERS)
+# Not in the address: what they mean for the rest depends on the model, and files stay here.
+CHOICES = ("model", "preset", "image", "negative_prompt")
+
+# Runs in the browser before the inputs are sent: the address then opens the same settings again.
+WRITE_ADDRESS = f"""(visit, ...values) => {{
+  const query = new URLSearchParams(window.location.search);
+  {list(SETTINGS)!r}.forEach((name, i) => {{
+    const text = String(values[i] ?? '');
+    if (!text || text.length > 600) query.delete(name);
+    else query.set(name, text);
+  }});
+  window.history.replaceState(null, '', '?' + query + window.location.hash);
+  return [visit, ...values];
+}}"""
+
+
+def read_address(studio: Studio, query: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """The settings in the address that can be used, and a sentence about the first that cannot."""
+    found: dict[str, Any] = {}
+    complaint = ""
+    for name in SETTINGS:
+        if name not in query:
+            continue
+        try:
+            value = NUMBERS.get(name, str)(query[name])
+        except ValueError:
+            complaint = complaint or f"In this page's address: {name} must be a number."
+            continue
+        try:
+            studio.run({"prompt": KNOWN.examples[0], name: value})
+        except (InputError, ModelUnavailable) as error:
+            complaint = complaint or f"In this page's address: {plain(error)}"
+        else:
+            found[name] = value
+    return found, complaint

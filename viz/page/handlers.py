@@ -1,0 +1,239 @@
+"""What each event of the page does: the new values of components, by name."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Generator
+from typing import Any
+from weakref import WeakValueDictionary
+
+import gradio as gr
+
+from svg2.errors import Cancelled, InputError, ModelUnavailable, TraceError
+from svg2.runs.compare import Comparison
+from svg2.runs.jobs import Studio
+from svg2.runs.run import Run
+from svg2.trace.file import load_trace
+from svg2.trace.records import RecordingPolicy
+from viz.page import words
+from viz.page.address import CHOICES, NUMBERS, SETTINGS, read_address
+from viz.page.open_traces import OpenTraces
+from viz.page.runner import Runner, ThreadRunner
+from viz.page.visit import Visit
+from viz.page.words import plain, say
+
+Update = dict[str, Any]
+"""Component name to its new value; what is not named stays as it is."""
+
+BAD_INPUT = (InputError, ModelUnavailable)
+RELEASE_POLICY = RecordingPolicy(max_bytes=2 << 20)
+
+log = logging.getLogger(__name__)
+
+
+class Page:
+    """The handlers of one served page, over the visits to it.
+
+    Attributes:
+        studio: the models. traces: what is open, for all visits. runner: where runs are executed.
+    """
+
+    def __init__(self, studio: Studio, traces: OpenTraces, runner: Runner | None = None) -> None:
+        self.studio = studio
+        self.traces = traces
+        self.runner = runner or ThreadRunner(studio)
+        self._visits: WeakValueDictionary[str, Visit] = WeakValueDictionary()
+
+    # Coming and going ----------------------------------------------------------------------------
+
+    def arrive(self, visit: Visit, request: gr.Request) -> Update:
+        """Fill the form from the address."""
+        self._visits[str(request.session_hash)] = visit
+        found, complaint = read_address(self.studio, dict(request.query_params))
+        return found | ({"status": say(complaint, "warn")} if complaint else {})
+
+    def leave(self, request: gr.Request) -> None:
+        """The tab was closed: cancel its run and free its state."""
+        gone = self._visits.pop(str(request.session_hash), None)
+        if gone is not None:
+            gone.cancel()
+
+    # The form ------------------------------------------------------------------------------------
+
+    def list_models(self) -> Update:
+        return {"menu": words.model_list(self.studio)}
+
+    def pick_model(self, model: str, preset: str) -> Update:
+        """Another model or preset: the fields take its settings."""
+        try:
+            spec = self.studio.spec_of(model).preset(preset)
+            about = words.model_note(self.studio, model)
+        except BAD_INPUT as error:
+            return {"about_model": say(plain(error), "warn")}
+        size = (spec.num_frames, spec.height, spec.width)
+        defaults = {**vars(spec), **spec.config_for(*size).to_dict()}
+        takes_image = spec.kind.takes == "image" or spec.expand_timesteps
+        return {
+            **{name: defaults[name] for name in NUMBERS if name in defaults and name != "seed"},
+            "about_model": about,
+            "image": gr.update(visible=takes_image, value=None),
+        }
+
+    def suggest_prompt(self) -> Update:
+        return {"prompt": words.KNOWN.random_prompt(secrets.randbelow(2**31))}
+
+    def prepare(self, visit: Visit, *values: Any) -> Update:
+        """Check the form. A bad value changes nothing but the message."""
+        try:
+            run = self.studio.run(dict(zip((*SETTINGS, *CHOICES), values, strict=True)))
+        except BAD_INPUT as error:
+            return _refusal(error)
+        visit.cancel()  # a release gives way to a whole run
+        visit.pending = run
+        is_builtin = run.request.model == "builtin"
+        note = words.grammar_note(run.request.prompt) if is_builtin else ""
+        return {"status": say(words.WAITING), "note": note, **_buttons(True)}
+
+    # Runs ----------------------------------------------------------------------------------------
+
+    def release_budget(self, visit: Visit, event: gr.EventData) -> Update:
+        """The budget slider was let go: ask for a real run there. The newest request counts."""
+        if visit.pending is not None or visit.is_comparing:
+            return {"explorer": visit.view(notice=words.UNDER_WAY)}  # the status is the run's own
+        if visit.open_trace is None or event.trace != visit.open_trace.key:
+            return {"explorer": visit.view(notice=words.JUST_REPLACED)}
+        try:
+            visit.pending_release = visit.run_at(self.studio, event.run, event.top_p)
+        except BAD_INPUT as error:
+            return {**_refusal(error), "explorer": visit.view(notice=plain(error))}
+        live = {"text": words.waiting_to_measure(event.top_p), "done": 0, "release": True}
+        return {"explorer": visit.view(live=live), "cancel": gr.update(visible=True)}
+
+    def run_pending(self, visit: Visit) -> Generator[Update]:
+        """The run that waits: dense where this visit has none of its video yet, then sparse."""
+        run, visit.pending, visit.pending_release = visit.pending, None, None
+        yield from self._run(visit, run, is_release=False)
+
+    def run_release(self, visit: Visit) -> Generator[Update]:
+        """The run that the budget slider asked for."""
+        run, visit.pending_release = visit.pending_release, None
+        yield from self._run(visit, run, is_release=True)
+
+    def stop(self, visit: Visit) -> Update:
+        """Cancel what runs and what waits."""
+        is_running = visit.execution is not None
+        visit.cancel()
+        if not is_running:
+            return {"status": say(words.CANCELLED), **_buttons(False), **_workspace(visit)}
+        live = {"text": words.STOPPING, "stopping": True, "release": not visit.is_comparing}
+        return {
+            "status": say(words.STOPPING),
+            "cancel": gr.update(interactive=False),
+            "explorer": visit.view(live=live),
+        }
+
+    def _run(self, visit: Visit, run: Run | None, is_release: bool) -> Generator[Update]:
+        """Execute a run, and show what came of it in one sentence; whatever fails, all stays."""
+        if run is None:  # refused, replaced by a newer one, or cancelled while it waited
+            yield {}
+            return
+        before = visit.open_trace
+        visit.is_comparing = not is_release
+        try:
+            made = yield from self._execute(visit, run, is_release)
+            if is_release and visit.open_trace is not before:  # its trace is not the open one
+                visit.dense = made.dense
+            else:
+                visit.add(made, self.traces)
+            final = (words.outcome(made.result), "done")
+        except Cancelled as stopped:
+            final = (words.CANCELLED_RUN,)
+            if stopped.dense is not None:
+                visit.dense = stopped.dense
+                final = (words.CANCELLED_AFTER_DENSE,)
+        except BAD_INPUT as error:
+            final = (plain(error), "warn")
+        except Exception:
+            log.exception("A run failed.")
+            final = (words.FAILED, "warn")
+        finally:  # a visitor who went away closes this where it waits
+            visit.is_comparing = False
+        yield _end(visit, *final)
+
+    def _execute(
+        self, visit: Visit, run: Run, is_release: bool
+    ) -> Generator[Update, None, Comparison]:
+        """Show the progress of a run, and return what it made; raises whatever stopped it."""
+        dense = visit.dense_of(run)
+        lead = words.measuring(run.config.top_p) if is_release else ""
+        runs = words.runs_of(run, with_dense=dense is None)
+        policy = RELEASE_POLICY if is_release else None
+        execution = visit.execution = self.runner.start(run, dense, policy)
+        try:
+            for progress in execution:
+                if execution.is_cancelled:
+                    continue
+                done = words.share_done(progress, runs)
+                yield {
+                    "status": words.progress_bar(progress, done),
+                    **_buttons(True, is_release),
+                    "explorer": visit.view(live=words.live_of(progress, done, lead)),
+                }
+            return execution.result()
+        finally:
+            execution.cancel()
+            visit.execution = None
+
+    # Traces --------------------------------------------------------------------------------------
+
+    def choose_trace(self, visit: Visit, key: str) -> Update:
+        """Open the trace of a key; the open one stays where there is none."""
+        chosen = self.traces.get(key) if isinstance(key, str) else None
+        if chosen is None:
+            return _workspace(visit)
+        visit.show(chosen)
+        return {"prompt": chosen.prompt, **_workspace(visit)}
+
+    def follow_link(self, visit: Visit, event: gr.EventData) -> Update:
+        """A link in the browser opened another trace."""
+        update = self.choose_trace(visit, event.trace)
+        if visit.open_trace is not None and visit.open_trace.key in self.traces.ready_made:
+            update["ready"] = visit.open_trace.key
+        return update
+
+    def receive_trace(self, visit: Visit, data: bytes | None) -> Update:
+        """Open an uploaded trace; a bad one changes nothing but the message."""
+        try:
+            uploaded = self.traces.put(load_trace(data or b""), "upload")
+        except TraceError as error:
+            return _refusal(error)
+        visit.show(uploaded)
+        return {"status": say(words.TRACE_OPEN, "done"), **_workspace(visit)}
+
+
+def _refusal(error: Exception) -> Update:
+    return {"status": say(plain(error), "warn")}
+
+
+def _buttons(is_busy: bool, is_release: bool = False) -> Update:
+    return {
+        "generate": gr.update(interactive=not is_busy or is_release),
+        "cancel": gr.update(visible=is_busy, interactive=True),
+    }
+
+
+def _workspace(visit: Visit) -> Update:
+    is_open = visit.open_trace is not None
+    return {
+        "explorer": gr.update(value=visit.view(), visible=is_open),
+        "nothing": gr.update(visible=not is_open),
+        "links": words.links_to(visit.open_trace),
+    }
+
+
+def _end(visit: Visit, text: str, kind: str = "quiet") -> Update:
+    """A run has come to its end; another that waits keeps its own words and buttons."""
+    if visit.pending is not None:
+        return _workspace(visit)
+    return {"status": say(text, kind), **_buttons(False), **_workspace(visit)}

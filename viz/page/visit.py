@@ -1,0 +1,115 @@
+"""One open page: what it shows, what it asked for, what runs for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from svg2.config import SVG2Config
+from svg2.errors import RequestError
+from svg2.models.request import Request
+from svg2.runs.compare import Comparison, add_run
+from svg2.runs.dense_sparse import DenseRun
+from svg2.runs.jobs import Studio
+from svg2.runs.run import Run
+from viz.explorer_page import explorer_value
+from viz.page.open_traces import OpenTrace, OpenTraces, without_records, without_run
+from viz.page.runner import Execution
+
+MAX_RECORDED = 10  # runs of one trace with their clusters; older ones keep clip and numbers
+MAX_RUNS = 40
+
+REQUEST_NAMES = (
+    *("prompt", "negative_prompt", "seed", "height", "width", "num_frames"),
+    *("num_inference_steps", "guidance_scale"),
+)
+
+
+class Visit:
+    """The state of one open page.
+
+    Attributes:
+        model: the model of this server; empty where there is none.
+        open_trace: what is shown.
+        made_by: the run that made it, where this visit did.
+        dense: the last complete dense run of this visit.
+        pending: the checked run that waits for its turn; pending_release: the same for one that
+            the budget slider asked for.
+        execution: what runs now.
+        is_comparing: whether that is a whole run, and not a release's.
+    """
+
+    def __init__(self, open_trace: OpenTrace | None = None, model: str = "") -> None:
+        self.model = model
+        self.dense: DenseRun | None = None
+        self.pending: Run | None = None
+        self.pending_release: Run | None = None
+        self.execution: Execution | None = None
+        self.is_comparing = False
+        self.show(open_trace)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Visit:
+        return Visit(self.open_trace, self.model)  # gr.State copies its first value per visitor
+
+    def show(self, open_trace: OpenTrace | None) -> None:
+        """Show a trace that this visit did not make."""
+        self.open_trace = open_trace
+        self.num_given = len(open_trace.trace.runs) if open_trace else 0
+        self.made_by: Run | None = None
+
+    def cancel(self) -> None:
+        """Drop what waits, and stop what runs after its current step."""
+        self.pending = self.pending_release = None
+        if self.execution is not None:
+            self.execution.cancel()
+
+    def view(self, **extra: Any) -> dict[str, Any]:
+        """The explorer's value. A budget can be run where the trace is of the model at hand."""
+        if self.open_trace is None:
+            return {}
+        is_ours = self.open_trace.trace.request.get("model") == self.model
+        can_run = is_ours or self.made_by is not None
+        return explorer_value(f"lab/{self.open_trace.key}/payload", can_run=can_run, **extra)
+
+    def run_at(self, studio: Studio, index: int, top_p: float) -> Run:
+        """The video of the open trace with the method and settings of one of its runs.
+
+        Raises:
+            InputError: it cannot be run here.
+        """
+        if self.open_trace is None or not 0 <= index < len(self.open_trace.trace.runs):
+            raise RequestError("This run is no longer open.")
+        trace, run = self.open_trace.trace, self.made_by
+        if run is None:
+            given = {name: trace.request[name] for name in REQUEST_NAMES if name in trace.request}
+            run = Run.of(Request(model=studio.model, **given), spec=studio.spec)
+        measured = trace.runs[index]
+        settings = SVG2Config.from_dict(measured.config).to_dict()
+        return run.with_settings(**settings | {"method": measured.method, "top_p": top_p})
+
+    def dense_of(self, run: Run) -> DenseRun | None:
+        """This visit's dense run, where it is of the same request."""
+        is_same = self.dense is not None and self.dense.request == run.request
+        return self.dense if is_same else None
+
+    def add(self, made: Comparison, traces: OpenTraces) -> None:
+        """Show what was made: one more run of the open trace where both share a dense clip."""
+        self.dense = made.dense
+        live = f"live {'GPU' if 'cuda' in str(made.result['device']) else 'CPU'}"
+        current, new = self.open_trace, made.trace
+        is_same = current is not None and current.trace.dense_mp4 == new.dense_mp4
+        for name in ("model", "fps", *REQUEST_NAMES):
+            is_same = is_same and current.trace.request.get(name) == new.request.get(name)
+        if current is None or not is_same:
+            self.show(traces.put(new, live))
+            self.made_by = made.sparse.run
+            return
+        self.made_by = made.sparse.run
+        trace = add_run(current.trace, made.dense, made.sparse, made.result)
+        recorded = sorted({record.run for record in trace.records})
+        older = [r for r in recorded if self.num_given <= r < len(trace.runs) - 1]
+        if len(recorded) > MAX_RECORDED and older:
+            trace = without_records(trace, older[0])
+        if len(trace.runs) > MAX_RUNS and older:
+            trace = without_run(trace, self.num_given)
+        mode = current.mode if live in current.mode else f"{current.mode} + {live}"
+        self.open_trace = traces.put(trace, mode)

@@ -1,0 +1,73 @@
+"""Connects events of Gradio components to handlers that know components by name only."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from viz.page.handlers import Update
+
+QUICK: Mapping[str, Any] = {
+    "show_progress": "hidden",
+    "concurrency_limit": None,
+    "api_visibility": "private",
+}
+# One generation at a time, whoever asked for it.
+HEAVY = {**QUICK, "concurrency_limit": 1, "concurrency_id": "model"}
+
+
+class Wires:
+    """Components by name, and events wired to handlers by those names."""
+
+    def __init__(self, components: Mapping[str, Any]) -> None:
+        self._components = components
+
+    def connect(
+        self, events: Sequence[Any], handler: Callable, inputs: str, outputs: str, **options: Any
+    ) -> Any:
+        """Call `handler` on any of the events; the result has `success` for what comes next.
+
+        Args:
+            inputs, outputs: names of components, with blanks between.
+            options: of `gr.on`.
+        """
+        return gr.on(events, *self._ends(handler, inputs, outputs), **{**QUICK, **options})
+
+    def then(
+        self, event: Any, handler: Callable, inputs: str, outputs: str, **options: Any
+    ) -> None:
+        """Call `handler` where an event's own handler succeeded, one generation at a time."""
+        event.success(*self._ends(handler, inputs, outputs), **{**HEAVY, **options})
+
+    def _ends(self, handler: Callable, inputs: str, outputs: str) -> tuple[Any, ...]:
+        found = ([self._components[name] for name in names.split()] for names in (inputs, outputs))
+        return self._by_component(handler), *found
+
+    def _by_component(self, handler: Callable) -> Callable:
+        """The handler as Gradio calls it: what it gives back is keyed by component."""
+
+        def keyed(update: Update | None) -> Any:
+            if not update:
+                return gr.skip()  # Gradio would empty the outputs
+            return {self._components[name]: value for name, value in update.items()}
+
+        if inspect.isgeneratorfunction(handler):
+
+            @wraps(handler)
+            def stream(*args: Any) -> Any:
+                with closing(handler(*args)) as updates:  # a lost connection ends the run too
+                    for update in updates:
+                        yield keyed(update)
+
+            return stream
+
+        @wraps(handler)
+        def call(*args: Any) -> Any:
+            return keyed(handler(*args))
+
+        return call

@@ -1,0 +1,208 @@
+"""Every sentence that the page says, and how each is marked up."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+from pathlib import Path
+from typing import Any
+
+from svg2.errors import RequestError
+from svg2.method.selection import METHODS
+from svg2.models.catalogue import MODELS
+from svg2.models.finding import BUILTIN_FOLDER
+from svg2.models.loading import availability
+from svg2.models.prompts import knowledge_of
+from svg2.runs.jobs import Studio
+from svg2.runs.progress import Progress
+from svg2.runs.run import Run
+from viz.frames import png_bytes
+from viz.page.open_traces import OpenTrace
+
+ROOT = Path(__file__).resolve().parents[2]
+KNOWN = knowledge_of(BUILTIN_FOLDER)
+
+RUN_TITLES = {
+    "": "Model",
+    "stock": "Dense run, prompt padding masked",
+    "dense": "Dense run",
+    **{method.name: method.title for method in METHODS.values()},
+}
+STAGES = {
+    "load": "loading",
+    "warm up": "warming up",
+    "encode": "reading the prompt",
+    "decode": "decoding frames",
+    "measure": "measuring",
+}
+MASTHEAD = """
+<h1>SVG2 Lab</h1>
+<p>One video, made twice: with dense attention, and with
+<a href="https://arxiv.org/abs/2505.18875" target="_blank" rel="noreferrer">SVG2</a> sparse
+attention. See what was skipped, what it saved, and what it cost.</p>
+<button id="settings" type="button" aria-expanded="false" aria-controls="controls"
+  onclick="this.setAttribute('aria-expanded', this.getAttribute('aria-expanded') !== 'true')"
+>Make or open another video</button>
+"""
+EMPTY = """
+<div class="nothing"><h2>No trace is open</h2>
+<p>There is no ready-made trace in this copy. Press <strong>Generate</strong> to make one, or open
+a trace file.</p></div>
+"""
+
+WAITING = "Waiting for its turn."
+UNDER_WAY = "A run is under way; the budget can be run after it."
+JUST_REPLACED = "A newer run was just opened: let go of the slider again to measure there."
+STOPPING = "Stopping after this step."
+CANCELLED = "Cancelled."
+CANCELLED_RUN = "Cancelled. What was shown before stays."
+CANCELLED_AFTER_DENSE = (
+    "Cancelled. The dense run is done and kept: the same video again makes the sparse side alone."
+)
+FAILED = "The run failed. What was shown before stays."
+TRACE_OPEN = "The trace is open."
+
+
+def plain(error: Exception) -> str:
+    """The error's own sentence, without where our files are on this machine."""
+    return str(error).replace(f"{ROOT}{os.sep}", "")
+
+
+def say(text: str, kind: str = "quiet") -> str:
+    """One sentence under the buttons; kind is quiet, done or warn."""
+    role = "alert" if kind == "warn" else "status"
+    return f'<p class="say {kind}" role="{role}">{html.escape(text)}</p>'
+
+
+def progress_parts(progress: Progress) -> tuple[str, str, str]:
+    """Which run, which stage or step k of n, and the time left."""
+    who = RUN_TITLES.get(progress.run, progress.run)
+    stage = STAGES.get(progress.stage, progress.stage)
+    if progress.stage == "denoise":
+        stage = f"step {progress.step} of {progress.num_steps}"
+    left = ""
+    if progress.eta_seconds is not None:
+        seconds = max(1, round(progress.eta_seconds))
+        left = f"{seconds} s" if seconds < 100 else f"{seconds // 60} min {seconds % 60} s"
+        left = f"about {left} left"
+    return who, stage, left
+
+
+def runs_of(run: Run, with_dense: bool) -> tuple[str, ...]:
+    """The generations that a run takes, as progress names them; dense takes two if text joins."""
+    if not with_dense:
+        return (run.method.name,)
+    return (*(["stock"] if run.kind.joint_text else []), "dense", run.method.name)
+
+
+def share_done(progress: Progress, runs: tuple[str, ...]) -> float:
+    """How much of all `runs` is done, 0 to 1."""
+    done = progress.step / progress.num_steps if progress.num_steps else 0.0
+    done = 1.0 if progress.stage in ("decode", "measure") else done
+    before = runs.index(progress.run) if progress.run in runs else 0
+    return (before + done) / len(runs)
+
+
+def progress_bar(progress: Progress, done: float) -> str:
+    who, stage, left = map(html.escape, progress_parts(progress))
+    return (
+        f'<div class="progress" role="progressbar" aria-label="Generation" aria-valuemin="0"'
+        f' aria-valuemax="100" aria-valuenow="{100 * done:.0f}">'
+        f"<p><strong>{who}</strong><span>{stage}</span><span class='left'>{left}</span></p>"
+        f'<div class="track"><i style="width:{100 * done:.1f}%"></i></div></div>'
+    )
+
+
+def waiting_to_measure(top_p: float) -> str:
+    return f"Waiting to measure top-p {top_p:g}."
+
+
+def measuring(top_p: float) -> str:
+    """Said before the progress of a run that the budget slider asked for."""
+    return f"Measuring top-p {top_p:g}: "
+
+
+def live_of(progress: Progress, done: float, lead: str = "") -> dict[str, Any]:
+    """A run in progress as the explorer shows it."""
+    live: dict[str, Any] = {
+        "text": lead + ", ".join(filter(None, progress_parts(progress))) + ".",
+        "done": done,
+        "stage": progress.stage,
+        "step": progress.step,
+        "num_steps": progress.num_steps,
+        "density": list(progress.density),
+        "release": bool(lead),
+    }
+    if progress.preview is not None:
+        stride = max(1, max(progress.preview.shape) // 256)
+        png = base64.b64encode(png_bytes(progress.preview[::stride, ::stride]))
+        live["preview"] = f"data:image/png;base64,{png.decode()}"
+    return live
+
+
+def outcome(result: dict[str, Any]) -> str:
+    psnr = result["psnr_db"]
+    fidelity = "identical to dense" if psnr is None else f"{psnr:.1f} dB against dense"
+    return f"Done: {result['speedup']:.2f}× as fast as dense here, {fidelity}."
+
+
+def grammar_note(prompt: str) -> str:
+    """Said of prompts that the built-in model was not trained on."""
+    if KNOWN.covers(prompt):
+        return ""
+    new = ", ".join(KNOWN.unknown_words(prompt)[:8])
+    return say(
+        "The built-in model knows only its own grammar, so expect a guess."
+        + (f" New words to it: {new}." if new else "")
+        + f" It knows {'one object' if KNOWN.max_bodies == 1 else 'one object or two'}"
+        f" ({', '.join(KNOWN.colours)}; {', '.join(KNOWN.shapes)})"
+        f" on a {' or a '.join(KNOWN.grounds)}."
+    )
+
+
+def model_title(studio: Studio, model: str) -> str:
+    return MODELS.get(model) or studio.spec_of(model).title
+
+
+def model_note(studio: Studio, model: str) -> str:
+    """What a chosen model takes, and why it can't run here where it can't."""
+    spec = studio.spec_of(model)
+    missing = availability(spec)
+    parts = [missing or spec.needs]
+    need = spec.memory(spec.num_frames, spec.height, spec.width)
+    if need is not None and spec.published is not None:
+        parts.append(
+            f"At {spec.width} by {spec.height} SVG2 adds about {100 * need.added_share:.0f} % "
+            f"to the memory of a dense step. Licence: {spec.published.license}. "
+            f"Settings: {spec.published.source}."
+        )
+    return say(" ".join(parts), "warn" if missing else "quiet")
+
+
+def model_list(studio: Studio) -> str:
+    """Every model of the menu, and what keeps it from running here."""
+    rows = []
+    for model in studio.models:
+        try:
+            missing = availability(studio.spec_of(model))
+        except RequestError as error:
+            missing = plain(error)
+        state = "runs here" if missing is None else missing
+        rows.append(
+            f"<li><strong>{html.escape(model_title(studio, model))}</strong>: "
+            f"{html.escape(state)}</li>"
+        )
+    return f"<ul>{''.join(rows)}</ul>"
+
+
+def links_to(open_trace: OpenTrace | None) -> str:
+    if open_trace is None:
+        return ""
+    folder = f"lab/{open_trace.key}"
+    return (
+        f"<p class='source'>{html.escape(open_trace.source)}</p>"
+        f'<p><a href="{folder}/trace.npz" download>Download this trace</a></p>'
+        f'<p><a href="{folder}/export.zip" download>Download clips, pictures and an offline'
+        " page</a></p>"
+    )
