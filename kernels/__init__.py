@@ -9,8 +9,9 @@ Dimension names used in every signature of this project:
 
 `S` stands for the tokens of the key side where they may differ in number from the queries; Q1,
 K1 and C1 are one more than Q, K and C: the length of offsets.
-Each op is one folder: `api.py` says what, `reference.py` is PyTorch and defines the truth (it is
-also what runs on a CPU), `fused.py` is Triton and imported when it first runs.
+Each op is one folder. `api.py` says what it does. `reference.py` is PyTorch: it defines the truth,
+and it runs on CPUs. `fused` is Triton, and is imported when it first runs. No op has a backward
+pass.
 """
 
 from kernels.cluster_attention.api import Compensation, cluster_attention

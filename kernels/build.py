@@ -1,4 +1,4 @@
-"""A kernel with all that the offline compiler must know of it."""
+"""What the offline compiler must know of a kernel."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Build:
-    """One kernel in one variant.
+    """One variant of one kernel.
 
     Attributes:
         name: what the table of `kernels.compile` calls it.
@@ -15,7 +15,7 @@ class Build:
         constants: its constexpr arguments.
         absent: pointers that are None in this variant.
         num_warps, num_stages: launch options.
-        types: of arguments that their names do not tell, in Triton's spelling; say, descriptors.
+        types: of arguments whose names do not tell it, such as descriptors; in Triton's spelling.
     """
 
     name: str

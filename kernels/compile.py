@@ -1,10 +1,10 @@
-"""Compile every shipped kernel for every chip on a machine with no GPU, and read what it takes.
+"""Compile every shipped kernel for every chip without a GPU, and read what each one takes.
 
     python -m kernels.compile                     the table, as Markdown
     python -m kernels.compile --write             and into kernels/README.md
     python -m kernels.compile --chips sm_90 --kernels attend --dtypes bf16
 
-Exits with 1 where a kernel exceeds a chip's shared memory, or spills registers.
+Exit code 1: a kernel exceeds the shared memory of a chip, or spills registers.
 """
 
 import argparse
@@ -39,8 +39,8 @@ SHARED_LIMITS = {
     "sm_120": 99 << 10,
     "gfx942": 64 << 10,
 }
-# Of the variants of attention, the table has the one with the least and the one with the most; of
-# its lists the latter alone.
+# The table has the attention variants with the least and the most options, and of the list kernel
+# the variant with the most.
 IN_TABLE = r"^(?!attend|list keys)|bf16$|bf16\+comp\+perm$|K1024\+comp$"
 DTYPES = ("fp16", "bf16")
 
@@ -56,13 +56,13 @@ _POINTEES = {
         "i32",
     ),
 }
-# Elements in the middle of a tensor: the launcher finds them aligned by chance alone.
+# These point into the middle of a tensor, which may not be aligned.
 _UNALIGNED = ("num_items_ptr", "ticket_ptr")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a kernel takes on one chip.
+    """What one kernel takes on one chip.
 
     Attributes:
         build: the kernel.
@@ -84,7 +84,7 @@ class Report:
 
     @property
     def faults(self) -> list[str]:
-        """What forbids shipping this, in words."""
+        """Reasons not to ship this build, as sentences."""
         name = f"{self.build.name} on {self.chip}"
         found = []
         if self.shared_bytes > SHARED_LIMITS[self.chip]:
@@ -95,9 +95,9 @@ class Report:
 
 
 def shipped_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Build]:
-    """Every kernel that can run on a chip, in every variant at the clusters of published settings.
+    """Every kernel that can run on a chip, in every variant.
 
-    What only moves or lists is of one dtype: of 2 bytes.
+    Kernels that only move or list tokens are built for one dtype, of 2 bytes.
     """
     for dtype in dtypes:
         for head_dim in HEAD_DIMS:
@@ -113,7 +113,7 @@ def attention_builds(config: Config, head_dim: int, dtype: str) -> Iterator[Buil
 
 
 def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
-    """Assignment and update."""
+    """Assignment and update of k-means."""
     tiling = kmeans.tiling_for(chip)
     yield Build(
         f"assign {tiling.block_n}×{tiling.block_c} D{head_dim} {dtype}",
@@ -139,13 +139,13 @@ def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
 
 
 def list_builds(chip: str) -> Iterator[Build]:
-    """The work lists of attention, for each of its tile sizes on a chip."""
+    """The list kernels of attention, for each tile size that runs on a chip."""
     for config in dict.fromkeys(config_for(chip, head_dim) for head_dim in HEAD_DIMS):
         yield from lists.builds(config)
 
 
 def permutation_builds() -> Iterator[Build]:
-    """The counting sort and the moves."""
+    """The counting sort, and moving tokens."""
     block_n = permutation.BLOCK_N
     compare = {"BLOCK_N": block_n, "BLOCK_COMPARE": permutation.BLOCK_COMPARE}
     yield Build("count", permutation.count_kernel, "bf16", compare, num_warps=8)
@@ -172,7 +172,7 @@ def permutation_builds() -> Iterator[Build]:
 
 
 def compile_for(build: Build, chip: str) -> Report:
-    """Compile one kernel for one chip as its launcher would, and read the compiler's report."""
+    """Compile one kernel for one chip with what its launcher passes, and read the report."""
     names = build.kernel.arg_names
     constants = {**build.constants, **dict.fromkeys(build.absent)}
     signature = {

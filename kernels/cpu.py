@@ -1,4 +1,4 @@
-"""The CPU underneath the reference ops: one-thread workers, and what the chip is good at."""
+"""What the reference ops need of a CPU: one-thread workers, and whether it multiplies bf16."""
 
 import itertools
 import threading
@@ -38,9 +38,9 @@ def share_work(
 
     Small tensor operations do not scale inside one call, so on a CPU each worker runs whole items
     with one thread of its own; on another device this thread runs them all. `work(take)` runs once
-    a worker, in inference mode, and calls `take()` for its next item until it gives None; scratch
-    memory that it allocates lives for all its items. An error in a worker is raised here, after
-    the others have ended.
+    per worker, in inference mode, and calls `take()` for its next item until that is None; scratch
+    memory that it allocates serves all its items. An error in a worker is raised here, after the
+    others have ended.
     """
     next_index = itertools.count()
 
@@ -64,7 +64,7 @@ def share_work(
 
 
 def _pool(num_workers: int) -> ThreadPoolExecutor:
-    """Worker threads that each run torch operations on one thread, made once a count."""
+    """Threads that each run torch operations on one thread; one pool per number of workers."""
     with _pools_lock:
         if num_workers not in _pools:
             callers_threads = torch.get_num_threads()

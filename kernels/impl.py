@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: asked for by name, never swapped silently."""
+"""Which implementation of an op runs: chosen by name, never replaced silently."""
 
 import importlib.util
 import os
@@ -23,16 +23,16 @@ _faults_here: list[str | None] = []
 
 
 class ImplUnavailable(RuntimeError):
-    """An implementation was asked for by name and cannot run here."""
+    """The implementation that was asked for cannot run here."""
 
 
 def resolve_impl(
-    impl: Impl, x: Tensor | None = None, *, products: bool = False
+    impl: Impl, x: Tensor | None = None, *, is_matmul: bool = False
 ) -> Literal["reference", "fused"]:
     """The implementation that `impl` stands for; `auto` is `fused` on CUDA where that can run.
 
-    `x` is the tensor that the op works on, `[B, H, N, D]` if `products` says that it multiplies
-    matrices. Without `x` the question is whether this process could run `fused` at all.
+    `x` is the tensor that the op works on; with `is_matmul` the op multiplies matrices, and `x` is
+    `[B, H, N, D]`. Without `x` the question is whether this process can run `fused` at all.
 
     Raises:
         ImplUnavailable: `fused` was asked for and cannot run.
@@ -47,7 +47,7 @@ def resolve_impl(
         if x is not None or _why_not_here() is not None or INTERPRETING:
             return "reference"
         return "fused"
-    fault = _why_not_here() if x is None else _why_not_on(x, products)
+    fault = _why_not_here() if x is None else _why_not_on(x, is_matmul)
     if fault is None:
         return "fused"
     if impl == "auto":
@@ -68,12 +68,12 @@ def refuse_gradients(op: str, **inputs: Tensor | None) -> None:
 
 
 def device_of(x: Tensor) -> AbstractContextManager:
-    """Make the device of `x` the current one, on which Triton launches."""
+    """Make the device of `x` the current one: Triton launches there."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """`x`, copied only where its last dimension is strided."""
+    """`x` with a contiguous last dimension; a copy only where it is not."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -85,15 +85,15 @@ def chip_of(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def _why_not_on(x: Tensor, products: bool) -> str | None:
-    """What stands in the way of fused kernels on this tensor, or None."""
+def _why_not_on(x: Tensor, is_matmul: bool) -> str | None:
+    """Why fused kernels cannot run on this tensor, or None."""
     if INTERPRETING:
         if x.device.type != "cpu":
             return "Triton's interpreter works on CPU tensors"
     elif x.device.type != "cuda":
         return f"Triton kernels need a CUDA tensor, not one on {x.device.type!r}"
     fault = _why_not_here()
-    if fault is not None or not products:
+    if fault is not None or not is_matmul:
         return fault
     dtypes = (torch.float16, torch.bfloat16, *((torch.float32,) if INTERPRETING else ()))
     if x.dtype not in dtypes:
@@ -106,7 +106,7 @@ def _why_not_on(x: Tensor, products: bool) -> str | None:
 
 
 def _why_not_here() -> str | None:
-    """What stands in the way of fused kernels in this process, or None."""
+    """Why fused kernels cannot run in this process, or None."""
     # No functools.cache: torch.compile warns of one in every graph that has an op.
     if not _faults_here:
         _faults_here.append(_find_fault_here())

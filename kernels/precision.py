@@ -1,4 +1,4 @@
-"""Products in full fp32, whatever the host program has set."""
+"""Matrix products in full fp32, whatever the host program has set."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 _DEVICE_TYPES = ("cpu", "cuda")
-# The two settings that fp32 products read: cuBLAS's (TF32) and oneDNN's (TF32 and bf16 passes).
+# What fp32 matrix products obey: cuBLAS's setting (TF32) and oneDNN's (TF32 and bf16 passes).
 _SETTINGS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 
 _lock = threading.Lock()
@@ -18,7 +18,7 @@ _lowered: tuple[str | None, tuple] | None = None
 
 @contextmanager
 def full_fp32() -> Iterator[None]:
-    """Turn autocast off and reduced precision of fp32 products too, and restore both at the end.
+    """Turn off autocast and reduced precision of fp32 products, and restore both at the end.
 
     Autocast belongs to a thread, the precision of products to the process. So the last thread
     that leaves restores the precision, and until then products of all other threads are in full

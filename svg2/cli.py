@@ -127,19 +127,17 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if processes().world > 1:
         raise UsageError("A sweep runs in one process; compare is what several can share.")
     run = _run_of(arguments)
-    for method in arguments.methods:
-        run.with_settings(method=method)
     top_ps = [parse_settings([f"top_p={text}"])["top_p"] for text in arguments.top_ps]
+
+    from svg2.runs.sweep import SweepPlan, sweep
+
+    plan = SweepPlan.of(run, arguments.methods, top_ps)
     folder = _output_folder(arguments.out)
     _warn_if_outside_grammar(run)
 
-    from svg2.runs.sweep import sweep
-
     with running(lambda _: f"the runs that were complete are kept in {folder}") as watch:
         limit = arguments.trace_mb and round(arguments.trace_mb * 2**20)
-        content = sweep(
-            run, arguments.methods, top_ps, folder, watch=watch, trace_bytes_limit=limit
-        )
+        content = sweep(plan, folder, watch=watch, trace_bytes_limit=limit)
     _print_result(content)
     return 0
 

@@ -25,7 +25,8 @@ class SVG2Config:
             keeps all.
         num_q_clusters, num_k_clusters: clusters per head; at most one per token.
         kmeans_iters_init, kmeans_iters_step: k-means iterations on a cold start and on later
-            steps.
+            steps. From 10 on, those of a cold start begin on small samples of the tokens: 20 of
+            them are as good as the paper's 50 on all tokens.
         warmup_fraction: share of the denoising steps that run dense at the start, in [0, 1].
         dense_layers: number of first layers that always run dense.
         min_keep_ratio: share of the key clusters kept whatever their mass, in [0, 1].
@@ -41,7 +42,7 @@ class SVG2Config:
     top_p: float = 0.9
     num_q_clusters: int = 100
     num_k_clusters: int = 500
-    kmeans_iters_init: int = 50
+    kmeans_iters_init: int = 20
     kmeans_iters_step: int = 2
     warmup_fraction: float = 0.2
     dense_layers: int = 0
@@ -138,11 +139,13 @@ class SVG2Config:
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Settings written as `name=value`, as checked values by name; the last of a name wins.
+    """Settings written as `name=value`, as values by name; the last of a name wins.
+
+    Numbers become numbers here, and `SVG2Config` checks them.
 
     Raises:
-        ConfigError: a setting is not of the form `name=value`, its name is unknown, or its value
-            cannot work.
+        ConfigError: a setting is not of the form `name=value`, its name is unknown, or a number
+            is not one.
     """
     defaults = SVG2Config()
     changes: dict[str, Any] = {}
@@ -152,8 +155,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"A setting is written name=value, not {setting!r}.")
         _check_name(name)
         changes[name] = _parse(name, text, type(getattr(defaults, name)))
-    checked = defaults.replace(**changes)
-    return {name: getattr(checked, name) for name in changes}
+    return changes
 
 
 def ceil_fraction(fraction: float, count: int) -> int:

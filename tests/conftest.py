@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 # The kernels' api modules are left out: they refuse wrong shapes in words of their own.
 SHAPED_MODULES = (
     *(f"kernels.{op}.reference" for op in ("kmeans", "permutation", "cluster_attention")),
-    *(f"svg2.method.{name}" for name in ("attention", "clustering", "plan", "selection")),
+    *(f"svg2.method.{name}" for name in ("call", "clustering", "plan", "selection")),
     *(f"svg2.hooks.{name}" for name in ("session", "families")),
 )
 install_import_hook(SHAPED_MODULES, typechecker="beartype.beartype")

@@ -1,4 +1,4 @@
-"""The floors kernels ← svg2 ← viz ← app, the top level, and the size of the tree.
+"""The floors kernels ← svg2 ← viz ← app, the wings of svg2, and sizes of all things.
 
 Imports are read from the syntax tree of every file, nested and dynamic ones included, so that
 a lazy import inside a function is held to the same rule.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.javascript import javascript_functions
 from tests.tree import ROOT, project_files
 
 PACKAGES = ("kernels", "svg2", "viz", "app")
@@ -23,15 +24,27 @@ TOP_LEVEL = {
 }
 MAX_FILE_BYTES = 10_000_000
 MAX_TREE_BYTES = 48_000_000
-# What viz may know of svg2: frozen records and the video files in them, never a pipeline.
-VIZ_SEES = ("svg2.trace.file", "svg2.trace.video", "svg2.trace.metrics")
-DIFFUSERS_ROOMS = (
-    "svg2.hooks.families",
-    "svg2.models.finding",
-    "svg2.runs.dense_sparse",
-    "svg2.bench",
-    "svg2.training",
-)
+MAX_MODULE_LINES = 450
+MAX_FUNCTION_LINES = 100
+MAX_KERNEL_FUNCTION_LINES = 130
+MAX_APP_LINES = 150
+ATTEND_KERNELS = Path("kernels/cluster_attention/fused")  # one kernel is as long as it is
+
+# What a wing of svg2 imports of the others, beside errors and config, which all may.
+WINGS = {
+    "svg2.errors": (),
+    "svg2.config": ("svg2.method.selection",),
+    "svg2.method": (),
+    "svg2.hooks": ("svg2.method",),
+    "svg2.models": (),
+    "svg2.trace": ("svg2.method",),
+    "svg2.runs": ("svg2.method", "svg2.hooks", "svg2.models", "svg2.trace"),
+}
+LEAVES = ("svg2.bench", "svg2.training")  # imported by their own commands and by tests alone
+# What viz may know of svg2: frozen records and the registry of methods, never a pipeline.
+VIZ_SEES = ("svg2.trace", "svg2.method.selection", "svg2.errors")
+PAGE_SEES = (*VIZ_SEES, "svg2.runs", "svg2.models", "svg2.config")
+DIFFUSERS_ROOMS = ("svg2.hooks", "svg2.models", "svg2.runs", *LEAVES)
 
 
 def module_name(path: Path) -> str:
@@ -75,8 +88,8 @@ def broken_floors(path: Path, source: str) -> list[str]:
     def forbid(roots: tuple[str, ...], why: str) -> None:
         faults.extend(f"{path}: imports {i}: {why}" for i in sorted(imports) if within(i, roots))
 
-    if path.name != "fused.py" and path != Path("kernels/compile.py"):
-        forbid(("triton",), "only fused.py and kernels/compile.py know Triton")
+    if "fused" not in path.with_suffix("").parts and path != Path("kernels/compile.py"):
+        forbid(("triton",), "only files under fused and kernels/compile.py know Triton")
     if floor == "kernels":
         known = (*sys.stdlib_module_names, "torch", "jaxtyping", "triton", "kernels")
         faults.extend(
@@ -88,15 +101,30 @@ def broken_floors(path: Path, source: str) -> list[str]:
         forbid(("gradio", "plotly", "viz", "app"), "the method does not know how it is shown")
         if not within(module, DIFFUSERS_ROOMS):
             forbid(("diffusers",), f"only {', '.join(DIFFUSERS_ROOMS)} know diffusers")
+        if not within(module, (*LEAVES, "svg2.cli")):
+            forbid(LEAVES, "bench and training are leaves")
+        wing = next((wing for wing in WINGS if within(module, (wing,))), None)
+        if wing is not None:
+            seen = (wing, "svg2.errors", "svg2.config", *WINGS[wing])
+            faults.extend(
+                f"{path}: imports {i}: {wing} sees {', '.join(seen[1:])} only"
+                for i in sorted(imports)
+                if within(i, tuple(WINGS)) and not within(i, seen)
+            )
     if floor == "viz":
+        is_page = within(module, ("viz.page",))
+        sees = PAGE_SEES if is_page else VIZ_SEES
+        drawn = () if is_page else ("gradio",)
         forbid(
-            ("torch", "diffusers", "transformers", "gradio", "kernels", "app"),
+            ("torch", "diffusers", "transformers", "kernels", "app", *drawn),
             "pictures are drawn from traces alone",
         )
+        if not is_page:
+            forbid(("viz.page",), "only the page knows the page")
         faults.extend(
-            f"{path}: imports {i}: viz sees {', '.join(VIZ_SEES)} only"
+            f"{path}: imports {i}: {'viz.page' if is_page else 'viz'} sees {', '.join(sees)} only"
             for i in sorted(imports)
-            if within(i, ("svg2",)) and i != "svg2" and not within(i, VIZ_SEES)
+            if within(i, ("svg2",)) and i != "svg2" and not within(i, sees)
         )
     if floor == "app":
         forbid(("kernels", "diffusers", "transformers"), "the page wires svg2 and viz together")
@@ -118,9 +146,19 @@ def test_no_import_goes_up_a_floor() -> None:
         ("svg2/config.py", "def f():\n    import gradio as gr"),
         ("svg2/config.py", "from importlib import import_module\nimport_module('viz.figures')"),
         ("svg2/config.py", "from diffusers import WanPipeline"),
-        ("svg2/bench/run.py", "from .. import processors\nimport plotly.express"),
+        ("svg2/config.py", "from svg2.models.spec import ModelSpec"),
+        ("svg2/bench/run.py", "from .. import hooks\nimport plotly.express"),
+        ("svg2/method/call.py", "from svg2.hooks.stats import RunStats"),
+        ("svg2/hooks/enable.py", "from svg2.trace.recording import Recorder"),
+        ("svg2/trace/recording.py", "from svg2.hooks.session import Session"),
+        ("svg2/models/spec.py", "from svg2.trace.video import decode_mp4"),
+        ("svg2/runs/compare.py", "from svg2.bench.race import race"),
         ("viz/figures.py", "from svg2 import enable"),
+        ("viz/figures.py", "from svg2.runs.run import Run"),
+        ("viz/figures.py", "import gradio"),
+        ("viz/figures.py", "from viz.page import words"),
         ("viz/figures.py", "import torch.nn"),
+        ("viz/page/words.py", "from svg2.hooks.enable import enable"),
         ("kernels/kmeans/api.py", "import numpy"),
         ("kernels/kmeans/reference.py", "import triton.language as tl"),
         ("app.py", "from kernels import kmeans"),
@@ -130,8 +168,98 @@ def test_the_floors_test_can_fail(path: str, source: str) -> None:
     assert broken_floors(Path(path), source)
 
 
+def import_graph(files: dict[Path, str]) -> dict[Path, set[Path]]:
+    """Which of our files each of them imports, those for type checkers alone included."""
+    by_module = {module_name(path): path for path in files}
+    graph = {}
+    for path, source in files.items():
+        names = imports_of(source, module_name(path), path.name == "__init__.py")
+        found = {by_module[name] for name in names if name in by_module}
+        # `from a import b` counts as `a` and `a.b`: where that is a module, it alone is meant.
+        parents = {by_module.get(n.rpartition(".")[0]) for n in names if n in by_module}
+        packages = {p for p in parents if p is not None and p.name == "__init__.py"}
+        graph[path] = found - packages - {path}
+    return graph
+
+
+def circles(graph: dict[Path, set[Path]]) -> list[str]:
+    """Files that import each other, each circle once, as a sentence."""
+    found, done = [], set()
+
+    def visit(path: Path, trail: tuple[Path, ...]) -> None:
+        if path in trail:
+            found.append(" → ".join(map(str, (*trail[trail.index(path) :], path))))
+        elif path not in done:
+            for needed in sorted(graph[path]):
+                visit(needed, (*trail, path))
+            done.add(path)
+
+    for path in sorted(graph):
+        visit(path, ())
+    return found
+
+
+def test_no_circle_of_files() -> None:
+    assert not circles(import_graph({path: (ROOT / path).read_text() for path in sources()}))
+
+
+def test_the_circles_test_can_fail() -> None:
+    a, b, c = Path("svg2/a.py"), Path("svg2/b.py"), Path("svg2/c.py")
+    lazy = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from svg2.a import A"
+    files = {a: "from svg2.b import B", b: "def f():\n    import svg2.c", c: lazy}
+    assert circles(import_graph(files)) == ["svg2/a.py → svg2/b.py → svg2/c.py → svg2/a.py"]
+    assert not circles(import_graph({a: "from svg2.b import B", b: "import svg2.c", c: ""}))
+
+
+def too_long(path: Path, source: str) -> list[str]:
+    """A module or functions of it that outgrew their limit, as sentences."""
+    limit = MAX_APP_LINES if path == Path("app.py") else MAX_MODULE_LINES
+    lines = source.count("\n")
+    is_attend = path.parent == ATTEND_KERNELS and "attend" in path.name
+    found = [f"{path}: {lines} lines, {limit} at most"] if lines > limit and not is_attend else []
+    if path.suffix == ".js":
+        lengths = javascript_functions(source)
+    else:
+        lengths = [
+            (node.name, (node.end_lineno or node.lineno) - node.lineno + 1)
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+    in_kernels = path.parts[0] == "kernels"
+    most = MAX_KERNEL_FUNCTION_LINES if in_kernels else MAX_FUNCTION_LINES
+    return found + [
+        f"{path}: {name} has {n} lines, {most} at most" for name, n in lengths if n > most
+    ]
+
+
+def test_no_module_or_function_outgrows_one_idea() -> None:
+    paths = [
+        *sources(),
+        *(p for p in project_files() if p.suffix == ".js" and p.parts[0] == "viz"),
+    ]
+    faults = [fault for path in paths for fault in too_long(path, (ROOT / path).read_text())]
+    assert not faults, "\n".join(faults)
+
+
+def test_the_length_test_can_fail() -> None:
+    body = "    pass\n" * 101
+    assert too_long(Path("svg2/a.py"), f"def f():\n{body}")
+    assert not too_long(Path("kernels/a.py"), f"def f():\n{body}")
+    assert too_long(Path("app.py"), "\n" * 151)
+    lines = "  let x = 1;\n" * 101
+    assert too_long(Path("viz/explorer/a.js"), f"function f() {{\n{lines}}}\n")
+
+
+def test_only_the_registry_spells_a_methods_name() -> None:
+    """Everybody else reads titles, symbols and rules from `svg2.method.selection.METHODS`."""
+    suffixes = {".py", ".js", ".css", ".html", ".toml"}
+    paths = [p for p in project_files() if p.suffix in suffixes and p.parts[0] != "tests"]
+    spelled = [str(p) for p in paths if "svg2-comp" in (ROOT / p).read_text()]
+    assert set(spelled) == {"svg2/method/selection/__init__.py"}
+
+
 def test_relative_imports_are_resolved() -> None:
-    assert "svg2.trace.file" in imports_of("from .trace import Trace", "svg2.runs.dense_sparse")
+    assert "svg2.runs.call" in imports_of("from .call import load", "svg2.runs.compare")
     assert "svg2.bench.timing" in imports_of("from . import timing", "svg2.bench", is_package=True)
     assert "kernels.dims" in imports_of("from ..dims import B", "kernels.kmeans.api")
 

@@ -65,7 +65,7 @@ def cluster_attention(
     )
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
-    if resolve_impl(impl, q, products=True) == "fused":
+    if resolve_impl(impl, q, is_matmul=True) == "fused":
         from kernels.cluster_attention import fused
 
         return fused.cluster_attention(

@@ -31,9 +31,17 @@ class KMeansResult:
 
 
 def init_centroids(
-    x: Float[Tensor, "B H N D"], num_clusters: int, generator: torch.Generator
+    x: Float[Tensor, "B H N D"],
+    num_clusters: int,
+    generator: torch.Generator,
+    *,
+    first_head: int = 0,
+    num_heads: int | None = None,
 ) -> Float[Tensor, "B H C D"]:
     """Distinct random tokens of each head, drawn from `generator` (which lives on any device).
+
+    Where `x` holds some of a model's `num_heads` heads, from `first_head` on, each head gets the
+    tokens that it gets where all heads are in one place.
 
     Raises:
         ValueError: `num_clusters` is below 1 or above the number of tokens.
@@ -43,9 +51,13 @@ def init_centroids(
         raise ValueError(
             f"num_clusters must be from 1 to the {num_tokens} tokens, not {num_clusters}"
         )
+    drawn_heads = heads if num_heads is None else num_heads
     draw = torch.rand(
-        batch, heads, num_tokens, generator=generator, device=generator.device, dtype=torch.float64
-    )
+        *(batch, drawn_heads, num_tokens),
+        generator=generator,
+        device=generator.device,
+        dtype=torch.float64,
+    )[:, first_head : first_head + heads]
     chosen = draw.argsort(dim=-1)[..., :num_clusters].to(x.device)
     return x.gather(2, chosen[..., None].expand(-1, -1, -1, x.shape[-1]))
 
@@ -74,7 +86,7 @@ def kmeans(
             "batch, heads and head dimension"
         )
     refuse_gradients("kmeans", x=x, centroids=centroids)
-    chosen = resolve_impl(impl, x, products=True)
+    chosen = resolve_impl(impl, x, is_matmul=True)
     if chosen == "fused":
         from kernels.kmeans import fused
 
@@ -94,7 +106,7 @@ def cluster_means(
         ImplUnavailable: the implementation asked for cannot run here.
     """
     refuse_gradients("cluster_means", x=x)
-    if resolve_impl(impl, x, products=True) == "fused":
+    if resolve_impl(impl, x, is_matmul=True) == "fused":
         from kernels.kmeans import fused
 
         return fused.cluster_means(x, order.perm, order.offsets)

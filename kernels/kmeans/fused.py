@@ -67,7 +67,7 @@ def assign_kernel(
     centroids_ptr += head * C * D
     half_norms_ptr += head * half_stride
 
-    # The best of every BLOCK_C-th centroid: comparing across columns waits until the end.
+    # The best per column, so of every BLOCK_C-th centroid: columns are compared at the end.
     best = tl.full([BLOCK_N, BLOCK_C], float("-inf"), tl.float32)
     best_first = tl.zeros([BLOCK_N, BLOCK_C], tl.int32)
     for first in range(0, C, BLOCK_C):
@@ -81,7 +81,7 @@ def assign_kernel(
         best_first = tl.where(better, first, best_first)
     highest = tl.max(best, 1)
     label = tl.min(tl.where(best == highest[:, None], best_first + c[None, :], C), 1)
-    # A token that is not a number is nearest to none; it must still point into the centroids.
+    # A NaN token is nearest to no centroid, but its label must still be one.
     tl.store(labels_ptr + head * N + n, tl.minimum(label, C - 1), mask=n < N)
 
 
@@ -103,7 +103,7 @@ def update_kernel(
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The mean of one cluster, added up in an order that never changes."""
+    """The mean of one cluster; its tokens are added in a fixed order."""
     head = tl.program_id(1).to(tl.int64)
     cluster = tl.program_id(0)
     offsets_ptr += head * (C + 1) + cluster
@@ -156,7 +156,7 @@ def _(x: Tensor, centroids: Tensor, iters: int) -> tuple[Tensor, Tensor, Tensor,
 def lloyd(
     x: Float[Tensor, "B H N D"], centroids: Float[Tensor, "B H C D"], iters: int, tiling: Tiling
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `kmeans_and_sort`, under a tiling of one's own."""
+    """The same as `kmeans_and_sort`, with a given tiling."""
     batch, heads, num_tokens, head_dim = x.shape
     num_clusters = centroids.shape[2]
     x = dense_rows(x)

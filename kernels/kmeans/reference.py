@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.cpu import share_work
 from kernels.precision import full_fp32
 
-# So many scores exist at a time: fewer or more were slower, and memory stays bounded at any N.
+# Scores that exist at a time: fewer or more were slower, and memory stays bounded at any N.
 _SCORES_PER_CHUNK = 1 << 17
 _GROUP = 8
 # Tokens added up in one go: partial sums keep the fp32 mean of a giant cluster exact.
@@ -47,8 +47,8 @@ def kmeans(
 def _assign(x: Float[Tensor, "N D"], centroids: Float[Tensor, "C D"]) -> Int[Tensor, " N"]:
     """The nearest centroid of each token; the lowest index among equals.
 
-    Maxima alone are vectorised and their places are not, so it looks for the best group of
-    centroids first, and then inside it.
+    PyTorch vectorises maxima but not their indices, so this finds the best group of centroids
+    first, and then the best one in it.
     """
     half_norms = centroids.square().sum(-1, keepdim=True).mul_(0.5)
     padding = -len(centroids) % _GROUP

@@ -27,7 +27,7 @@ def count_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_COMPARE: tl.constexpr,
 ):
-    """Place of each token among those of its label in this block, and how many each label has."""
+    """Rank of each token among those of its label in this block, and tokens per label."""
     block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     labels_ptr += head * N
     i = block * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -41,7 +41,7 @@ def count_kernel(
         count += tl.sum(same, 1)
         rank += tl.sum(tl.where(j[None, :] < i[:, None], same, 0), 1)
     tl.store(ranks_ptr + head * N + i, rank, mask=i < N)
-    # The last token of each label writes: one writer per place, so no atomics and no chance.
+    # The last token of each label writes: one writer per place, so it needs no atomics.
     counts_ptr += (head * tl.num_programs(0) + block) * C
     tl.store(counts_ptr + label, count, mask=(i < N) & (rank == count - 1))
 
@@ -55,7 +55,7 @@ def scan_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Of each label, how many tokens the blocks before have."""
+    """For each label, the number of tokens in earlier blocks."""
     head = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     before = tl.zeros([BLOCK_C], tl.int32)
@@ -80,7 +80,7 @@ def place_kernel(
     C,
     BLOCK_N: tl.constexpr,
 ):
-    """Put each token where its label, its block and its rank say."""
+    """Write each token to the place that its label, block and rank give."""
     block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i = block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = i < N
@@ -107,7 +107,7 @@ def move_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Rows in the order of `perm`, or back from it."""
+    """Move rows into the order of `perm`, or back."""
     head = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
@@ -138,7 +138,7 @@ def _(labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
 def counting_sort(
     labels: Int[Tensor, "B H N"], num_clusters: int
 ) -> tuple[Int[Tensor, "B H N"], Int[Tensor, "B H C1"]]:
-    """The sort itself, for ops that sort on their way."""
+    """The sort without the custom op around it, for ops of which it is one step."""
     batch, heads, num_tokens = labels.shape
     num_blocks = triton.cdiv(num_tokens, BLOCK_N)
     labels = labels.to(torch.int32).contiguous()

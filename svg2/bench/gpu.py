@@ -40,7 +40,7 @@ from svg2.bench.workload import (
     spread,
 )
 from svg2.config import SVG2Config
-from svg2.method.attention import sparse_call
+from svg2.method.call import sparse_call
 from svg2.method.clustering import CacheKey, Centroids
 from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
 from svg2.method.stages import StageClock

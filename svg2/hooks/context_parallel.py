@@ -18,7 +18,7 @@ from diffusers.hooks.context_parallel import apply_context_parallel, remove_cont
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 
 from svg2.errors import RequestError
-from svg2.hooks.families import Family, SelfAttention, family_of, hunyuan_video, transformers_of
+from svg2.hooks.families import Family, SelfAttention, family_of, transformers_of
 from svg2.hooks.steps import set_on_instance
 
 _TOKENS = ContextParallelInput(split_dim=1, expected_dims=3)
@@ -26,7 +26,7 @@ _ROTARY = ContextParallelInput(split_dim=1, expected_dims=4, split_output=True)
 _GATHER = ContextParallelOutput(gather_dim=1, expected_dims=3)
 
 _WAN_PLAN = {
-    "": {"timestep": ContextParallelInput(split_dim=1, expected_dims=2)},  # one time a token
+    "": {"timestep": ContextParallelInput(split_dim=1, expected_dims=2)},  # one time per token
     "rope": {0: _ROTARY, 1: _ROTARY},
     "blocks.0": {"hidden_states": _TOKENS},
     "proj_out": _GATHER,
@@ -52,8 +52,8 @@ def context_parallel(pipe: Any) -> Iterator[None]:
     All processes make the same call, and each gets the whole result.
 
     Raises:
-        RequestError: the pipeline is none that SVG2 runs on, or of a kind that can't be split, or
-            its heads can't be shared evenly.
+        RequestError: SVG2 does not support the pipeline, its model can't be split, or its heads
+            can't be shared evenly.
     """
     world = dist.get_world_size()
     transformers = transformers_of(pipe)
@@ -61,7 +61,10 @@ def context_parallel(pipe: Any) -> Iterator[None]:
         for transformer in transformers:
             family = family_of(transformer)
             if family is None:
-                raise RequestError(f"SVG2 does not know the attention of a {type(pipe).__name__}.")
+                raise RequestError(
+                    "SVG2 does not support this pipeline: the attention of a "
+                    f"{type(pipe).__name__} is unknown."
+                )
             attentions = family.self_attentions(transformer)
             heads = attentions[0].module.heads
             if heads % world:
@@ -86,16 +89,16 @@ def _split(
     undo: ExitStack,
 ) -> None:
     plan = _plan(transformer)
+    split_processor = family.split_processor
     for attention in attentions:
         module = attention.module
-        if family.processor is hunyuan_video.HunyuanVideoSVG2Processor:
-            # The stock one would count the prompt once a process.
-            joint = hunyuan_video.JointProcessor()
-            joint._attention_backend = module.processor._attention_backend
-            joint._parallel_config = config
-            set_on_instance(module, "processor", joint, undo)
-        else:
+        if split_processor is None:
             set_on_instance(module.processor, "_parallel_config", config, undo)
+        else:  # the stock one would count the prompt once per process
+            processor: Any = split_processor()
+            processor._attention_backend = module.processor._attention_backend
+            processor._parallel_config = config
+            set_on_instance(module, "processor", processor, undo)
     apply_context_parallel(transformer, config.context_parallel_config, plan)
     undo.callback(remove_context_parallel, transformer, plan)
 

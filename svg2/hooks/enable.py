@@ -25,11 +25,22 @@ class Handle:
 
     @property
     def stats(self) -> RunStats:
-        """Numbers of the latest generation, also after `disable`; a new one starts them afresh."""
+        """Numbers of the latest generation, also after `disable`; a new one starts them afresh.
+
+        Everything is put together anew at each reading, which waits for the device.
+        """
         return self._session.recorder.snapshot()
 
+    @property
+    def step_density(self) -> tuple[float, ...]:
+        """Mean density of each step so far in which attention ran; a dense call counts 1.
+
+        Unlike `stats`, this reads only the calls since the last reading.
+        """
+        return self._session.recorder.step_density()
+
     def disable(self) -> None:
-        """Give the pipeline back as it was and free all memory; a second call does nothing."""
+        """Give the pipeline back as it was and free the centroids; a second call does nothing."""
         self._undo.close()
 
     def __enter__(self) -> Handle:
@@ -47,12 +58,13 @@ def enable(
 ) -> Handle:
     """Run the self-attention of a diffusers video pipeline as SVG2, until the handle is disabled.
 
-    Sets attention processors on the pipeline's own transformers; no class is changed. `observer`
-    sees every sparse call right after it ran; what it raises stops the generation.
+    Sets attention processors on the pipeline's own transformers, compiled or not; no class is
+    changed. `observer` sees every sparse call right after its attention ran; what it raises stops
+    the generation. A copy of the pipeline or its transformer has the stock processors.
 
     Raises:
         ConfigError: the kernels that `config.impl` names can't run here.
-        TypeError: the pipeline is none that SVG2 runs on.
+        TypeError: SVG2 does not support the pipeline, or found processors that are not stock.
         RuntimeError: SVG2 is on already, for this pipeline or for another that shares its
             transformer.
     """
@@ -60,9 +72,10 @@ def enable(
 
 
 def measure_dense(pipe: Any) -> Handle:
-    """Time the self-attention of a pipeline.
+    """Time the self-attention of a pipeline, which stays dense, until the handle is disabled.
 
-    Its output stays the same to the bit, but for joint models, whose text padding is dropped.
+    The output stays the same to the bit, except for joint models: their prompt's padding is
+    dropped before attention.
 
     Raises: as `enable`.
     """
@@ -76,7 +89,7 @@ def _install(
     from svg2.hooks.families import Place, check_replaceable, family_of, transformers_of
     from svg2.hooks.session import Session
     from svg2.hooks.stats import StatsRecorder
-    from svg2.hooks.steps import Tracker, set_on_instance
+    from svg2.hooks.steps import Tracker, Wrapper, set_on_instance
 
     if config is not None:
         try:
@@ -88,9 +101,12 @@ def _install(
     family = family_of(transformers[0]) if transformers else None
     layers = [] if family is None else [family.self_attentions(t) for t in transformers]
     if family is None or not all(layers):
-        raise TypeError(f"SVG2 does not know the attention of a {type(pipe).__name__}.")
+        raise TypeError(
+            f"SVG2 does not support this pipeline: the attention of a {type(pipe).__name__} is "
+            "unknown."
+        )
     for attention in (attention for attentions in layers for attention in attentions):
-        check_replaceable(attention.module.processor, family)
+        check_replaceable(getattr(attention.module, "processor", None), family)
 
     tracker = Tracker(pipe)
     recorder = StatsRecorder(max(map(len, layers)), layers[0][0].module.heads)
@@ -105,16 +121,13 @@ def _install(
                 processor = family.processor(session, attn, place)
                 set_on_instance(attn, "processor", processor, undo)
         # Every diffusers pipeline calls this as the last thing of a generation.
-        set_on_instance(pipe, "maybe_free_model_hooks", _after_generation(pipe, session), undo)
+        free_hooks = pipe.maybe_free_model_hooks
+
+        def maybe_free_model_hooks() -> None:
+            session.end_generation()
+            free_hooks()
+
+        wrapper = Wrapper(maybe_free_model_hooks, free_hooks)
+        set_on_instance(pipe, "maybe_free_model_hooks", wrapper, undo)
         return Handle(config, session, undo.pop_all())
     raise AssertionError("unreachable: the block above returns or raises")
-
-
-def _after_generation(pipe: Any, session: Session) -> Callable[[], None]:
-    original = pipe.maybe_free_model_hooks
-
-    def maybe_free_model_hooks() -> None:
-        session.end_generation()
-        original()
-
-    return maybe_free_model_hooks

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from svg2.config import SVG2Config
 from svg2.hooks.stats import StatsRecorder
 from svg2.hooks.steps import Position, Tracker
 from svg2.hooks.ulysses import HeadShare
-from svg2.method.attention import CallResult, TextTokens, sparse_call
+from svg2.method.call import CallResult, TextTokens, sparse_call
 from svg2.method.clustering import CacheKey, CentroidCache
 from svg2.method.plan import Plan
 from svg2.method.sample import CallSample
@@ -23,8 +25,26 @@ Observer = Callable[[CallSample], None]
 _Output = TypeVar("_Output")  # a tensor, or one for the video and one for the text
 
 
+@dataclass(frozen=True)
+class BatchPart:
+    """Which part of its batch a sparse attention computes: sample `index` of `count` by itself.
+
+    The whole batch at once is part 0 of 1.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+
+WHOLE_BATCH = BatchPart()
+
+
 class Session:
-    """State of one `enable`, or without a config of one `measure_dense`, for all processors."""
+    """What all processors of one `enable` share, or of one `measure_dense` (no config)."""
 
     def __init__(
         self,
@@ -41,14 +61,16 @@ class Session:
         self._position = Position(step=0, num_steps=0, branch=0)
         self._transformer = 0
         self._text_lengths: dict[int, tuple[int, ...]] = {}
+        self._parts: list[_Shares] = []  # of the call that runs now
 
     def text_lengths(
         self, attention_mask: Tensor | None, batch: int, n_text: int
     ) -> tuple[int, ...]:
         """Real prompt tokens of each sample in the current guidance branch.
 
-        `attention_mask` is true for the tokens that count, the text's last; None counts all. It is
-        read once a generation, because reading waits for the device.
+        `attention_mask` is true for the tokens that count, and its last `n_text` places are the
+        text's; None counts all. It is read once per guidance branch of a generation, because
+        reading waits for the device.
         """
         branch = self._position.branch
         if attention_mask is None:
@@ -86,14 +108,17 @@ class Session:
         self.recorder.forward(self._position.num_steps, n_tokens)
 
     def runs_dense(self, depth: int) -> bool:
-        """Whether the gate sends a layer of the current forward down the stock path."""
+        """Whether a layer of the current forward runs dense: in the warm-up, or for its depth."""
         config, position = self.config, self._position
         if config is None or depth < config.dense_layers:
             return True
         return position.step < config.warmup_steps(position.num_steps)
 
     def dense(self, layer: int, attend: Callable[[], _Output]) -> _Output:
-        """Run the pipeline's dense self-attention, with its attention kernel timed."""
+        """Run the dense self-attention of one layer, with its attention kernel timed.
+
+        `attend` may call the kernel several times, for one sample each: it is one dense call.
+        """
         with _AttentionTimer() as timer:
             out = attend()
         self.recorder.dense_call(self._position, layer, timer.clock)
@@ -108,61 +133,98 @@ class Session:
         clock: StageClock,
         text: TextTokens | None = None,
         share: HeadShare | None = None,
-        sample: int = 0,
+        part: BatchPart = WHOLE_BATCH,
     ) -> CallResult:
-        """Sparse attention of one layer, noted under its place, and shown to the observer.
+        """Sparse attention of one layer, noted in the statistics and shown to the observer.
 
-        With `share` the heads are some of all, and the numbers noted are of all.
+        Where the samples of a batch attend one by one, each `part` comes here, in order and with
+        one clock. They are one call: it is noted after the last of them, with densities averaged,
+        and the observer sees the tensors of that last sample.
+
+        With `share` this process has some of the heads, and the numbers noted are of all heads.
         """
         assert self.config is not None
         position = self._position
         heads = None if share is None else (share.own.start, share.own.stop, share.heads)
         place = (self._transformer, layer, position.branch)
-        key = CacheKey(*place, tuple(q.shape), sample, heads)
+        key = CacheKey(*place, tuple(q.shape), part.index, heads)
         result = sparse_call(q, k, v, self.config, self.cache.entry(key), clock, text)
-        plan = result.plan
+        if part.index == 0:
+            self._parts = []
+        self._parts.append(_Shares.of(result.plan, share, self.config.compensates))
+        if part.is_last:
+            self._note(layer, (q, k, v), result.plan, clock)
+        clock.skip()
+        return result
 
-        def by_head(x: Tensor) -> Tensor:
-            x = x.mean(0)
-            return x if share is None else share.gather(x, dim=0)
-
-        density = by_head(plan.density())
-        kept_mass = by_head(plan.kept_mass())
+    def _note(
+        self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], plan: Plan, clock: StageClock
+    ) -> None:
+        """Add a sparse call to the statistics, and show it to the observer."""
+        position, shares = self._position, _Shares.mean(self._parts)
         self.recorder.sparse_call(
             position,
             layer,
             impl=plan.k_clusters.impl,
-            density=density,
-            virtual_density=by_head(plan.virtual_density()) if self.config.compensates else None,
-            kept_mass=kept_mass,
+            density=shares.density,
+            virtual_density=shares.virtual_density,
+            kept_mass=shares.kept_mass,
             clock=clock,
         )
         self.recorder.cache_bytes(self.cache.nbytes)
         if self._observer is not None:
             started = time.perf_counter()
-            self._observer(_call_sample(position, layer, q, k, v, plan, density, kept_mass, clock))
+            self._observer(_call_sample(position, layer, qkv, plan, shares, clock))
             self.recorder.observed(time.perf_counter() - started)
-        clock.skip()
-        return result
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Shares of one sparse attention per head of the model, means over the batch."""
+
+    density: Float[Tensor, "H"]
+    virtual_density: Float[Tensor, "H"] | None
+    kept_mass: Float[Tensor, "H"]
+
+    @classmethod
+    def of(cls, plan: Plan, share: HeadShare | None, compensates: bool) -> "_Shares":
+        def by_head(x: Tensor) -> Tensor:
+            x = x.mean(0)
+            return x if share is None else share.gather(x, dim=0)
+
+        return cls(
+            density=by_head(plan.density()),
+            virtual_density=by_head(plan.virtual_density()) if compensates else None,
+            kept_mass=by_head(plan.kept_mass()),
+        )
+
+    @classmethod
+    def mean(cls, parts: "list[_Shares]") -> "_Shares":
+        if len(parts) == 1:
+            return parts[0]
+        virtual = [part.virtual_density for part in parts if part.virtual_density is not None]
+        return cls(
+            density=torch.stack([part.density for part in parts]).mean(0),
+            virtual_density=torch.stack(virtual).mean(0) if virtual else None,
+            kept_mass=torch.stack([part.kept_mass for part in parts]).mean(0),
+        )
 
 
 def _call_sample(
     position: Position,
     layer: int,
-    q: Float[Tensor, "B H N D"],
-    k: Float[Tensor, "B H N D"],
-    v: Float[Tensor, "B H N D"],
+    qkv: tuple[Tensor, Tensor, Tensor],
     plan: Plan,
-    density: Float[Tensor, "H"],
-    kept_mass: Float[Tensor, "H"],
+    shares: _Shares,
     clock: StageClock,
 ) -> CallSample:
+    q, k, v = qkv
     return CallSample(
         step=position.step,
         layer=layer,
         branch=position.branch,
-        density=density,
-        kept_mass=kept_mass,
+        density=shares.density,
+        kept_mass=shares.kept_mass,
         q=q,
         k=k,
         v=v,
@@ -179,9 +241,10 @@ def _call_sample(
 
 
 class _AttentionTimer(TorchFunctionMode):
-    """Times the scaled dot product attention called under it, and changes nothing.
+    """Times every scaled dot product attention called under it, and changes nothing.
 
-    `clock` stays None where there was no such call, because the backend in use is another kernel.
+    `clock` holds their sum. It stays None where there was no such call, because the attention
+    backend in use is another kernel.
     """
 
     def __init__(self) -> None:
@@ -193,7 +256,10 @@ class _AttentionTimer(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         query = args[0] if args else kwargs["query"]
-        self.clock = StageClock(query.device)
+        if self.clock is None:
+            self.clock = StageClock(query.device)
+        else:
+            self.clock.skip()
         out = func(*args, **kwargs)
         self.clock.mark(DENSE_STAGE)
         return out

@@ -1,4 +1,4 @@
-"""What a run did and how long it took: call records, stage clocks, sums of a generation."""
+"""What a generation did and how long it took: its attention calls, one by one and summed."""
 
 from __future__ import annotations
 
@@ -20,27 +20,32 @@ if TYPE_CHECKING:  # this module loads without torch, so that reading a trace do
 class RunStats:
     """The latest generation so far, in numbers.
 
+    A call is the self-attention of one layer in one forward of the transformer, also where the
+    samples of a batch attend one by one.
+
     Attributes:
-        impl: kernels that ran, `reference` or `fused`; None while nothing ran sparse.
+        impl: implementation of k-means in the sparse calls, `reference` or `fused`; None while
+            none ran.
         num_steps: denoising steps of the generation; num_layers: self-attention layers of one
             transformer.
-        n_tokens: video tokens, N; n_text: real prompt tokens in the same attention, 0 where the
-            model has none there.
-        density: kept share of the query-key pairs over the sparse calls; None where none ran
-            sparse.
-        density_run: the same with each dense call counted as 1; None before the first call.
+        n_tokens: video tokens, N; n_text: real prompt tokens in the same attention, of the longest
+            prompt in the first guidance branch; 0 where the model has none there.
+        density: kept share of the query-key pairs, mean over the sparse calls and heads; None
+            where none ran sparse.
+        density_run: mean over all calls, where a dense one counts 1; None before the first call.
         compute_density: `density` plus the virtual keys that compensation computes.
-        kept_mass: estimated attention mass of what is kept, over the sparse calls.
+        kept_mass: attention mass of what is kept, estimated from centroids, mean over the sparse
+            calls and heads; None where none ran sparse.
         stage_seconds: seconds of `STAGES` over the sparse calls, and of `dense_attention`, the
-            attention kernel of the dense calls; that is None where a dense call's kernel could not
-            be told apart (not measured).
-        observer_seconds: seconds spent in the observer, which are the recording's and not the
-            method's.
-        cache_bytes: the most that centroids took.
+            attention kernel alone of the dense calls; that is None where a dense call's kernel
+            could not be told apart (not measured).
+        observer_seconds: wall time spent in the observer, no part of `stage_seconds`. On CUDA it
+            includes the observer's wait for work that was queued before.
+        cache_bytes: the most memory that centroids held at once.
         call: int32 `[calls, 3]`, step, layer and branch of every sparse call, in order; row i of
-            `call_density`, `call_kept_mass` (float32 `[calls, H]`) and `call_stage_ms` (float32
-            `[calls, 5]`, in the order of `STAGES`) belong to it.
-        dense_call: int32 `[dense calls, 3]`, the same places of the dense calls.
+            `call_density`, `call_kept_mass` (float32 `[calls, H]`, means over the batch) and
+            `call_stage_ms` (float32 `[calls, 5]`, in the order of `STAGES`) belong to it.
+        dense_call: int32 `[dense calls, 3]`, the same of the dense calls.
     """
 
     impl: str | None
@@ -68,18 +73,21 @@ class RunStats:
 
     @property
     def dense_calls(self) -> int:
-        """Self-attention calls that ran on the pipeline's own path."""
+        """Self-attention calls that ran dense."""
         return len(self.dense_call)
 
     @property
     def attention_seconds(self) -> float | None:
-        """Self-attention of the generation, dense and sparse, without `other`; None if unknown."""
+        """All of `stage_seconds` but `other`; None where a part of it was not measured."""
         parts = [seconds for stage, seconds in self.stage_seconds.items() if stage != "other"]
         known = [seconds for seconds in parts if seconds is not None]
         return sum(known) if len(known) == len(parts) else None
 
     def density_table(self) -> np.ndarray:
-        """Density by layer and step, `[num_layers, num_steps]`; dense is 1, what never ran nan."""
+        """Density `[num_layers, num_steps]`, mean over the heads and calls of a layer in a step.
+
+        A dense call counts 1; nan where no call ran.
+        """
         total = np.zeros((self.num_layers, self.num_steps))
         count = np.zeros_like(total)
         step, layer = self.call[:, 0], self.call[:, 1]
@@ -107,7 +115,10 @@ class _DenseCall:
 
 
 class StatsRecorder:
-    """Collects the calls of one generation; nothing is read from the device before `snapshot`."""
+    """Collects the calls of one generation, and reads nothing from the device while it does.
+
+    `snapshot` and `step_density` read, and so wait for the device.
+    """
 
     def __init__(self, num_layers: int, num_heads: int) -> None:
         self._num_layers = num_layers
@@ -115,7 +126,7 @@ class StatsRecorder:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything: a generation begins."""
         self._num_steps = 0
         self._n_tokens = 0
         self._n_text = 0
@@ -124,13 +135,15 @@ class StatsRecorder:
         self._observer_seconds = 0.0
         self._sparse: list[_SparseCall] = []
         self._dense: list[_DenseCall] = []
+        self._step_totals: dict[int, list[float]] = {}  # step: sum of densities, number of calls
+        self._totalled = (0, 0)  # sparse and dense calls that are in those sums
 
     def forward(self, num_steps: int, n_tokens: int) -> None:
         """Note the size of the generation."""
         self._num_steps, self._n_tokens = num_steps, n_tokens
 
     def text(self, n_text: int) -> None:
-        """Note the prompt tokens of a guidance branch; those of the first are kept."""
+        """Note the prompt tokens of a guidance branch; the first number above 0 is kept."""
         self._n_text = self._n_text or n_text
 
     def sparse_call(
@@ -160,8 +173,27 @@ class StatsRecorder:
         """Note what centroids take now; the most is kept."""
         self._cache_bytes = max(self._cache_bytes, nbytes)
 
+    def step_density(self) -> tuple[float, ...]:
+        """Mean density of each step in which a call ran, in order; a dense call counts 1.
+
+        Reads the calls since the last reading alone. Waits for the device on CUDA.
+        """
+        num_sparse, num_dense = self._totalled
+        sparse, dense = self._sparse[num_sparse:], self._dense[num_dense:]
+        densities = _stack([call.density for call in sparse], self._num_heads).mean(axis=1)
+        new = [
+            *((call.place[0], float(x)) for call, x in zip(sparse, densities, strict=True)),
+            *((call.place[0], 1.0) for call in dense),
+        ]
+        for step, density in new:
+            total = self._step_totals.setdefault(step, [0.0, 0])
+            total[0] += density
+            total[1] += 1
+        self._totalled = (len(self._sparse), len(self._dense))
+        return tuple(total / count for _, (total, count) in sorted(self._step_totals.items()))
+
     def snapshot(self) -> RunStats:
-        """The sums so far. Waits for the device on CUDA."""
+        """The numbers so far, put together from every call. Waits for the device on CUDA."""
         heads = self._num_heads
         density = _stack([call.density for call in self._sparse], heads)
         kept_mass = _stack([call.kept_mass for call in self._sparse], heads)

@@ -1,7 +1,8 @@
 """Where a running pipeline is: the generation, step and guidance branch of each forward."""
 
 import functools
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,17 +61,19 @@ class Tracker:
             return
         original = transformer.cache_context
 
-        @functools.wraps(original)
-        @contextmanager
-        def cache_context(name: str, *args: Any, **kwargs: Any):
-            outer, self._context = self._context, name
-            try:
-                with original(name, *args, **kwargs) as entered:
-                    yield entered
-            finally:
-                self._context = outer
+        def cache_context(name: str, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
+            return self._within(name, original(name, *args, **kwargs))
 
-        set_on_instance(transformer, "cache_context", cache_context, undo)
+        set_on_instance(transformer, "cache_context", Wrapper(cache_context, original), undo)
+
+    @contextmanager
+    def _within(self, name: str, context: AbstractContextManager[Any]) -> Iterator[Any]:
+        outer, self._context = self._context, name
+        try:
+            with context as entered:
+                yield entered
+        finally:
+            self._context = outer
 
     def begin_forward(self) -> tuple[Position, bool]:
         """The position of the forward that begins now, and whether it begins a generation."""
@@ -118,6 +121,26 @@ class Tracker:
         if num_steps is None:
             num_steps = 0 if timesteps is None else len(timesteps)
         return int(num_steps)
+
+
+class Wrapper:
+    """Stands in for a method of one instance; a copy or a pickle of that has its own method."""
+
+    def __init__(self, call: Callable[..., Any], original: Callable[..., Any]) -> None:
+        self._call = call
+        self._original = original
+        functools.update_wrapper(self, original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return original_of_copy, (self._original,)
+
+
+def original_of_copy(original: Any) -> Any:
+    """What takes the place of a stand-in of ours in a copy of a model: the copied original."""
+    return original
 
 
 def set_on_instance(target: Any, name: str, value: Any, undo: ExitStack) -> None:

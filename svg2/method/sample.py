@@ -13,21 +13,28 @@ if TYPE_CHECKING:  # this module loads without torch, so that reading a trace do
 
 @dataclass(frozen=True)
 class CallSample:
-    """One sparse self-attention call, as an observer sees it right after it ran.
+    """One sparse self-attention call, as an observer sees it right after its attention ran.
 
     The tensors are those of the call, on its device and not copied: copy what is to be kept.
-    `stage_ms` waits for the device on CUDA, so a recorder that wants times reads them from
-    `RunStats` after the run.
+
+    Where the prompts of a batch differ in length, HunyuanVideo attends its samples one by one.
+    That is one call still: B is then 1, the tensors are those of the last sample, and `density`
+    and `kept_mass` are means over all samples.
 
     Attributes:
-        step, layer, branch: place of the call; branch is 0 cond, 1 uncond, 2 both in one batch,
+        step, layer, branch: position of the call; branch is 0 cond, 1 uncond, 2 both in one batch,
             more for others.
         density, kept_mass: `[H]`, means over the batch.
-        q, k, v: `[B, H, N, D]`, after norm and RoPE.
+        q, k, v: `[B, H, N, D]`, of the video tokens, after norm and RoPE.
         q_labels, k_labels: `[B, H, N]` int32.
-        q_centroids, k_centroids: `[B, H, C, D]` fp32, exact means of the labels.
+        q_centroids, k_centroids: `[B, H, C, D]`, fp32 means of the tokens with each label; an
+            empty cluster keeps its old centroid.
         q_sizes, k_sizes: `[B, H, C]` int32.
-        P: `[B, H, Q, K]` fp32, estimated attention mass; `kept`: bool, what was attended to.
+        P: `[B, H, Q, K]` fp32, attention mass estimated from centroids; `kept`: bool, what was
+            attended to.
+
+    Where processes share a video, tensors with H but `density` and `kept_mass` hold the heads of
+    this process alone.
     """
 
     step: int
@@ -50,5 +57,9 @@ class CallSample:
 
     @property
     def stage_ms(self) -> dict[str, float]:
-        """Milliseconds of `STAGES` but `other`, which is not over yet."""
+        """Milliseconds by stage, so far: the output layer, a part of `other`, has not run yet.
+
+        Waits for the device on CUDA. Where only times are wanted, `RunStats` after the run has
+        them without the wait.
+        """
         return self.clock.stage_ms

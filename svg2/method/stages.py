@@ -6,15 +6,24 @@ import time
 from typing import Any
 
 STAGES = ("kmeans", "permute", "select", "attention", "other")
-"""Stages of a sparse call; `other` is projections, norms, RoPE and the output layer."""
+"""Stages of a sparse call.
+
+`kmeans` clusters queries and keys, `permute` sorts keys and values by cluster, `select` estimates
+masses and selects the pairs to keep, and `attention` attends over them; the queries are sorted
+there, and means of the values taken for compensation. `other` is the rest of the layer's
+self-attention: projections, norms, RoPE, the output layer, and the exchange of heads where several
+processes share a video. Statistics and the observer are in no stage.
+"""
 
 DENSE_STAGE = "dense_attention"
+"""The attention kernel of a dense call, without projections, norms, RoPE and the output layer."""
 
 
 class StageClock:
     """Time by stage of one call: each `mark` ends a stage that began where the last one ended.
 
-    On CUDA it lays events in the stream and waits for nothing; reading `stage_ms` waits.
+    On CUDA it records events in the current stream and waits for nothing; reading `stage_ms`
+    waits for the last of them. On other devices it is wall time.
     """
 
     def __init__(self, device: Any) -> None:
@@ -39,7 +48,7 @@ class StageClock:
         self._instants.append(self._now())
 
     def skip(self) -> None:
-        """Count the time since the last mark under no stage."""
+        """End the current stage here and count its time under no name."""
         self._names.append(None)
         self._instants.append(self._now())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
     from svg2.hooks.enable import Handle
 
-GLIMPSE_SECONDS = 0.5  # a preview is for the eye, and no step is made slower for more of them
+GLIMPSE_SECONDS = 0.5  # at most two previews a second
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,11 @@ class Progress:
             empty while the model loads.
         stage: `load`, `warm up`, `encode`, `denoise`, `decode` or `measure`.
         step, num_steps: denoising steps done and to do; 0 of 0 in other stages.
-        eta_seconds: time left for all that was asked, as the steps so far tell; None while
-            unknown.
-        preview: the middle latent frame as it is now, decoded alone; only where it was asked for
-            and the pipeline shows its latents, and not at every step where steps are short.
-        density: mean density of each step so far, a dense one counts 1; asked for with `preview`.
+        eta_seconds: time left for all steps that were asked for, as the mean of the last three
+            steps tells; None while unknown.
+        preview: the middle latent frame as it is now, decoded alone. Only where it was asked for
+            and can be had, and at most two a second.
+        density: mean density of each step so far, where a dense call counts 1; with `preview`.
     """
 
     run: str
@@ -55,7 +58,13 @@ ShouldCancel = Callable[[], bool]
 
 
 class Watch:
-    """Progress, time left and cancelling of one or more runs."""
+    """Progress, time left and cancelling of one or more runs.
+
+    Attributes:
+        preview: whether reports are to show pictures and densities of the run.
+        can_decode: whether no picture has failed yet; after one that has, none is tried.
+        steps_after: denoising steps of the runs that follow the present one, for the time left.
+    """
 
     def __init__(
         self,
@@ -66,6 +75,7 @@ class Watch:
         self.on_progress = on_progress
         self.should_cancel = should_cancel
         self.preview = preview and on_progress is not None
+        self.can_decode = True
         self.steps_after = 0
         self._cancelled = False
         self._step_seconds: list[float] = []
@@ -103,8 +113,8 @@ class Loop:
     """A pipeline's denoising loop, seen by the progress bar that every pipeline opens around it.
 
     Attributes:
-        seconds: of `encode`, up to the loop, and of `denoise`, the loop without reporting.
-        handle: of the pipeline where reports are to show latents and densities.
+        seconds: of `encode`, up to the loop, and of `denoise`, the loop without its reports.
+        handle: of the enabled pipeline, where reports are to show pictures and densities.
     """
 
     def __init__(
@@ -130,7 +140,7 @@ class Loop:
 
     @contextmanager
     def progress_bar(self, total: int) -> Iterator[Loop]:
-        """Stands in for the pipeline's own; no `run`, no reports."""
+        """Stands in for the pipeline's own. Without the name of a `run` it reports nothing."""
         self._num_steps = total
         self.seconds["encode"] = self._stopwatch.lap()
         self._report("denoise")
@@ -146,7 +156,7 @@ class Loop:
     def update(self, count: int = 1) -> None:
         """A step is done."""
         if self.handle is not None:
-            Stopwatch(device_of(self._pipe))  # drains the queue, so that no preview waits for it
+            Stopwatch(device_of(self._pipe))  # the wait for a step is the step's, not its report's
         now = time.perf_counter()
         self._step += count
         if self._run is not None:
@@ -169,10 +179,18 @@ class Loop:
         if self.handle is None or time.monotonic() - self._glimpsed < GLIMPSE_SECONDS:
             return {}
         self._glimpsed = time.monotonic()
-        table = self.handle.stats.density_table()
-        known = table[:, ~np.isnan(table).any(axis=0)]
-        density = tuple(known.mean(axis=0).tolist())
-        return {"preview": _preview(self._pipe, self._latents), "density": density}
+        return {"preview": self._picture(), "density": self.handle.step_density}
+
+    def _picture(self) -> UInt8[ndarray, "Y X 3"] | None:
+        """A preview; None where there is none. A run never fails for its preview."""
+        if not self._watch.can_decode:
+            return None
+        try:
+            return _preview(self._pipe, self._latents)
+        except Exception:
+            self._watch.can_decode = False
+            _log.warning("No preview can be shown; the run goes on without.", exc_info=True)
+            return None
 
     def _report(self, stage: str, **glimpse: Any) -> None:
         if self._run is not None:
@@ -197,10 +215,7 @@ def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | Non
             frame = frame * std + mean
         else:
             frame = frame / getattr(vae.config, "scaling_factor", 1.0)
-        try:
-            video = vae.decode(frame, return_dict=False)[0]
-        except torch.OutOfMemoryError:  # the run itself may still fit
-            return None
+        video = vae.decode(frame, return_dict=False)[0]
     picture = pipe.video_processor.postprocess_video(video, output_type="np")[0][0]
     return (np.asarray(picture) * 255).round().astype(np.uint8)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,36 @@ from svg2.trace.recording import fit
 from svg2.trace.records import RecordingPolicy, Trace
 
 
+@dataclass(frozen=True)
+class SweepPlan:
+    """The runs of a sweep: per method one that keeps everything, then the budgets, largest first.
+
+    Attributes:
+        run: the request and the settings that all runs share.
+        top_ps: the budgets that were asked for.
+    """
+
+    run: Run
+    runs: tuple[Run, ...]
+    top_ps: frozenset[float]
+
+    @classmethod
+    def of(cls, run: Run, methods: Sequence[str], top_ps: Sequence[float]) -> SweepPlan:
+        """Every method at every budget.
+
+        Raises:
+            ConfigError: there is no such method, or a budget is outside (0, 1].
+        """
+        runs = tuple(
+            run.with_settings(method=method, top_p=top_p)
+            for method in dict.fromkeys(methods)
+            for top_p in (1.0, *sorted(set(top_ps) - {1.0}, reverse=True))
+        )
+        return cls(run, runs, frozenset(top_ps))
+
+
 def sweep(
-    run: Run,
-    methods: Sequence[str],
-    top_ps: Sequence[float],
+    plan: SweepPlan,
     folder: Path,
     pipe: Any = None,
     *,
@@ -46,18 +73,14 @@ def sweep(
     Raises: as `svg2.runs.dense_sparse.compare`; OSError when the folder can't be written.
     """
     watch = watch or Watch()
-    plan = [
-        run.with_settings(method=method, top_p=top_p)
-        for method in dict.fromkeys(methods)
-        for top_p in (1.0, *sorted({float(p) for p in top_ps} - {1.0}, reverse=True))
-    ]
+    run, runs = plan.run, plan.runs
     # every run records, so each has its share of the trace
     policy = policy or RecordingPolicy()
-    policy = dataclasses.replace(policy, max_bytes=policy.max_bytes // len(plan))
+    policy = dataclasses.replace(policy, max_bytes=policy.max_bytes // len(runs))
     pipe = load_for(run, watch) if pipe is None else pipe
 
     num_steps = run.request.num_inference_steps
-    watch.steps_after = len(plan) * num_steps
+    watch.steps_after = len(runs) * num_steps
     dense = generate_dense(pipe, run, watch)
     content: dict[str, Any] = {
         "dense": _dense_record(dense),
@@ -66,7 +89,7 @@ def sweep(
         "complete": False,
     }
     trace: Trace | None = None
-    for one in plan:
+    for one in runs:
         watch.steps_after -= num_steps
         try:
             sparse = generate_sparse(pipe, one, watch, policy)
@@ -76,12 +99,12 @@ def sweep(
         result = result_record(dense, sparse)
         if top_p == 1.0:
             content["baselines"][method] = result | {"loop_attention_share": _share(sparse)}
-        if top_p in top_ps:
+        if top_p in plan.top_ps:
             point = _against_baseline(result, content["baselines"][method])
             content["points"].append(point)
             trace = add_run(trace or start_trace(dense, sparse), dense, sparse, point)
             write_atomic(folder / "trace.npz", trace_bytes(_fitted(trace, trace_bytes_limit)))
-        content["complete"] = one is plan[-1]
+        content["complete"] = one is runs[-1]
         write_atomic(folder / "sweep.json", json_bytes(content))
     return content
 

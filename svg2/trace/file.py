@@ -55,8 +55,7 @@ def trace_bytes(trace: Trace) -> bytes:
         for name in _RUN_ARRAYS:
             arrays[f"r{r}/{name}"] = getattr(run, name)
     for i, record in enumerate(trace.records):
-        index = (record.run, record.step, record.layer, record.branch, record.head)
-        arrays[f"i{i}/index"] = np.array(index, np.int32)
+        arrays[f"i{i}/index"] = np.array(record.position, np.int32)
         arrays[f"i{i}/kept"] = np.packbits(record.kept)
         arrays[f"i{i}/recall"] = np.array(record.recall, np.float32)
         for name in _RECORD_ARRAYS:
@@ -182,6 +181,8 @@ def _parse(members: _Members) -> Trace:
     header = _header(members.array("header", np.uint8, 1).tobytes())
     runs = tuple(_run(members, r, fields) for r, fields in enumerate(header["runs"]))
     records = tuple(_record(members, i, header, runs) for i in range(header["num_records"]))
+    positions = {record.position for record in records}
+    _require(len(positions) == len(records), "two of its records have one position")
     expected = 2 + len(runs) * (1 + len(_RUN_ARRAYS)) + len(records) * (3 + len(_RECORD_ARRAYS))
     _require(len(members) == expected, "it holds entries that its header does not name")
     return Trace(

@@ -43,10 +43,11 @@ def choose(
     num_heads: int,
     n_tokens: int,
 ) -> Selection:
-    """What `policy` records of a run, thinned so that its records stay under `max_bytes`.
+    """What `policy` records of a run, thinned so that its records leave room in `max_bytes`.
 
     Steps and layers that run dense are left out. Thinning takes heads first, then steps, then
-    layers, always spread over what there is.
+    layers, always spread over what there is. Records are counted before compression, for one
+    guidance branch.
     """
     sparse_steps = range(config.warmup_steps(num_steps), num_steps)
     sparse_layers = range(config.dense_layers, num_layers)
@@ -84,8 +85,8 @@ class Recorder:
 
     Attributes:
         records: what was recorded so far, of run 0.
-        seconds: time that recording took, which is no part of the run. Waiting for the work that a
-            GPU still had queued is, and is not counted.
+        seconds: time that recording took, which is no part of the run. The wait for work that was
+            queued on the GPU before is part of the run and not counted here.
     """
 
     def __init__(self, selection: Selection, branches: Sequence[int], seed: int = 0) -> None:
@@ -110,7 +111,8 @@ class Recorder:
 
 
 def _record(call: CallSample, head: int, rng: np.random.Generator) -> Record:
-    # The last of the batch: where both guidance branches share one, the conditional comes last.
+    # The last sample: pipelines that put both guidance branches in one batch put the conditional
+    # one last. The densities of the call are means over the batch.
     def array(tensor: Any) -> ndarray:
         tensor = tensor[-1, head]
         return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
@@ -142,7 +144,7 @@ def fit(trace: Trace, max_bytes: int) -> Trace:
     """The trace with fewer records, so that its file has at most `max_bytes`.
 
     Heads go first, then steps, then layers, always spread over what there is; the clips and the
-    statistics of every call stay. Where they alone are more, no record is left.
+    statistics of every call stay, so a file without any record may still be larger.
     """
     asked = {
         axis: sorted({getattr(record, axis) for record in trace.records})
@@ -232,7 +234,7 @@ def attention_recall(
     key_labels: Int[ndarray, "N"],
     kept: Bool[ndarray, "Q K"],
 ) -> float:
-    """Share of the exact softmax mass that lands on kept keys, mean over the queries."""
+    """Share of the softmax mass, in fp32, that lands on kept keys; mean over the queries."""
     scores = queries.astype(np.float32) @ keys.astype(np.float32).T / np.sqrt(queries.shape[1])
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     seen = kept[query_labels][:, key_labels]

@@ -22,8 +22,8 @@ class RecordingPolicy:
         layers: layer numbers; None takes all.
         heads: head numbers; None takes the first two.
         branches: guidance branches, 0 conditional, 1 unconditional, 2 both in one batch.
-        max_bytes: bound on the size of the trace; records, counted before compression, are thinned
-            to stay under it.
+        max_bytes: bound on the size of the trace. Records, counted before compression, are thinned
+            to take at most three quarters of it, which leaves the rest to clips and statistics.
     """
 
     steps: tuple[int, ...] | None = None
@@ -37,18 +37,21 @@ class RecordingPolicy:
 class Record:
     """One head of one sparse call: its clusters, their masses, what was kept.
 
+    A trace has at most one record per position. Of a batch it is the last sample, which is the
+    conditional one where both guidance branches are in one batch.
+
     Attributes:
         run: index into `Trace.runs`.
         q_labels, k_labels: cluster of each token, tokens in (frame, row, column) order.
         P: attention mass of each key cluster per query cluster, as estimated from centroids; rows
-            sum to 1.
+            sum to 1, up to the rounding to float16.
         kept: the selection that the method made.
         q_rgb, k_rgb: colours of the centroids, by joint principal components, so that near
             clusters look near.
-        k_near: per key cluster the 4 nearest other ones, nearest first (its own id where there are
-            fewer).
-        recall: share of the exact softmax mass that fell on kept keys, mean over 64 random
-            queries.
+        k_near: per key cluster the 4 nearest others that hold tokens, nearest first (its own id
+            where there are fewer).
+        recall: share of the true softmax mass over the video tokens that fell on kept keys, mean
+            over 64 random queries.
     """
 
     run: int
@@ -64,6 +67,11 @@ class Record:
     k_rgb: UInt8[ndarray, "K 3"]
     k_near: UInt16[ndarray, "K 4"]
     recall: float
+
+    @property
+    def position(self) -> tuple[int, int, int, int, int]:
+        """Run, step, layer, branch and head."""
+        return self.run, self.step, self.layer, self.branch, self.head
 
     @property
     def q_sizes(self) -> Int32[ndarray, "Q"]:
@@ -91,7 +99,7 @@ class TraceRun:
         result: the fields of result.json.
         psnr_frame: dB per frame against dense; infinite where identical.
         call: step, layer and branch of each sparse call, in order.
-        density, kept_mass: per call and head.
+        density, kept_mass: per call and head, means over the batch.
         stage_ms: milliseconds per call in each of `STAGES`.
     """
 

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 
 import app
 from svg2.runs.jobs import Studio
-from tests.svg2.pipelines import make_model_folder
-from tests.traces import make_synthetic_trace
-from viz.shelf import READY_MADE, Shelf, Shown
+from tests.viz.page.fixtures import studio, traces
+from viz.page.open_traces import OpenTraces
 
-
-@pytest.fixture(scope="session")
-def studio(tiny_pipeline_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    folder = tmp_path_factory.mktemp("studio") / "tiny"
-    return Studio(str(make_model_folder(tiny_pipeline_path, folder)))
-
-
-@pytest.fixture(scope="session")
-def shelf() -> Shelf:
-    """Two ready-made traces, the second of another prompt."""
-    first = make_synthetic_trace(grid=(5, 6, 7), num_q=7, num_k=15, steps=5)
-    second = make_synthetic_trace(grid=(3, 6, 6), num_q=5, num_k=9, steps=5, seed=1)
-    second.request["prompt"] = "a blue cube bouncing"
-    named = zip((first, second), ("red-ball", "blue-cube"), strict=True)
-    return Shelf([Shown(trace, READY_MADE, name) for trace, name in named])
+__all__ = ["studio", "traces"]
 
 
 @pytest.fixture(scope="module")
-def address(studio: Studio, shelf: Shelf) -> Iterator[str]:
+def address(studio: Studio, traces: OpenTraces) -> Iterator[str]:
     """The page, served. One thread for torch: on tensors this small more only wait."""
     import torch
 
@@ -42,16 +27,16 @@ def address(studio: Studio, shelf: Shelf) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     page = app.launch(
-        *(studio, shelf), server_name="127.0.0.1", server_port=port, prevent_thread_lock=True
+        *(studio, traces), server_name="127.0.0.1", server_port=port, prevent_thread_lock=True
     )
     yield f"http://127.0.0.1:{port}/"
     page.close()
     torch.set_num_threads(num_threads)
 
 
-@pytest.fixture
-def visit(chromium, address: str) -> Iterator[Callable]:
-    """Opens the page; a complaint in the console or a request to another host fails the test."""
+@contextmanager
+def opener(chromium, address: str) -> Iterator[Callable]:
+    """Opens the page; a complaint in the console or a request to another host is an error."""
     troubles: list[str] = []
     contexts = []
 
@@ -85,3 +70,17 @@ def visit(chromium, address: str) -> Iterator[Callable]:
     for context in contexts:
         context.close()
     assert not troubles, troubles
+
+
+@pytest.fixture
+def visit(chromium, address: str) -> Iterator[Callable]:
+    """Opens a page for one test."""
+    with opener(chromium, address) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def visit_all(chromium, address: str) -> Iterator[Callable]:
+    """Opens a page for all tests of a module that leave it fit for the next."""
+    with opener(chromium, address) as opened:
+        yield opened

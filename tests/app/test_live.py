@@ -8,7 +8,7 @@ from importlib import resources
 import pytest
 from playwright.sync_api import expect
 
-from tests.app.test_page import PROMPT, field, generate, says, unfold
+from tests.app.test_page import field, says, unfold
 from tests.viz.pace import slowdown
 
 pytestmark = pytest.mark.browser
@@ -27,44 +27,83 @@ def let_go_at(page, top_p: float) -> None:
     )
 
 
-def test_a_run_streams_in_and_a_release_shows_its_progress_in_place(visit) -> None:
-    page = visit("?num_inference_steps=30&width=128&height=128")
+STEPS = 12  # a step takes about a tenth of a second: enough to see it, and to stop it
+
+
+def larger(page) -> None:
+    """Wait until the form has the size that the address asks for."""
     unfold(page, "Video and sampling")
     page.wait_for_function("document.querySelector('#width input')?.value === '128'")
+
+
+@pytest.fixture(scope="module")
+def making(visit_all):
+    """A page on which a comparison has just been started."""
+    page = visit_all(f"?num_inference_steps={STEPS}&width=128&height=128")
+    larger(page)
     page.click("#generate")
-    live = page.locator("#explorer .liveslot.top .live")
-    live.locator(".livetext", has_text=re.compile(r"Dense run, step \d+ of 30")).wait_for()
+    return page
+
+
+@pytest.fixture(scope="module")
+def made(making):
+    """The same page, seen while the run went on and with it done."""
+    live = making.locator("#explorer .liveslot.top .live")
+    step = re.compile(rf"Dense run, step \d+ of {STEPS}")
+    live.locator(".livetext", has_text=step).wait_for()
     picture = live.locator(".livepreview")
     picture.wait_for()
-    assert picture.get_attribute("src").startswith("data:image/png")
-    assert picture.evaluate("(i) => i.decode().then(() => i.naturalWidth)") == 128
-    assert "decoded alone" in live.inner_text()
+    seen = {
+        "picture": picture.get_attribute("src"),
+        "width": picture.evaluate("(i) => i.decode().then(() => i.naturalWidth)"),
+        "text": live.inner_text(),
+    }
     live.get_by_text("Density by step, now").wait_for()
-    says(page, "Done:")
+    says(making, "Done:")
     live.wait_for(state="hidden")
-    page.locator("#explorer .mode", has_text="live CPU").wait_for()  # its payload is here
+    # Until its payload is here the explorer shows the trace before, whose runs are others.
+    making.locator("#explorer .mode", has_text="live CPU").wait_for()
+    return making, seen
 
+
+def test_a_run_streams_in(made) -> None:
+    _, seen = made
+    assert seen["picture"].startswith("data:image/png")
+    assert seen["width"] == 128
+    assert "decoded alone" in seen["text"]
+
+
+def test_a_release_shows_its_progress_in_place(made) -> None:
+    page, _ = made
+    before = page.locator("#explorer .runs button").count()
     let_go_at(page, 0.4)
     here = page.locator("#explorer .side .live")
     here.locator(".livetext", has_text=re.compile(r"Measuring top-p 0.4: .*step")).wait_for()
     here.get_by_role("button", name="Cancel").click()
     says(page, "Cancelled.")
     here.wait_for(state="hidden")
-    assert page.locator("#explorer .runs button").count() < 2
+    assert page.locator("#explorer .runs button").count() == before
     let_go_at(page, 0.6)
     page.locator("#explorer .runs button", has_text="top-p 0.6").wait_for()
     assert "dense timed earlier" in page.locator("#explorer .metrics").inner_text()
 
 
-def test_a_whole_run_takes_the_buttons_over_from_a_release(visit) -> None:
-    page = visit("?num_inference_steps=30&width=128&height=128&method=svg2")
-    unfold(page, "Video and sampling")
-    page.wait_for_function("document.querySelector('#width input')?.value === '128'")
+def test_a_second_run_of_the_same_video_joins_the_first(made) -> None:
+    page, _ = made
+    runs, points = page.locator("#explorer .runs button"), page.locator("#explorer .chart .point")
+    before = max(runs.count(), 1)  # a single run has no button to choose it by
+    page.locator("#method input[value='svg2']").check()
     page.click("#generate")
-    says(page, "Done:")
-    # Until its payload is here the explorer shows the trace before, whose runs are others.
-    page.locator("#explorer .mode", has_text="live CPU").wait_for()
-    let_go_at(page, 0.4)
+    page.locator("#explorer .runs button", has_text="svg2 · top-p 0.9").wait_for()
+    assert runs.count() == points.count() == before + 1
+    points.first.click()
+    page.locator("#explorer .stage", has_text="svg2-comp").wait_for()
+    page.locator("#method input[value='svg2-comp']").check()
+
+
+def test_a_whole_run_takes_the_buttons_over_from_a_release(made) -> None:
+    page, _ = made
+    let_go_at(page, 0.3)
     page.locator("#status .progress", has_text=re.compile(r"SVG2.*step [1-9]")).wait_for()
     assert page.locator("#generate").is_enabled()  # a whole run may take a release's place
     field(page, "seed").fill("1")
@@ -73,12 +112,12 @@ def test_a_whole_run_takes_the_buttons_over_from_a_release(visit) -> None:
     assert page.locator("#generate").is_disabled()
     page.click("#cancel", timeout=5_000)
     says(page, "Cancelled.")
+    page.locator("#cancel").wait_for(state="hidden")
+    field(page, "seed").fill("0")
 
 
 def test_a_cancelled_run_keeps_its_dense_side(visit) -> None:
-    page = visit("?num_inference_steps=60&width=128&height=128")
-    unfold(page, "Video and sampling")
-    page.wait_for_function("document.querySelector('#width input')?.value === '128'")
+    page = visit("?num_inference_steps=20")
     page.click("#generate")
     sparse = re.compile(r"SVG2 \+ compensation.*step [1-9]")
     page.locator("#status .progress", has_text=sparse).wait_for()
@@ -96,19 +135,6 @@ def test_a_cancelled_run_keeps_its_dense_side(visit) -> None:
     assert any("SVG2 + compensation" in text for text in seen)
     assert not any("Dense run" in text for text in seen)
     page.locator("#explorer .metrics", has_text="dense timed earlier").wait_for()
-
-
-def test_a_second_run_of_the_same_video_joins_the_first(visit) -> None:
-    page = visit()
-    page.fill(PROMPT, "a red ball rolling")
-    generate(page)
-    page.locator("#method input[value='svg2']").check()
-    page.click("#generate")
-    page.locator("#explorer .runs button", has_text="svg2 · top-p 0.9").wait_for()
-    assert page.locator("#explorer .runs button").count() == 2
-    assert page.locator("#explorer .chart .point").count() == 2
-    page.locator("#explorer .chart .point").first.click()
-    page.locator("#explorer .stage", has_text="svg2-comp").wait_for()
 
 
 def test_a_link_opens_its_trace_and_state(visit) -> None:

@@ -9,6 +9,7 @@ from kernels.cluster_attention.fused import lists
 from tests.kernels.cases import (
     assert_as_exact_as,
     compensated_attention,
+    grid,
     make_case,
     masked_attention,
     run,
@@ -32,22 +33,12 @@ def with_first(case, q_cluster):
 
 
 @pytest.mark.parametrize(
-    ("n", "dtype", "compensate"),
-    [
-        *((n, dtype, c) for n in (1, 17, 64) for dtype in (FP32, FP16) for c in (False, True)),
-        *((63, FP32, False), (63, FP16, True), (257, FP32, True), (257, FP16, False)),
-        *((1000, FP32, False), (1000, FP16, True)),
-    ],
+    ("n", "dim", "dtype", "compensate"),
+    grid((1, 17, 63, 64, 257, 1000), (64, 128), (FP32, FP16), (False, True)),
 )
-def test_any_map(n, dtype, compensate, poisoned_memory):
-    check(make_case(n=n, dim=64).to(dtype), compensate=compensate)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "compensate"), [(FP32, False), (FP32, True), (FP16, False), (FP16, True)]
-)
-def test_head_dim_128(dtype, compensate):
-    check(make_case(n=100, dim=128, heads=1).to(dtype), compensate=compensate)
+def test_any_map(n, dim, dtype, compensate, poisoned_memory):
+    heads = 1 if n == 1000 else 2
+    check(make_case(n=n, dim=dim, heads=heads).to(dtype), compensate=compensate)
 
 
 def test_batch_and_more_keys_than_queries():
@@ -71,6 +62,17 @@ def test_one_kept_of_many_of_which_some_are_empty(compensate):
 @pytest.mark.parametrize("compensate", [False, True])
 def test_one_giant_cluster_among_empty_ones(compensate):
     check(make_case(n=257, dim=64, labels="giant", kept_share=0.0), compensate=compensate)
+
+
+def test_more_clusters_than_published_settings_have():
+    check(make_case(n=60, dim=64, heads=1, num_q=2, num_k=1100), compensate=True)
+
+
+def test_more_clusters_than_the_lists_take_are_refused():
+    case = make_case(n=20, dim=64, heads=1, num_q=2, num_k=2049)
+    with pytest.raises(ValueError, match="at most 2048 key clusters, not 2049: take fewer"):
+        run(case, impl="fused")
+    check(make_case(n=20, dim=64, heads=1, num_q=1, num_k=2048))
 
 
 def test_one_token_per_cluster():

@@ -5,7 +5,7 @@ import torch
 
 import kernels
 from kernels.kmeans import fused
-from tests.kernels.cases import cluster_means
+from tests.kernels.cases import cluster_means, grid
 from tests.kernels.test_kmeans import distances, start, tokens
 
 FP32, FP16 = torch.float32, torch.float16
@@ -28,10 +28,12 @@ def assert_consistent(x, before, result):
     assert torch.equal(result.order.offsets, order.offsets)
 
 
-@pytest.mark.parametrize("dtype", [FP32, FP16])
-@pytest.mark.parametrize("n", [1, 17, 63, 64, 257, 1000])
-def test_one_step_is_assign_then_update(n, dtype, poisoned_memory):
-    x = tokens(n, batch=1 + (n == 17), dim=64).to(dtype)
+@pytest.mark.parametrize(
+    ("n", "dim", "dtype"), grid((1, 17, 63, 64, 257, 1000), (64, 128), (FP32, FP16))
+)
+def test_one_step_is_assign_then_update(n, dim, dtype, poisoned_memory):
+    batch, heads = (2, 2) if n == 17 else (1, 1)
+    x = tokens(n, batch=batch, heads=heads, dim=dim).to(dtype)
     before = start(x, min(n, 35))
     result = kernels.kmeans(x, before, 1, impl="fused")
     to_own = distances(x, before).gather(-1, result.labels.long()[..., None])[..., 0]

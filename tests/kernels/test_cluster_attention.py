@@ -12,6 +12,7 @@ import kernels
 from tests.kernels.cases import (
     assert_as_exact_as,
     compensated_attention,
+    grid,
     make_case,
     masked_attention,
     run,
@@ -52,9 +53,7 @@ def test_a_map_without_the_empty_clusters_is_dense_too():
     assert torch.equal(run(case.with_kept(kept)), run(full))
 
 
-@pytest.mark.parametrize("n", LENGTHS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("compensate", [False, True])
+@pytest.mark.parametrize(("n", "dtype", "compensate"), grid(LENGTHS, DTYPES, (False, True)))
 def test_any_map_is_masked_attention(n, dtype, compensate):
     check(make_case(n=n, batch=2).to(dtype), compensate=compensate)
 

@@ -11,42 +11,57 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 from kernels import compile as offline
+from kernels.build import Build
 
 pytestmark = pytest.mark.slow
 
 CHIPS = tuple(offline.SHARED_LIMITS)
 TENSOR_CORES = {"sm_8": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "sm_120": "mma.sync"}
-# The whole matrix takes minutes: `python -m kernels.compile --dtypes fp16 bf16` does it. These
-# hold the most registers of each kind, in either dtype and head dimension.
+# Each kernel once, in the variant with the most registers; `nightly` compiles all that ships.
 SOME = re.compile(
-    r"attend (main|tail) \S+ D128 bf16\+comp\+perm$|attend main \S+ D64 fp16$"
-    r"|assign \S+ D128 bf16$"
+    r"attend (main|tail) \S+ D128 bf16\+comp\+perm$|(assign|update|gather|scatter).* D128"
+    r"|list keys \S+ K1024\+comp$|list items|count|scan|place"
 )
-ON_ONE_CHIP = re.compile(r"^(update|list|count|scan|place|gather|scatter)(?!.*(D64|fp16))")
+PRODUCTS = re.compile(r"(attend main|assign) \S+ D128 bf16(\+comp\+perm)?$")
 
 
-@pytest.fixture(scope="module")
-def reports():
-    """A report of each of these builds by chip."""
-    builds = {chip: list(offline.shipped_builds(chip)) for chip in CHIPS}
-    wanted = [(chip, b) for chip in CHIPS for b in builds[chip] if SOME.search(b.name)]
-    wanted += [("sm_90", b) for b in builds["sm_90"] if ON_ONE_CHIP.search(b.name)]
-    return [offline.compile_for(build, chip) for chip, build in wanted]
+def compiled(chip, pattern=""):
+    """Reports of the builds whose names have the pattern, in bf16; all without one."""
+    dtypes = ("bf16",) if pattern else offline.DTYPES
+    builds = [b for b in offline.shipped_builds(chip, dtypes) if re.search(pattern, b.name)]
+    return [offline.compile_for(build, chip) for build in builds]
 
 
-def test_nothing_spills_and_all_fits(reports):
-    assert {report.chip for report in reports} == set(CHIPS)
-    assert len(reports) > 20
+def assert_sound(reports):
+    """Nothing spills, all fits, and products run on the tensor cores."""
     assert not [fault for report in reports for fault in report.faults]
-
-
-def test_products_run_on_the_tensor_cores(reports):
     for report in reports:
         if not report.build.name.startswith(("attend", "assign")):
             continue
         unit = "mfma" if report.chip.startswith("gfx") else None
         unit = unit or next(u for c, u in TENSOR_CORES.items() if report.chip.startswith(c))
         assert unit in report.assembly, (report.chip, report.build.name)
+
+
+def test_each_kernel_is_sound_on_one_chip():
+    reports = compiled("sm_90", SOME)
+    kernels = {report.build.kernel.__name__ for report in reports}
+    assert kernels == {build.kernel.__name__ for build in offline.shipped_builds("sm_90")}
+    assert_sound(reports)
+
+
+def test_products_are_sound_on_another():
+    reports = compiled("sm_80", PRODUCTS)
+    assert len(reports) == 3
+    assert_sound(reports)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("chip", CHIPS)
+def test_all_that_ships_is_sound(chip):
+    reports = compiled(chip)
+    assert len(reports) > 30
+    assert_sound(reports)
 
 
 def test_a_fault_is_found():
@@ -72,3 +87,20 @@ def test_the_page_has_the_table_of_what_ships():
         if re.search(offline.IN_TABLE, build.name)
     }
     assert names == shipped
+
+
+def test_a_build_of_gluon_with_types_of_its_own():
+    from triton.experimental import gluon
+    from triton.experimental.gluon import language as gl
+
+    @gluon.jit
+    def double_kernel(x_ptr, N, BLOCK: gl.constexpr):
+        layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+        i = gl.arange(0, BLOCK, layout=layout)
+        x = gl.load(x_ptr + i, mask=i < N)
+        gl.store(x_ptr + i, x + x, mask=i < N)
+
+    build = Build("double", double_kernel, "bf16", {"BLOCK": 128}, types={"N": "i64"})
+    report = offline.compile_for(build, "sm_90")
+    assert not report.faults
+    assert ".param .u64 double_kernel_param_1" in report.assembly

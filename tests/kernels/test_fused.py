@@ -1,4 +1,4 @@
-"""The fused ops without a GPU: in Triton's interpreter, each file in a process of its own.
+"""The fused ops without a GPU: in Triton's interpreter, in a process of their own.
 
 `TRITON_INTERPRET` is read when a kernel is decorated, so the tests are in files that pytest does
 not collect by itself and that run with it set.
@@ -17,7 +17,7 @@ import kernels
 from kernels import impl
 
 HERE = Path(__file__).parent
-FILES = sorted(path.name for path in HERE.glob("fused_*.py"))
+FILES = sorted(HERE.glob("fused_*.py"))
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -26,10 +26,14 @@ needs_triton = pytest.mark.skipif(
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FILES)
-def test_in_the_interpreter(name):
+@pytest.mark.parametrize(
+    "marked", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)]
+)
+def test_in_the_interpreter(marked):
+    assert len(FILES) == 3
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marked]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / name],
+        [*command, *FILES],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=HERE.parent.parent,
         capture_output=True,
@@ -98,8 +102,8 @@ class _OnCuda:
 
 def test_auto_is_fused_on_cuda(with_cuda):
     assert kernels.resolve_impl("auto") == "fused"
-    assert kernels.resolve_impl("auto", _OnCuda(), products=True) == "fused"
-    assert kernels.resolve_impl("fused", _OnCuda(head_dim=64), products=True) == "fused"
+    assert kernels.resolve_impl("auto", _OnCuda(), is_matmul=True) == "fused"
+    assert kernels.resolve_impl("fused", _OnCuda(head_dim=64), is_matmul=True) == "fused"
     assert kernels.resolve_impl("reference", _OnCuda()) == "reference"
 
 
@@ -111,10 +115,10 @@ def test_auto_is_fused_on_cuda(with_cuda):
     ],
 )
 def test_what_the_kernels_do_not_take(with_cuda, x, reason):
-    assert kernels.resolve_impl("auto", x, products=True) == "reference"
+    assert kernels.resolve_impl("auto", x, is_matmul=True) == "reference"
     assert kernels.resolve_impl("fused", x) == "fused"
     with pytest.raises(kernels.ImplUnavailable, match=reason):
-        kernels.resolve_impl("fused", x, products=True)
+        kernels.resolve_impl("fused", x, is_matmul=True)
 
 
 def test_an_old_card(with_cuda, monkeypatch):

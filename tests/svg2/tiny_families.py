@@ -1,4 +1,4 @@
-"""Small random checkpoints in the layout of each published model: a row a pipeline class."""
+"""Small random checkpoints in the layout of each published model: one row per pipeline class."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ class TinyFamily:
     """A checkpoint to make: `build` gives the pipeline, `lab` its defaults.
 
     Attributes:
-        layers: self-attention layers of a transformer; branches: guidance passes a step.
+        layers: self-attention layers of a transformer; branches: guidance passes per step.
         given: field of a request that names a file, and which.
         tokens: at the default size.
     """
@@ -144,8 +144,8 @@ def _wan_transformer(kind=diffusers.WanTransformer3DModel, **changes: Any):
     return kind(**(config | changes)).eval()
 
 
-def _wan_t2v():
-    return diffusers.WanPipeline(**_wan_parts(), transformer=_wan_transformer())
+def wan_t2v(**transformer: Any):
+    return diffusers.WanPipeline(**_wan_parts(), transformer=_wan_transformer(**transformer))
 
 
 def _wan_v2v():
@@ -191,7 +191,7 @@ def _wan22_i2v():
 
 
 def _wan22_ti2v():
-    """A VAE of 16 pixels a latent, and one time a token."""
+    """A VAE of 16 pixels per latent, and one time per token."""
     vae = {
         "base_dim": 4,
         "decoder_base_dim": 4,
@@ -342,7 +342,7 @@ _HUNYUAN = {"height": 32, "width": 48, "num_frames": 9, "max_sequence_length": 6
 _TI2V = {**_WAN, "height": 128, "width": 128}
 
 TINY: Mapping[str, TinyFamily] = {
-    "wan2.1-t2v": TinyFamily(_wan_t2v, _WAN, 3),
+    "wan2.1-t2v": TinyFamily(wan_t2v, _WAN, 3),
     "wan2.1-i2v": TinyFamily(_wan21_i2v, {**_WAN, "max_sequence_length": 512}, 3, given="image"),
     "wan2.1-v2v": TinyFamily(_wan_v2v, {**_WAN, "num_inference_steps": 5}, 3, given="video"),
     "wan2.1-vace": TinyFamily(_wan_vace, _WAN, 5, given="video"),

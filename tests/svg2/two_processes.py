@@ -1,5 +1,14 @@
-"""Run by torchrun: models dense and sparse over all processes; the first saves the frames."""
+"""Run by torchrun, once: all that two processes do in the tests, which read what it leaves.
 
+`python -m tests.svg2.two_processes FOLDER PORT...`: in FOLDER lie `families/NAME`, each a model to
+generate with, and `commands.json`, command lines by name; each command gets a port of its own. Left
+are `families/NAME/frames.npz`, and what process RANK answered to a command, `NAME.RANK.json`.
+"""
+
+import contextlib
+import io
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,31 +17,33 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from svg2.runs.distributed import process_group
+from svg2.cli import main
+from svg2.runs.distributed import process_group, processes
 
 
-def make(model: str) -> None:
-    """All runs of the pipeline in folder `model`, into frames.npz beside its files."""
+def make(folder: Path) -> None:
+    """All runs of the pipeline in a folder, into frames.npz beside its files."""
     import svg2
     from svg2.hooks.context_parallel import context_parallel
     from svg2.models.finding import model_spec
     from svg2.models.loading import load_pipeline
     from tests.svg2.tiny_families import PROMPT
 
-    torch.set_num_threads(1)
-    pipe, spec = load_pipeline(model, "fp32", "cpu"), model_spec(model)
+    spec = model_spec(str(folder))
+    pipe = load_pipeline(spec, "fp32", "cpu")
     arguments = {
         "prompt": PROMPT,
         "height": spec.height,
         "width": spec.width,
         "num_frames": spec.num_frames,
-        "num_inference_steps": spec.num_inference_steps,
+        "num_inference_steps": 2,
         "max_sequence_length": spec.max_sequence_length,
         "output_type": "np",
     }
     if spec.kind.takes == "image":
         noise = np.random.default_rng(0).integers(0, 255, (spec.height, spec.width, 3), np.uint8)
         arguments["image"] = Image.fromarray(noise)
+    config = spec.config.replace(warmup_fraction=0.0)
 
     def generate():
         return pipe(**arguments, generator=torch.Generator().manual_seed(0)).frames[0]
@@ -42,10 +53,10 @@ def make(model: str) -> None:
         frames["dense"] = generate()
         with svg2.measure_dense(pipe):
             frames["measured"] = generate()
-        with svg2.enable(pipe, spec.config) as run:
+        with svg2.enable(pipe, config) as run:
             frames["sparse"] = generate()
     frames["after"] = generate()
-    with svg2.enable(pipe, spec.config) as alone:
+    with svg2.enable(pipe, config) as alone:
         frames["alone"] = generate()
     if dist.get_rank() == 0:
         frames = {name: np.stack([np.asarray(f) for f in clip]) for name, clip in frames.items()}
@@ -54,10 +65,29 @@ def make(model: str) -> None:
             "density_alone": alone.stats.call_density,
             "n_tokens": np.array([run.stats.n_tokens, alone.stats.n_tokens]),
         }
-        np.savez(Path(model, "frames.npz"), **frames, **densities)
+        np.savez(folder / "frames.npz", **frames, **densities)
+
+
+def answer(command: list[str]) -> dict[str, object]:
+    """What the command line answers in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(command)
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+
+def next_port(ports: list[str]) -> None:
+    """Let the next group meet elsewhere: the launcher's store still holds the last one's addresses."""
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": ports.pop()}
 
 
 if __name__ == "__main__":
+    root, ports = Path(sys.argv[1]), sys.argv[2:]
+    torch.set_num_threads(1)
     with process_group("cpu"):
-        for model in sys.argv[1:]:
-            make(model)
+        for folder in sorted((root / "families").iterdir()):
+            make(folder)
+    for name, command in json.loads((root / "commands.json").read_text()).items():
+        next_port(ports)
+        text = json.dumps(answer(command))
+        (root / f"{name}.{processes().rank}.json").write_text(text)

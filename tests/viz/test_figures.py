@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
+from svg2.method.selection import METHODS, Method
 from viz.figures import tradeoff_figure, tradeoff_info
 
 
@@ -28,15 +30,15 @@ def test_every_measured_run_is_a_point(trace):
 
 
 def test_identical_and_unmeasured_are_told_apart(trace):
-    same = {"method": "oracle", "config": {"top_p": 1.0}, "psnr_db": None, "density": 1.0}
+    same = {"method": "elsewhere", "config": {"top_p": 1.0}, "psnr_db": None, "density": 1.0}
     unknown = {"method": "svg1", "config": {"top_p": 0.9}, "density": 0.3}
     untimed = {"method": "svg1", "config": {"top_p": 0.8}, "psnr_db": 30.0}
     info = tradeoff_info(with_runs(trace, same, unknown, untimed))
-    assert [p.method for p in info.identical] == ["oracle"]
+    assert [p.method for p in info.identical] == ["elsewhere"]
     assert info.unmeasured == 2
     assert len(info.points) == len(trace.runs)
     (note,) = tradeoff_figure(info).layout.annotations
-    assert "identical to dense: oracle p 1" in note.text
+    assert "identical to dense: elsewhere p 1" in note.text
     assert "2 runs left out: density or PSNR not measured" in note.text
     assert not tradeoff_figure(tradeoff_info(trace)).layout.annotations
 
@@ -48,15 +50,33 @@ def test_points_run_along_the_axis(trace):
 
 
 def test_the_figure_draws_the_points_and_nothing_else(trace):
-    other = {"method": "position", "config": {"top_p": 0.9}, "psnr_db": 20.0, "density": 0.5}
+    other = {"method": "elsewhere", "config": {"top_p": 0.9}, "psnr_db": 20.0, "density": 0.5}
     info = tradeoff_info(with_runs(trace, other))
     figure = tradeoff_figure(info)
-    drawn = [
-        (line.name, x, y) for line in figure.data for x, y in zip(line.x, line.y, strict=True)
+    drawn = [(x, y) for line in figure.data for x, y in zip(line.x, line.y, strict=True)]
+    assert drawn == [(p.density, p.psnr_db) for p in info.points]
+    assert [line.name for line in figure.data] == ["elsewhere", "SVG2", "SVG2 + compensation"]
+
+
+def test_marks_are_the_registrys_and_an_unknown_method_is_a_circle(trace):
+    strange = [
+        {"method": name, "config": {}, "psnr_db": 20.0, "density": 0.5} for name in ("x", "y")
     ]
-    assert drawn == [(p.method, p.density, p.psnr_db) for p in info.points]
-    symbols = [line.marker.symbol for line in figure.data]
-    assert len(set(symbols)) == len(symbols)
+    figure = tradeoff_figure(tradeoff_info(with_runs(trace, *strange)))
+    marks = {line.name: (line.marker.symbol, line.marker.color) for line in figure.data}
+    assert marks["SVG2"] == ("circle", METHODS["svg2"].colour)
+    assert marks["SVG2 + compensation"] == ("diamond", METHODS["svg2-comp"].colour)
+    assert marks["x"][0] == marks["y"][0] == "circle"
+    assert len(set(marks.values())) == len(marks)
+
+
+def test_every_symbol_of_the_registry_can_be_drawn(trace, monkeypatch):
+    symbols = get_args(get_type_hints(Method)["symbol"])
+    for symbol in symbols:
+        row = replace(METHODS["svg2"], symbol=symbol)
+        monkeypatch.setattr("viz.figures.METHODS", {"svg2": row})
+        assert tradeoff_figure(tradeoff_info(trace)).data[0].marker.symbol  # Plotly checks names
+    assert len(symbols) > 2
 
 
 def test_a_trace_without_runs_gives_an_empty_chart(trace):

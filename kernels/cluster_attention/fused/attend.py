@@ -79,7 +79,7 @@ def attend_kernel(
     COMPENSATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Attention of tiles of queries over what their cluster keeps, until the list is empty."""
+    """Attention of query tiles over what their cluster keeps, until the work list is empty."""
     TILE_CHUNKS: tl.constexpr = BLOCK_N // CHUNK
     SPLIT: tl.constexpr = LIST_N // BLOCK_N
     m = tl.arange(0, BLOCK_M)
@@ -90,7 +90,7 @@ def attend_kernel(
     while item < num_items:
         row = tl.load(items_ptr + 2 * item).to(tl.int64)
         first = tl.load(items_ptr + 2 * item + 1)
-        # Asked for here, the next ticket is there when this item ends.
+        # Asked for here, the next ticket has arrived when this item ends.
         item = tl.num_programs(0) + tl.atomic_add(ticket_ptr, 1, sem="relaxed")
         head = row // Q
         end = tl.load(q_offsets_ptr + row + head + 1)
@@ -204,7 +204,7 @@ def _constants(
 
 
 def builds(config: Config, head_dim: int, dtype: str) -> Iterator[Build]:
-    """Of each tiling, with and without compensation and permuted queries."""
+    """Each tiling, with and without compensation and permuted queries."""
     for part, tiling in config.tilings.items():
         for compensate in (False, True):
             for permuted in (False, True):

@@ -25,7 +25,7 @@ def cluster_attention(
     v_centroids: Tensor | None,
     q_perm: Tensor | None,
 ) -> Tensor:
-    """As the reference; with `q_perm`, q and the result are in the order that it permutes."""
+    """The same as the reference; with `q_perm`, q and the result are in their original order."""
     with device_of(q):
         return attend_with(
             q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm,
@@ -51,7 +51,7 @@ def attend_with(
     q_perm: Int[Tensor, "B H N"] | None,
     config: Config,
 ) -> Float[Tensor, "B H N D"]:
-    """Cluster attention under a configuration of one's own.
+    """Cluster attention with a given configuration.
 
     Raises:
         ValueError: more key clusters or keys than the kernels take, or a scale that is not above

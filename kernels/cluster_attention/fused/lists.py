@@ -1,4 +1,4 @@
-"""The lists that attend kernels work through: what is kept, and whose turn it is."""
+"""The lists that attend kernels read: kept keys per query cluster, and work items."""
 
 # The types that Triton gives its language do not know what kernels do with it.
 # pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
@@ -17,9 +17,9 @@ from kernels.cluster_attention.fused.tiling import LENGTH_BITS as BITS
 
 LENGTH_BITS = tl.constexpr(BITS)
 MAX_KEYS = 1 << 24
-"""A key's place times the largest head dimension is an int32, and so is the code of a chunk."""
-MAX_K_CLUSTERS = 4096
-"""One program holds a row of the map in registers; beyond these clusters they spill."""
+"""Below this, a key's place times the largest head dimension fits an int32."""
+MAX_K_CLUSTERS = 2048
+"""One program holds a row of the map in registers; with more key clusters they spill."""
 
 # Sizes are never specialised: no new length, whatever it divides by, compiles anything anew.
 # Strides are, for wide loads.
@@ -52,7 +52,7 @@ def list_keys_kernel(
     BLOCK_M: tl.constexpr,
     TAIL_M: tl.constexpr,  # 0 for no tail
 ):
-    """What one query cluster keeps, as full tiles and chunks, and what its queries cost."""
+    """The keys that one query cluster keeps, as full tiles and chunks, and its cost."""
     TILE_CHUNKS: tl.constexpr = BLOCK_N // CHUNK
     head = tl.program_id(1).to(tl.int64)
     row = head * Q + tl.program_id(0)
@@ -133,7 +133,7 @@ def list_items_kernel(
     TAIL_M: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """The query tiles of one cluster, at their place in the work lists."""
+    """Write the query tiles of one cluster at their place in the work lists."""
     head = tl.program_id(1).to(tl.int64)
     place = head * Q + tl.program_id(0)
     rows = tl.num_programs(1).to(tl.int64) * Q
@@ -234,7 +234,7 @@ def _item_constants(config: Config) -> dict[str, int | bool | str]:
 def builds(config: Config) -> Iterator[Build]:
     """Both list kernels as a configuration needs them, up to MAX_K_CLUSTERS."""
     tile = f"{config.main.block_m}×{config.main.block_n}"
-    for block_k in (512, 1024, 2048, MAX_K_CLUSTERS):
+    for block_k in (512, 1024, MAX_K_CLUSTERS):
         for compensate in (False, True):
             yield Build(
                 f"list keys {tile} K{block_k}{'+comp' * compensate}",

@@ -11,7 +11,7 @@ from kernels.impl import HEAD_DIMS
 
 # A chunk is one int32: where it starts, and in the low bits its length.
 LENGTH_BITS = 6
-# Rows of biases are whole numbers of these long, so that tiles of virtual keys need no mask.
+# The length of a row of biases is a multiple of this: tiles of virtual keys need no mask.
 BIAS_UNIT = 64
 
 

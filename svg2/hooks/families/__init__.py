@@ -1,17 +1,14 @@
-"""Model families that the method runs on: one module an attention shape, one row a class."""
+"""Model families that the method supports: one row and one module per attention shape.
 
-from collections.abc import Callable
+The table names the classes of diffusers and imports none. The module of a family is imported when
+one of its transformers comes: a class that diffusers renames breaks no other family.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
-from diffusers.models.transformers.transformer_hunyuan_video15 import (
-    HunyuanVideo15AttnProcessor2_0,
-)
-from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2AttnProcessor
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-
-from svg2.hooks.families import hunyuan_video, wan
 from svg2.hooks.families.base import Place, SelfAttention, SVG2Processor
 
 __all__ = [
@@ -30,42 +27,88 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Family:
-    """Transformers whose attention has one shape.
+    """Transformers whose attention has one shape. All classes are given by name.
 
     Attributes:
-        self_attentions: the modules of a transformer to replace, by layer; empty for one of
-            another family.
-        processor: ours; stock: the classes that it stands in for.
+        module: ours, in this package. It has `self_attentions(transformer)`.
+        transformers: classes of diffusers; their subclasses count too.
+        stock: processor classes that ours stands in for; subclasses do not count.
+        processor_name: our processor, in `module`.
+        split_processor_name: our dense processor, in `module`, which stands in for the stock one
+            where tokens are split over processes; None where the stock one can do that.
     """
 
-    self_attentions: Callable[[Any], list[SelfAttention]]
-    processor: type[SVG2Processor]
-    stock: tuple[type, ...]
+    module: str
+    transformers: frozenset[str]
+    stock: tuple[str, ...]
+    processor_name: str
+    split_processor_name: str | None = None
+
+    def self_attentions(self, transformer: Any) -> list[SelfAttention]:
+        """The modules of a transformer to replace, by layer; empty where it has none."""
+        return self._get("self_attentions")(transformer)
+
+    @property
+    def processor(self) -> type[SVG2Processor]:
+        """The class of our processor."""
+        return self._get(self.processor_name)
+
+    @property
+    def split_processor(self) -> type | None:
+        """The class of our dense processor for split tokens; None where none is needed."""
+        name = self.split_processor_name
+        return None if name is None else self._get(name)
+
+    def _get(self, name: str) -> Any:
+        return getattr(import_module(f"{__name__}.{self.module}"), name)
 
 
 FAMILIES = (
-    Family(wan.self_attentions, wan.WanSVG2Processor, (WanAttnProcessor, SkyReelsV2AttnProcessor)),
     Family(
-        hunyuan_video.self_attentions,
-        hunyuan_video.HunyuanVideoSVG2Processor,
-        (
-            HunyuanVideoAttnProcessor2_0,
-            HunyuanVideo15AttnProcessor2_0,
-            hunyuan_video.JointProcessor,
+        module="wan",
+        transformers=frozenset(
+            {"WanTransformer3DModel", "WanVACETransformer3DModel", "SkyReelsV2Transformer3DModel"}
         ),
+        stock=("WanAttnProcessor", "SkyReelsV2AttnProcessor"),
+        processor_name="WanSVG2Processor",
+    ),
+    Family(
+        module="hunyuan_video",
+        transformers=frozenset(
+            {"HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel"}
+        ),
+        stock=(
+            "HunyuanVideoAttnProcessor2_0",
+            "HunyuanVideo15AttnProcessor2_0",
+            "JointProcessor",
+        ),
+        processor_name="HunyuanVideoSVG2Processor",
+        split_processor_name="JointProcessor",
     ),
 )
 
 
 def family_of(transformer: Any) -> Family | None:
     """The family of a transformer, or None for an unknown one."""
-    return next((family for family in FAMILIES if family.self_attentions(transformer)), None)
+    names = {parent.__name__ for parent in type(transformer).__mro__}
+    return next((family for family in FAMILIES if family.transformers & names), None)
 
 
 def transformers_of(pipe: Any) -> list[Any]:
-    """The transformers that a pipeline denoises with: one, or two experts one after the other."""
-    candidates = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
-    return [transformer for transformer in candidates if transformer is not None]
+    """The transformers that a pipeline denoises with: one, or two experts one after the other.
+
+    Of a transformer that `torch.compile` wrapped it is the one inside.
+    """
+    return list(_transformers(pipe))
+
+
+def _transformers(pipe: Any) -> Iterator[Any]:
+    for name in ("transformer", "transformer_2"):
+        transformer = getattr(pipe, name, None)
+        while hasattr(transformer, "_orig_mod"):  # what `torch.compile(module)` returns
+            transformer = transformer._orig_mod
+        if transformer is not None:
+            yield transformer
 
 
 def main_attentions(pipe: Any) -> list[SelfAttention]:
@@ -88,9 +131,13 @@ def check_replaceable(processor: object, family: Family) -> None:
         TypeError: it is someone else's, whose work ours would drop.
     """
     if isinstance(processor, SVG2Processor):
-        raise RuntimeError("SVG2 is already enabled here: disable the first handle before.")
-    if type(processor) not in family.stock:
+        raise RuntimeError(
+            "SVG2 is already enabled for this transformer: disable the first handle before."
+        )
+    found = type(processor)
+    is_known = found.__module__.split(".")[0] in ("diffusers", "svg2")
+    if not is_known or found.__name__ not in family.stock:
         raise TypeError(
-            f"SVG2 replaces the stock attention, {family.stock[0].__name__}, and found "
-            f"{type(processor).__name__}."
+            f"SVG2 does not support this pipeline: it replaces the attention processor "
+            f"{family.stock[0]}, and found {found.__name__}."
         )

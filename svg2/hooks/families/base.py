@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from svg2.hooks.session import Session
+from svg2.hooks.steps import original_of_copy
 from svg2.hooks.ulysses import HeadShare, head_share
 
 
@@ -41,11 +42,12 @@ class Place:
 class SVG2Processor(ABC):
     """Stands in for the stock processor of one self-attention layer.
 
-    No nn.Module, so that it is never saved, moved or cast with the model. What diffusers sets on a
-    processor (attention backend, parallel configuration) goes to the one that it wraps.
+    It is not an nn.Module, so it is never saved, moved or cast with the model. What diffusers sets
+    on a processor (attention backend, parallel configuration) goes to the stock processor, which
+    this one holds. A copy or a pickle of the model gets that stock processor alone.
 
     A compiled block sees one operation: whether a step is dense, and where the centroids are, is
-    state of Python's, on which a graph would have to be compiled anew at every step.
+    Python state, for which a graph would be compiled anew at every step.
     """
 
     def __init__(self, session: Session, attn: Any, place: Place) -> None:
@@ -55,8 +57,12 @@ class SVG2Processor(ABC):
         self._place = place
         number = next(_NUMBERS)
         _PROCESSORS[number] = self
-        # A number in Python would be a constant of the graph, and that of each layer another.
+        # A Python number would be a constant of the graph, another one in each layer.
         self._number = torch.tensor(number)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy works alone and dense: it is of the stock processor."""
+        return original_of_copy, (self._original,)
 
     def __call__(
         self,

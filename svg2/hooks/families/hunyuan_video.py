@@ -9,40 +9,30 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_hunyuan_video import (
-    HunyuanVideoAttnProcessor2_0,
-    HunyuanVideoTransformer3DModel,
-)
-from diffusers.models.transformers.transformer_hunyuan_video15 import (
-    HunyuanVideo15Transformer3DModel,
-)
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from svg2.hooks.families.base import SelfAttention, SVG2Processor
+from svg2.hooks.session import BatchPart
 from svg2.hooks.ulysses import head_share
-from svg2.method.attention import TextTokens
+from svg2.method.call import TextTokens
 from svg2.method.stages import StageClock
 
 Rotary = tuple[Tensor, Tensor]
 
 
-def self_attentions(transformer: torch.nn.Module) -> list[SelfAttention]:
-    """The joint attention modules by layer, dual-stream blocks first; empty for other models."""
-    if not isinstance(
-        transformer, HunyuanVideoTransformer3DModel | HunyuanVideo15Transformer3DModel
-    ):
-        return []
+def self_attentions(transformer: Any) -> list[SelfAttention]:
+    """The joint attention modules by layer, dual-stream blocks first."""
     single = getattr(transformer, "single_transformer_blocks", ())
     blocks = (*transformer.transformer_blocks, *single)
     return [SelfAttention(block.attn, i, i == 0) for i, block in enumerate(blocks)]
 
 
 class JointProcessor:
-    """Dense joint attention as the stock processor does it, but with no mask that it can spare.
+    """Dense joint attention with the output of the stock ones; masked only where a mask is given.
 
-    The one that stands in for the stock processor where tokens are split over processes: video
-    tokens are, and prompt tokens are on each and count once.
+    It stands in for them where tokens are split over processes: each process then has a part of
+    the video tokens and all prompt tokens, and the prompt counts once.
     """
 
     _attention_backend = None
@@ -81,11 +71,11 @@ class JointProcessor:
 
 
 class HunyuanVideoSVG2Processor(SVG2Processor):
-    """Joint attention of one layer: the stock processor where the gate says dense, else ours.
+    """Joint attention of one layer: dense where the gate says so, sparse elsewhere.
 
     Clusters are of video tokens alone. Padding of the prompt is dropped before either: the stock
-    path masks it, and a mask keeps fast kernels away. What that leaves at its places nothing
-    reads.
+    processor masks it, and a mask keeps fast kernels away. The output at the places of the padding
+    is zeros, which nothing reads.
     """
 
     def attend(
@@ -101,64 +91,76 @@ class HunyuanVideoSVG2Processor(SVG2Processor):
         batch, n_padded = encoder_hidden_states.shape[:2]
         lengths = self._session.text_lengths(attention_mask, batch, n_padded)
         if len(set(lengths)) == 1:
-            return self._attend(attn, hidden_states, encoder_hidden_states, lengths[0], rotary_emb)
-        parts = [
-            self._attend(
-                attn,
-                hidden_states[i : i + 1],
-                encoder_hidden_states[i : i + 1],
-                n_text,
-                rotary_emb,
-                sample=i,
-            )
-            for i, n_text in enumerate(lengths)
-        ]
-        outs, text_outs = zip(*parts, strict=True)
-        return torch.cat(outs), torch.cat(text_outs)
+            prompt = encoder_hidden_states[:, : lengths[0]]
+            parts = [(BatchPart(), hidden_states, prompt)]
+        else:
+            parts = [
+                (
+                    BatchPart(i, batch),
+                    hidden_states[i : i + 1],
+                    encoder_hidden_states[i : i + 1, :n_text],
+                )
+                for i, n_text in enumerate(lengths)
+            ]
 
-    def _attend(
+        if self._session.runs_dense(self._place.depth):
+            dense = self._dense_processor()
+            outs = self._session.dense(
+                self._place.layer,
+                lambda: [
+                    dense(attn, video, prompt, None, rotary_emb) for _, video, prompt in parts
+                ],
+            )
+        else:
+            clock = StageClock(hidden_states.device)
+            outs = [
+                self._sparse(attn, video, prompt, rotary_emb, clock, part)
+                for part, video, prompt in parts
+            ]
+        if len(outs) == 1:
+            return outs[0][0], _padded(outs[0][1], n_padded)
+        return (
+            torch.cat([out for out, _ in outs]),
+            torch.cat([_padded(text_out, n_padded) for _, text_out in outs]),
+        )
+
+    def _sparse(
         self,
         attn: Any,
         hidden_states: Float[Tensor, "B N inner"],
-        encoder_hidden_states: Float[Tensor, "B T inner"],
-        n_text: int,
+        prompt: Float[Tensor, "B T inner"],
         rotary_emb: Rotary | None,
-        sample: int = 0,
+        clock: StageClock,
+        part: BatchPart,
     ) -> tuple[Float[Tensor, "B N inner"], Float[Tensor, "B T inner"]]:
-        session, layer = self._session, self._place.layer
-        prompt = encoder_hidden_states[:, :n_text]
-        padding = (0, 0, 0, encoder_hidden_states.shape[1] - n_text)
-        if session.runs_dense(self._place.depth):
-            dense = self._dense_processor()
-            out, text_out = session.dense(
-                layer, lambda: dense(attn, hidden_states, prompt, None, rotary_emb)
-            )
-            return out, F.pad(text_out, padding)
-
         share = head_share(self._parallel_config, attn.heads)
-        clock = StageClock(hidden_states.device)
         q, k, v = video_queries_keys_values(attn, hidden_states, rotary_emb)
         text = text_queries_keys_values(attn, prompt)
         if share is not None:
             q, k, v = (share.to_heads(x) for x in (q, k, v))
             text = text.of_heads(share.own)
         clock.mark("other")
-        result = session.sparse(layer, q, k, v, clock, text, share, sample)
+        result = self._session.sparse(self._place.layer, q, k, v, clock, text, share, part)
         out, text_out = result.out, result.text_out
         assert text_out is not None
         if share is not None:
             out, text_out = share.to_tokens(out), share.gather(text_out, dim=1)
         out, text_out = project_out(attn, out, text_out)
         clock.mark("other")
-        return out, F.pad(text_out, padding)
+        return out, text_out
 
     def _dense_processor(self) -> Any:
-        """The stock processor; 1.5's own always builds a mask of all pairs, so not that one."""
-        if isinstance(self._original, HunyuanVideoAttnProcessor2_0 | JointProcessor):
+        """The stock processor, or for 1.5, whose own always builds a mask of all pairs, ours."""
+        if type(self._original).__name__ != "HunyuanVideo15AttnProcessor2_0":
             return self._original
         dense = JointProcessor()
         dense._attention_backend = self._attention_backend
         return dense
+
+
+def _padded(text_out: Float[Tensor, "B T inner"], length: int) -> Float[Tensor, "B L inner"]:
+    """Zeros at the places of the padding."""
+    return F.pad(text_out, (0, 0, 0, length - text_out.shape[1]))
 
 
 def project_out(

@@ -3,8 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention
-from diffusers.models.transformers.transformer_wan import WanAttention
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,14 +10,13 @@ from svg2.hooks.families.base import SelfAttention, SVG2Processor
 from svg2.method.stages import StageClock
 
 
-def self_attentions(transformer: torch.nn.Module) -> list[SelfAttention]:
-    """The self-attention modules by layer, VACE's control blocks last; empty for other models."""
+def self_attentions(transformer: Any) -> list[SelfAttention]:
+    """The self-attention modules by layer, VACE's control blocks last; empty without any."""
     blocks = [getattr(block, "attn1", None) for block in getattr(transformer, "blocks", ())]
-    if not all(isinstance(attn, WanAttention | SkyReelsV2Attention) for attn in blocks):
+    if None in blocks:
         return []
     control = [block.attn1 for block in getattr(transformer, "vace_blocks", ())]
-    config: Any = transformer.config
-    depths = config.vace_layers if control else ()
+    depths = transformer.config.vace_layers if control else ()
     return [
         *(SelfAttention(attn, i, i == 0 and not control) for i, attn in enumerate(blocks)),
         # They run before all others, and each feeds the layer that it is named after.

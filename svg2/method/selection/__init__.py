@@ -67,6 +67,15 @@ _ROWS = (
         symbol="diamond",
         colour="#b4690e",
     ),
+    Method(
+        "position",
+        title="Blocks by position",
+        line="blocks of neighbouring tokens in place of clusters, top-p key selection",
+        select="top_p:select",
+        cluster="position:cluster",
+        symbol="square",
+        colour="#2e7d4f",
+    ),
 )
 
 METHODS: Mapping[str, Method] = {row.name: row for row in _ROWS}

@@ -30,7 +30,9 @@ def keep_top_p(
     filled_BHQK = (k_sizes > 0).unsqueeze(-2).expand(P.shape)
     if top_p == 1.0:  # rounding may bring the running sum to 1 before the last cluster
         return filled_BHQK.clone()
-    sorted_P, order = torch.sort(P, dim=-1, descending=True, stable=True)
+    # Empty clusters come last, also behind those whose mass is too small for fp32.
+    ranked_P = P.masked_fill(~filled_BHQK, -1.0)
+    sorted_P, order = torch.sort(ranked_P, dim=-1, descending=True, stable=True)
     mass_before = torch.zeros_like(sorted_P)
     torch.cumsum(sorted_P[..., :-1], dim=-1, out=mass_before[..., 1:])
     kept_sorted = mass_before < top_p

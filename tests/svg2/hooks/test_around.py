@@ -1,5 +1,8 @@
 """What people put around a pipeline: adapters, offloading, compilation, caches, callbacks."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -23,17 +26,19 @@ def folders(tmp_path_factory):
     return {name: save(TINY[name], tmp_path_factory.mktemp(name) / "model") for name in NAMES}
 
 
+@pytest.fixture(scope="module")
+def loaded(folders):
+    return {str(x): load_pipeline(model_spec(str(x)), "fp32", "cpu") for x in folders.values()}
+
+
 @pytest.fixture(params=NAMES)
 def model(request, folders):
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield str(folders[request.param])
-    torch.set_num_threads(num_threads)
+    return str(folders[request.param])
 
 
 @pytest.fixture
-def pipe(model):
-    return load_pipeline(model, "fp32", "cpu")
+def pipe(model, loaded):
+    return copy.deepcopy(loaded[model])
 
 
 @pytest.fixture
@@ -78,7 +83,7 @@ def both(pipe, model, config, **changes):
 
 def test_a_loaded_lora_counts(pipe, model, config, tmp_path):
     plain = generate(pipe, model)
-    trained = load_pipeline(model, "fp32", "cpu").transformer
+    trained = copy.deepcopy(pipe.transformer)
     torch.manual_seed(0)
     trained.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     pipe.save_lora_weights(tmp_path, get_peft_model_state_dict(trained))
@@ -137,6 +142,65 @@ def test_compiled_blocks_are_whole_and_few(pipe, model, config):
     assert near(generate(pipe, model), dense)
 
 
+def test_a_compiled_transformer_is_the_one_inside_the_wrapper(pipe, model, config):
+    inner = pipe.transformer
+    torch._dynamo.reset()
+    pipe.transformer = wrapped = torch.compile(inner, backend="eager")
+    dense = generate(pipe, model)
+    before = [dict(vars(module)) for module in inner.modules()]
+    with svg2.enable(pipe, config.replace(**WHOLE)) as run:
+        assert near(generate(pipe, model), dense)
+    assert run.stats.sparse_calls == 4 * 3 * (2 if "wan" in model else 1)
+    assert run.stats.dense_calls == 0
+    with svg2.enable(pipe, config) as run:
+        assert not np.array_equal(generate(pipe, model), dense)
+    assert 0 < run.stats.density < 1
+    assert pipe.transformer is wrapped
+    assert wrapped._orig_mod is inner
+    for module, attributes in zip(inner.modules(), before, strict=True):
+        assert vars(module).keys() == attributes.keys()
+        assert all(vars(module)[name] is value for name, value in attributes.items())
+    assert near(generate(pipe, model), dense)
+
+
+def test_a_copy_made_meanwhile_is_a_stock_one(pipe, model, config):
+    earlier = copy.deepcopy(pipe)
+    stock = {name: type(p) for name, p in earlier.transformer.attn_processors.items()}
+    dense = generate(earlier, model)
+    with svg2.enable(pipe, config) as run:
+        sparse = generate(pipe, model)
+        ours, stats = dict(pipe.transformer.attn_processors), run.stats
+        whole = copy.deepcopy(pipe)
+        parts = (copy.deepcopy(pipe.transformer), pickle.loads(pickle.dumps(pipe.transformer)))
+        for copied in (whole.transformer, *parts):
+            assert {name: type(p) for name, p in copied.attn_processors.items()} == stock
+            whole.transformer = copied
+            assert np.array_equal(generate(whole, model), dense)
+        # It has its own hooks: nothing that it did reached the session of the original.
+        assert run.stats.call.tolist() == stats.call.tolist()
+        assert dict(pipe.transformer.attn_processors) == ours
+        with svg2.enable(whole, config):
+            assert np.array_equal(generate(whole, model), sparse)
+        assert np.array_equal(generate(pipe, model), sparse)
+    assert np.array_equal(generate(whole, model), dense)
+
+
+def test_a_copy_does_not_end_the_generation_of_the_original(pipe, model, config):
+    copies, cleared = [], []
+
+    def observer(call):
+        if not copies:
+            copies.append(copy.deepcopy(pipe))
+            with copies[0].transformer.cache_context("uncond"):
+                assert run._session.tracker._context != "uncond"
+            copies[0].maybe_free_model_hooks()
+            cleared.append(run._session.cache.nbytes)
+
+    with svg2.enable(pipe, config, observer=observer) as run:
+        generate(pipe, model)
+    assert cleared[0] > 0
+
+
 @pytest.mark.parametrize(
     "cache",
     [
@@ -185,10 +249,10 @@ def test_several_videos_at_once(pipe, model, config):
     assert stats.sparse_calls == 9 * (2 if "wan" in model else 1)
 
 
-def test_guidance_in_one_batch(folders):
+def test_guidance_in_one_batch(folders, loaded):
     """As pipelines do that ask once for both branches: prompts then differ in length."""
     model = str(folders["hunyuanvideo"])
-    pipe, spec = load_pipeline(model, "fp32", "cpu"), model_spec(model)
+    pipe, spec = copy.deepcopy(loaded[model]), model_spec(model)
     transformer = pipe.transformer
     inputs = {}
 

@@ -109,12 +109,13 @@ def test_the_gate(tiny_pipeline, generate_tiny, warmup, dense_layers, sparse):
     assert (table[:dense_layers] == 1).all()
     assert (table[dense_layers:, warm:] < 1).all()
     assert stats.density_run == pytest.approx(table.mean())
+    assert run.step_density == pytest.approx(table.mean(axis=0))
     assert np.array_equal(frames, dense) == (sparse == 0)
 
 
 def test_statistics_add_up(tiny_pipeline, generate_tiny):
     calls = []
-    config = svg2.method_config("svg2-comp", CONFIG)
+    config = CONFIG.replace(method="svg2-comp")
     with svg2.enable(tiny_pipeline, config, observer=calls.append) as run:
         assert run.stats.density_run is None, "nothing ran yet"
         generate_tiny(tiny_pipeline)
@@ -145,6 +146,26 @@ def test_statistics_add_up(tiny_pipeline, generate_tiny):
     assert stats.cache_bytes == 3 * 2 * (8 + 16) * 2 * 64 * 4
 
 
+def test_densities_by_step_are_known_while_the_generation_runs(tiny_pipeline, generate_tiny):
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append(run.step_density)
+        return tensors
+
+    with svg2.enable(tiny_pipeline, CONFIG) as run:
+        assert run.step_density == ()
+        generate_tiny(tiny_pipeline, callback_on_step_end=callback)
+        by_step = run.stats.density_table().mean(axis=0)
+        assert by_step[0] == 1
+        assert (by_step[1:] < 1).all()
+        assert [len(densities) for densities in seen] == [1, 2, 3, 4]
+        for densities in seen:
+            assert densities == pytest.approx(by_step[: len(densities)])
+        generate_tiny(tiny_pipeline, num_inference_steps=2)
+        assert len(run.step_density) == 2, "a new generation starts afresh"
+
+
 def test_time_in_the_observer_is_not_the_methods(tiny_pipeline, generate_tiny, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
@@ -162,7 +183,7 @@ def test_time_in_the_observer_is_not_the_methods(tiny_pipeline, generate_tiny, m
 
 @pytest.mark.parametrize("method", svg2.METHODS)
 def test_the_same_seed_gives_the_same_frames(tiny_pipeline, generate_tiny, method):
-    config = svg2.method_config(method, CONFIG)
+    config = CONFIG.replace(method=method)
     with svg2.enable(tiny_pipeline, config):
         first, second = generate_tiny(tiny_pipeline), generate_tiny(tiny_pipeline)
         other = generate_tiny(tiny_pipeline, seed=1)
@@ -174,7 +195,7 @@ def test_compensation_is_nearer_to_dense(tiny_pipeline, generate_tiny):
     dense = generate_tiny(tiny_pipeline)
     psnr = {}
     for method in svg2.METHODS:
-        with svg2.enable(tiny_pipeline, svg2.method_config(method, CONFIG)):
+        with svg2.enable(tiny_pipeline, CONFIG.replace(method=method)):
             psnr[method] = psnr_db(generate_tiny(tiny_pipeline), dense)
     assert psnr["svg2-comp"] > psnr["svg2"]
 
@@ -337,7 +358,7 @@ def test_enabling_twice_is_refused_and_harms_nothing(tiny_pipeline, generate_tin
     shared = WanPipeline(**tiny_pipeline.components)
     before = generate_tiny(tiny_pipeline)
     with svg2.enable(tiny_pipeline, CONFIG):
-        for switch in (svg2.hooks.enable, svg2.measure_dense):
+        for switch in (svg2.enable, svg2.measure_dense):
             for pipe in (tiny_pipeline, shared):
                 with pytest.raises(RuntimeError, match="already enabled"):
                     switch(pipe)
@@ -347,7 +368,7 @@ def test_enabling_twice_is_refused_and_harms_nothing(tiny_pipeline, generate_tin
 
 
 def test_what_it_cannot_run_on_is_refused(tiny_pipeline):
-    with pytest.raises(TypeError, match="attention of a SimplePipe"):
+    with pytest.raises(TypeError, match=r"SVG2 does not support this pipeline: .* SimplePipe"):
         svg2.enable(type("SimplePipe", (), {})())
     attn = tiny_pipeline.transformer.blocks[1].attn1
     stock = attn.processor

@@ -1,7 +1,10 @@
 """HunyuanVideo: joint attention over video and prompt, with the prompt's padding dropped."""
 
+import itertools
+import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -15,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 import svg2
 from svg2.hooks.families.hunyuan_video import text_queries_keys_values, video_queries_keys_values
+from svg2.trace.recording import Recorder, Selection
 
 CONFIG = svg2.SVG2Config(
     top_p=0.5, num_q_clusters=8, num_k_clusters=16, warmup_fraction=0.25, kmeans_iters_init=3
@@ -109,7 +113,7 @@ def test_the_whole_budget_is_dense_and_padding_does_not_matter(pipe):
 
 def test_less_than_the_whole_is_sparse_and_another_prompt_starts_afresh(pipe):
     dense = generate(pipe)
-    config = svg2.method_config("svg2-comp", CONFIG)
+    config = CONFIG.replace(method="svg2-comp")
     long = prompt(num_text=8)
     with svg2.enable(pipe, config):
         expected = generate(pipe, **long)
@@ -185,6 +189,76 @@ def test_prompts_of_a_batch_may_differ_in_length(pipe):
         assert generate(pipe, **batch).isfinite().all()
     assert max(cache_sizes) == 2 * NUM_LAYERS, "each sample keeps centroids of its own"
     assert torch.equal(generate(pipe, **batch), stock)
+
+
+@pytest.fixture
+def uneven():
+    """Two prompts, of five tokens and of three."""
+    batch = prompt(batch=2)
+    batch["prompt_attention_mask"][1, 3:] = 0
+    return batch
+
+
+def samples_of(batch):
+    return [{name: value[i : i + 1] for name, value in batch.items()} for i in range(2)]
+
+
+def test_samples_that_attend_one_by_one_are_one_call(pipe, uneven):
+    """Numbers of the batch are means of those of its samples; what is seen is of the last."""
+    config = CONFIG.replace(warmup_fraction=0.0, method="svg2-comp")
+    latents = torch.randn(2, 4, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    seen = []
+    with svg2.enable(pipe, config, observer=seen.append) as handle:
+        generate(pipe, **uneven, latents=latents)
+    both = handle.stats
+    places = [[step, layer, 0] for step in range(NUM_STEPS) for layer in range(NUM_LAYERS)]
+    assert both.call.tolist() == [[c.step, c.layer, c.branch] for c in seen] == places
+    alone, calls = [], []
+    for i, sample in enumerate(samples_of(uneven)):
+        calls.clear()
+        with svg2.enable(pipe, config, observer=calls.append) as handle:
+            generate(pipe, **sample, latents=latents[i : i + 1])
+        alone.append(handle.stats)
+    # The first call: what comes later depends on rounding, which a batch may change.
+    for name in ("call_density", "call_kept_mass"):
+        first, second = (getattr(stats, name)[0] for stats in alone)
+        assert abs(first - second).max() > 1e-4
+        np.testing.assert_allclose(getattr(both, name)[0], (first + second) / 2, atol=1e-6)
+        np.testing.assert_allclose(getattr(both, name)[0], getattr(seen[0], name[5:]), rtol=1e-6)
+    assert torch.equal(seen[0].q_labels, calls[0].q_labels)
+    assert seen[0].q.shape[0] == 1
+    torch.testing.assert_close(seen[0].q, calls[0].q)
+    assert both.density < both.compute_density < 1
+
+
+def test_times_of_samples_that_attend_one_by_one_add_up(pipe, uneven, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) * 1e-3)  # a look, a millisecond
+    config = CONFIG.replace(warmup_fraction=0.0)
+    for batch, num_samples in ((samples_of(uneven)[0], 1), (uneven, 2)):
+        with svg2.enable(pipe, config) as handle:
+            generate(pipe, **batch)
+        calls = NUM_LAYERS * NUM_STEPS
+        stage_ms = [num_samples * ms for ms in (1, 1, 1, 1, 2)]  # `other` has two parts
+        np.testing.assert_allclose(handle.stats.call_stage_ms, [stage_ms] * calls, rtol=1e-5)
+        with svg2.measure_dense(pipe) as handle:
+            generate(pipe, **batch)
+        stats = handle.stats
+        assert stats.dense_calls == calls
+        assert stats.attention_seconds == pytest.approx(num_samples * calls * 1e-3)
+
+
+def test_a_batch_is_recorded_once_per_position(pipe, uneven):
+    selection = Selection((1, 3), (0, 2), (1,), "")
+    recorder = Recorder(selection, branches=(0,))
+    with svg2.enable(pipe, CONFIG, observer=recorder):
+        generate(pipe, **uneven)
+    assert [record.position for record in recorder.records] == [
+        (0, 1, 0, 0, 1),
+        (0, 1, 2, 0, 1),
+        (0, 3, 0, 0, 1),
+        (0, 3, 2, 0, 1),
+    ]
 
 
 @pytest.fixture

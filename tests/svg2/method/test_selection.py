@@ -95,6 +95,12 @@ def test_ties_go_to_the_lower_index():
     assert keep_top_p(P, sizes, 0.51, 0.0).sum() == 3
 
 
+def test_an_empty_cluster_takes_no_place_of_one_whose_mass_underflows():
+    P = torch.tensor([[[[0.0, 1.0, 0.0]]]])
+    sizes = torch.tensor([[[0, 4, 5]]], dtype=torch.int32)
+    assert keep_top_p(P, sizes, 0.5, 2 / 3).flatten().tolist() == [False, True, True]
+
+
 def test_mass_of_single_tokens_is_their_attention():
     q, k = torch.randn(2, 1, 2, 5, 16, generator=torch.Generator().manual_seed(0)).unbind()
     sizes = torch.ones(1, 2, 5, dtype=torch.int32)

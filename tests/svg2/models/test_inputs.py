@@ -7,8 +7,8 @@ from PIL import Image
 from svg2.errors import RequestError
 from svg2.models.finding import model_spec
 from svg2.models.inputs import check_image, check_video, read_image
-from svg2.runs.call import read_video
 from svg2.models.request import Request
+from svg2.runs.call import read_video
 from svg2.trace.video import encode_mp4
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from svg2.models import prompts as grammar
 from svg2.models.finding import BUILTIN_FOLDER
 from svg2.models.prompts import Body, GrammarError, Knowledge, Scene
-from svg2.models import prompts as grammar
 from svg2.training.pipeline import build_tokenizer
 
 EVERYTHING = Knowledge(frozenset(grammar.vocabulary()))

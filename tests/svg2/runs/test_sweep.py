@@ -9,7 +9,7 @@ from svg2.models.loading import load_pipeline
 from svg2.models.request import Request
 from svg2.runs.progress import Watch
 from svg2.runs.run import Run
-from svg2.runs.sweep import sweep
+from svg2.runs.sweep import SweepPlan, sweep
 from svg2.trace.file import load_trace
 from tests.svg2.pipelines import make_model_folder
 
@@ -33,7 +33,7 @@ def run_of(folder):
 
 def test_sweep_measures_every_method_and_budget(folder, pipe, tmp_path):
     methods, top_ps = ["svg2", "svg2-comp"], [0.5, 0.9]
-    content = sweep(run_of(folder), methods, top_ps, tmp_path, pipe)
+    content = sweep(SweepPlan.of(run_of(folder), methods, top_ps), tmp_path, pipe)
     assert json.loads((tmp_path / "sweep.json").read_text()) == content
     assert content["complete"]
     points = content["points"]
@@ -55,7 +55,7 @@ def test_sweep_measures_every_method_and_budget(folder, pipe, tmp_path):
 
 
 def test_keeping_all_is_measured_once_and_is_a_point_when_asked(folder, pipe, tmp_path):
-    content = sweep(run_of(folder), ["svg2"], [1.0], tmp_path, pipe)
+    content = sweep(SweepPlan.of(run_of(folder), ["svg2"], [1.0]), tmp_path, pipe)
     (point,) = content["points"]
     assert point["sparsity_speedup"] == 1
     assert point["svg2_seconds"] == content["baselines"]["svg2"]["svg2_seconds"]
@@ -67,9 +67,9 @@ def test_what_was_done_stays_when_cancelled(folder, pipe, tmp_path):
     def should_cancel():
         return sum(p.stage == "decode" for p in seen) == 3  # dense, all kept, first point
 
+    watch = Watch(seen.append, should_cancel)
     with pytest.raises(Cancelled):
-        watch = Watch(seen.append, should_cancel)
-        sweep(run_of(folder), ["svg2"], [0.5, 0.9], tmp_path, pipe, watch=watch)
+        sweep(SweepPlan.of(run_of(folder), ["svg2"], [0.5, 0.9]), tmp_path, pipe, watch=watch)
     content = json.loads((tmp_path / "sweep.json").read_text())
     assert not content["complete"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.json"]

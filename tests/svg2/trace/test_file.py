@@ -190,6 +190,15 @@ def test_an_unsound_trace_gets_one_sentence(data, change):
     assert str(caught.value).endswith(".")
 
 
+def test_two_records_of_one_position_are_refused(trace, data):
+    first = np.array(trace.records[0].position, np.int32)
+    with pytest.raises(TraceError, match="two of its records have one position"):
+        load_trace(rebuilt(data, {"i1/index.npy": npy(first)}))
+    twice = dataclasses.replace(trace, records=(trace.records[0], *trace.records))
+    with pytest.raises(TraceError, match="two of its records have one position"):
+        load_trace(trace_bytes(twice))
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -1,4 +1,4 @@
-"""What lies open: named, bounded, and whole."""
+"""Open traces: named, bounded, and whole."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from starlette.testclient import TestClient
 from svg2.errors import TraceError
 from svg2.trace.file import save_trace
 from tests.traces import make_synthetic_trace
-from viz import shelf as shelves
-from viz.shelf import (
+from viz.page import open_traces
+from viz.page.open_traces import (
     READY_MADE,
-    Shelf,
-    Shown,
+    OpenTrace,
+    OpenTraces,
     read_traces,
     without_records,
     without_run,
@@ -28,35 +28,35 @@ def small():
     return make_synthetic_trace(grid=(2, 4, 4), num_q=3, num_k=4, steps=3, layers=1, heads=1)
 
 
-def test_the_shelf_drops_the_longest_unused(small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelves, "MAX_SHELVED", 2)
-    shelf = Shelf()
-    first, second = shelf.put(small, "upload"), shelf.put(small, "upload")
-    assert shelf.get(first.key) is first
-    third = shelf.put(small, "upload")
-    assert shelf.get(second.key) is None
-    assert shelf.get(first.key) is first
-    assert shelf.get(third.key) is third
+def test_the_least_recently_used_is_dropped(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_traces, "MAX_OPEN", 2)
+    traces = OpenTraces()
+    first, second = traces.put(small, "upload"), traces.put(small, "upload")
+    assert traces.get(first.key) is first
+    third = traces.put(small, "upload")
+    assert traces.get(second.key) is None
+    assert traces.get(first.key) is first
+    assert traces.get(third.key) is third
 
 
 def test_what_no_page_can_show_is_not_taken(small) -> None:
     with pytest.raises(TraceError, match="no sparse run"):
-        Shelf().put(replace(small, runs=(), records=()), "upload")
+        OpenTraces().put(replace(small, runs=(), records=()), "upload")
 
 
 def test_a_file_that_was_replaced_is_fetched_anew(small) -> None:
-    shelf = Shelf([Shown(small, READY_MADE, "ball")])
-    client = TestClient(Starlette(routes=[shelf.route()]))
+    traces = OpenTraces([OpenTrace(small, READY_MADE, "ball")])
+    client = TestClient(Starlette(routes=[traces.route()]))
     first = client.get("/lab/ball/payload")
     assert "no-cache" in first.headers["Cache-Control"]
     have = {"If-None-Match": first.headers["ETag"]}
     same = client.get("/lab/ball/payload", headers=have)
     assert (same.status_code, same.content) == (304, b"")
-    shelf.ready_made["ball"] = Shown(without_run(small, 1), READY_MADE, "ball")
+    traces.ready_made["ball"] = OpenTrace(without_run(small, 1), READY_MADE, "ball")
     newer = client.get("/lab/ball/payload", headers=have)
     assert newer.status_code == 200
     assert newer.content != first.content
-    made = shelf.put(small, "live CPU")  # its key is its own for good
+    made = traces.put(small, "live CPU")  # its key is its own for good
     kept = client.get(f"/lab/{made.key}/payload")
     assert "max-age" in kept.headers["Cache-Control"]
 
@@ -84,7 +84,7 @@ def test_ready_made_traces_have_names_titles_and_sources(
     save_trace(replace(small, runs=(), records=()), tmp_path / "empty.npz")
     found = read_traces(tmp_path)
     prompt = small.request["prompt"]
-    assert [(shown.key, shown.title) for shown in found] == [
+    assert [(t.key, t.title) for t in found] == [
         ("red-ball", f"{prompt} (top-p 0.7 to 0.9)"),
         ("too-small", f"{prompt} (top-p 0.9)"),
     ]

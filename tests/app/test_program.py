@@ -1,0 +1,65 @@
+"""`python app.py` as a program: how it starts, and what it takes with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import app
+from svg2.runs.jobs import Studio
+from tests.tree import ROOT
+from viz.page.open_traces import OpenTraces
+
+# Prints what the process holds where torch is first asked for, or at the end where nobody asks.
+_WATCHED = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+            sys.stdout.flush()
+            os._exit(0)
+sys.meta_path.insert(0, Watch())
+import app, torch
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [(["--port", "70000"], "name a free port by --port"), (["--prot", "7861"], "unrecognized")],
+)
+def test_a_start_that_cannot_be_is_refused_in_a_sentence(argv, says, capsys):
+    with pytest.raises(SystemExit) as refused:
+        app.main(argv)
+    assert says in f"{refused.value} {capsys.readouterr().err}"
+
+
+def run_python(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    return done.stdout.strip()
+
+
+def test_the_program_sets_its_environment_before_torch_is_loaded():
+    assert run_python(_WATCHED) == "PASSIVE"
+
+
+def test_a_given_environment_stays_and_the_page_is_up_before_diffusers_is_loaded():
+    code = "import app, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'diffusers' in sys.modules)"
+    assert run_python(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE False"
+
+
+def test_uploads_do_not_stay_for_good(studio: Studio, traces: OpenTraces) -> None:
+    look_each, keep = app.build_page(studio, traces).delete_cache
+    assert look_each <= 3600
+    assert keep <= 24 * 3600

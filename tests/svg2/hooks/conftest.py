@@ -1,0 +1,29 @@
+"""Pipelines loaded once: each test has a copy, so that none sees what another did to it."""
+
+import copy
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On tensors this small more threads only wait for one another."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="session")
+def loaded_tiny_pipeline(tiny_pipeline_path):
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(tiny_pipeline_path)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def tiny_pipeline(loaded_tiny_pipeline):
+    return copy.deepcopy(loaded_tiny_pipeline)

@@ -1,0 +1,229 @@
+"""What each event of the page does, with no browser and no component."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from svg2.errors import Cancelled, ModelUnavailable, TraceError
+from svg2.runs.jobs import Studio
+from svg2.runs.progress import Progress
+from svg2.trace.file import trace_bytes
+from viz.page.address import CHOICES, SETTINGS
+from viz.page.handlers import Page
+from viz.page.open_traces import OpenTraces
+from viz.page.visit import Visit
+
+
+class Stub:
+    """A runner whose runs report once and then end as it was told."""
+
+    def __init__(self, ends_with: object) -> None:
+        self.ends_with = ends_with
+        self.is_cancelled = False
+        self.started: list[tuple] = []
+
+    def start(self, run, dense=None, policy=None) -> Stub:
+        self.started.append((run, dense, policy))
+        return self
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def __iter__(self) -> Iterator[Progress]:
+        yield Progress("dense", "denoise", 1, 4)
+
+    def result(self):
+        if isinstance(self.ends_with, Exception):
+            raise self.ends_with
+        return self.ends_with
+
+
+@pytest.fixture
+def page(studio: Studio, traces: OpenTraces) -> Page:
+    return Page(studio, traces)
+
+
+@pytest.fixture
+def visit(studio: Studio, traces: OpenTraces) -> Visit:
+    return Visit(next(iter(traces.ready_made.values())), studio.model)
+
+
+def values(**given) -> list:
+    """The form as its event sends it: what is left out is empty."""
+    form = {"model": None, "preset": "published", "negative_prompt": "", **given}
+    return [form.get(name) for name in (*SETTINGS, *CHOICES)]
+
+
+def test_a_visitor_who_goes_away_leaves_no_run_behind(page: Page, studio: Studio) -> None:
+    visit = Visit(None, studio.model)
+    visit.pending = studio.run({"prompt": "a red ball", "num_inference_steps": 60})
+    making = page.run_pending(visit)
+    next(making)
+    assert visit.is_comparing
+    making.close()  # as Gradio does where the connection is lost
+    assert not visit.is_comparing
+    assert visit.execution is None
+
+
+def test_a_closed_tab_cancels_its_run(page: Page, visit: Visit) -> None:
+    tab = SimpleNamespace(session_hash="tab", query_params={"seed": "4", "top_p": "7"})
+    update = page.arrive(visit, tab)
+    assert update["seed"] == 4
+    assert "top_p must be a number" in update["status"]
+    assert set(update) == {"seed", "status"}
+    running = visit.execution = Stub(None)
+    page.leave(SimpleNamespace(session_hash="another tab"))
+    assert not running.is_cancelled
+    page.leave(tab)
+    assert running.is_cancelled
+    page.leave(tab)  # a second unload finds nothing
+
+
+def test_cancel_says_that_a_step_is_still_to_end(page: Page, studio: Studio, visit: Visit) -> None:
+    visit.pending = studio.run({"prompt": "a red ball", "num_inference_steps": 60})
+    making = page.run_pending(visit)
+    next(making)
+    said = page.stop(visit)
+    assert "Stopping after this step." in said["status"]
+    assert said["explorer"]["live"]["text"] == "Stopping after this step."
+    assert said["cancel"]["interactive"] is False
+    *_, last = making
+    assert "Cancelled. What was shown before stays." in last["status"]
+
+
+def test_a_release_during_a_run_is_refused_and_leaves_the_runs_own_words(
+    page: Page, visit: Visit
+) -> None:
+    visit.is_comparing = True
+    event = SimpleNamespace(run=0, method="svg2", top_p=0.5, trace=visit.open_trace.key)
+    said = page.release_budget(visit, event)
+    assert "A run is under way" in said["explorer"]["notice"]
+    assert "status" not in said
+    assert visit.pending_release is None
+
+
+def test_a_release_on_a_trace_that_another_has_just_replaced_asks_for_one_more(
+    page: Page, studio: Studio, traces: OpenTraces
+) -> None:
+    older, newer = list(traces.ready_made.values())[:2]
+    visit = Visit(newer, studio.model)
+    event = SimpleNamespace(run=0, method="svg2", top_p=0.5, trace=older.key)
+    said = page.release_budget(visit, event)
+    assert "let go of the slider again" in said["explorer"]["notice"]
+    assert visit.pending_release is None
+    event.trace = newer.key
+    page.release_budget(visit, event)
+    assert visit.pending_release.config.top_p == 0.5
+
+
+def test_a_whole_run_takes_the_place_of_a_release(page: Page, visit: Visit) -> None:
+    event = SimpleNamespace(run=0, method="svg2", top_p=0.5, trace=visit.open_trace.key)
+    page.release_budget(visit, event)
+    releasing = visit.execution = Stub(None)
+    said = page.prepare(visit, *values(prompt="a zebra", method="svg2-comp"))
+    assert releasing.is_cancelled
+    assert visit.pending_release is None
+    assert visit.pending.method.name == "svg2-comp"
+    assert "Waiting for its turn." in said["status"]
+    assert said["note"] == ""  # said of the built-in model alone
+    assert list(page.run_release(visit)) == [{}]  # what was dropped runs no more
+
+
+def test_a_bad_form_changes_nothing_but_the_message(page: Page, visit: Visit) -> None:
+    running = visit.execution = Stub(None)
+    said = page.prepare(visit, *values(prompt="a ball", top_p=0))
+    assert set(said) == {"status"}
+    assert "top_p must be a number above 0" in said["status"]
+    assert visit.pending is None
+    assert not running.is_cancelled
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError("of an allocator"), "The run failed. What was shown before stays."),
+        (KeyError("who knows"), "The run failed. What was shown before stays."),
+        (ModelUnavailable("There is no such GPU here."), "There is no such GPU here."),
+        (Cancelled(), "Cancelled. What was shown before stays."),
+    ],
+)
+def test_whatever_ends_a_run_is_one_sentence_and_nothing_is_lost(
+    studio: Studio, traces: OpenTraces, visit: Visit, error: Exception, sentence: str
+) -> None:
+    page = Page(studio, traces, Stub(error))
+    visit.pending = studio.run({"prompt": "a red ball"})
+    before = visit.open_trace
+    *_, last = page.run_pending(visit)
+    assert last["status"].count("<p") == 1
+    assert sentence in last["status"]
+    assert "who knows" not in last["status"]
+    assert last["generate"]["interactive"] is True
+    assert last["cancel"]["visible"] is False
+    assert visit.open_trace is before
+    assert last["explorer"]["value"] == visit.view()
+    assert not visit.is_comparing
+
+
+def test_a_result_that_cannot_be_shown_is_one_sentence_and_nothing_is_lost(
+    studio: Studio, traces: OpenTraces, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args) -> None:
+        raise TraceError("The trace has more than the 1000 frames that the page can show.")
+
+    monkeypatch.setattr(Visit, "add", refuse)
+    page = Page(studio, traces, Stub(SimpleNamespace(result={}, dense=None)))
+    visit.pending = studio.run({"prompt": "a red ball"})
+    *_, last = page.run_pending(visit)
+    assert "more than the 1000 frames" in last["status"]
+    assert last["generate"]["interactive"] is True
+    assert not visit.is_comparing
+
+
+def test_a_cancelled_run_keeps_its_dense_side_for_the_next(
+    studio: Studio, traces: OpenTraces, visit: Visit
+) -> None:
+    run = studio.run({"prompt": "a red ball"})
+    dense = SimpleNamespace(request=run.request)
+    stub = Stub(Cancelled(dense))
+    page = Page(studio, traces, stub)
+    for _ in range(2):
+        visit.pending = run
+        *_, last = page.run_pending(visit)
+        assert "The dense run is done and kept" in last["status"]
+    assert [given for _, given, _ in stub.started] == [None, dense]
+
+
+def test_a_broken_upload_leaves_what_is_open(page: Page, visit: Visit) -> None:
+    before = visit.open_trace
+    for data in (None, b"", b"no trace", trace_bytes(before.trace)[:-200]):
+        said = page.receive_trace(visit, data)
+        assert set(said) == {"status"}
+        assert "The file is no trace" in said["status"]
+    assert visit.open_trace is before
+    said = page.receive_trace(visit, trace_bytes(before.trace))
+    assert visit.open_trace.mode == "upload"
+    assert visit.open_trace.key in said["links"]
+
+
+def test_a_key_that_is_not_open_changes_nothing(page: Page, visit: Visit) -> None:
+    before = visit.open_trace
+    for key in ("nobody", None, ["red-ball"]):
+        assert "prompt" not in page.choose_trace(visit, key)
+        assert visit.open_trace is before
+    update = page.follow_link(visit, SimpleNamespace(trace="blue-cube"))
+    assert update["prompt"] == "a blue cube bouncing"
+    assert update["ready"] == "blue-cube"
+
+
+def test_another_model_brings_its_settings_and_leaves_the_seed(page: Page) -> None:
+    update = page.pick_model("wan2.1-1.3b", "published")
+    assert (update["width"], update["height"], update["num_frames"]) == (832, 480, 81)
+    assert update["image"]["visible"] is False
+    assert "seed" not in update
+    assert page.pick_model("wan2.1-i2v-480p", "fast")["image"]["visible"] is True
+    said = page.pick_model("/etc", "published")
+    assert set(said) == {"about_model"}
+    assert "no model" in said["about_model"]

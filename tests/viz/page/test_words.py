@@ -1,0 +1,90 @@
+"""What the page says."""
+
+from __future__ import annotations
+
+import pytest
+
+from svg2.errors import RequestError
+from svg2.method.selection import METHODS
+from svg2.models.request import Request
+from svg2.runs.progress import Progress
+from svg2.runs.run import Run
+from viz.page import words
+
+
+def test_progress_says_stage_step_and_time_left() -> None:
+    assert words.progress_parts(Progress("dense", "denoise", 3, 20, 17.4)) == (
+        "Dense run",
+        "step 3 of 20",
+        "about 17 s left",
+    )
+    assert words.progress_parts(Progress("svg2", "decode")) == ("SVG2", "decoding frames", "")
+    assert words.progress_parts(Progress("", "load"))[:2] == ("Model", "loading")
+    late = Progress("dense", "denoise", 1, 9, 185)
+    assert words.progress_parts(late)[2] == "about 3 min 5 s left"
+
+
+def test_every_method_is_named_by_its_title_in_progress() -> None:
+    assert words.progress_parts(Progress("svg2-comp", "decode"))[0] == "SVG2 + compensation"
+    for name, method in METHODS.items():
+        assert words.progress_parts(Progress(name, "decode"))[0] == method.title
+
+
+@pytest.mark.parametrize(
+    ("progress", "runs", "percent"),
+    [
+        (Progress("dense", "denoise", 10, 20), ("dense", "svg2"), 25),
+        (Progress("dense", "decode"), ("dense", "svg2"), 50),
+        (Progress("svg2", "denoise", 10, 20), ("dense", "svg2"), 75),
+        (Progress("svg2", "measure"), ("dense", "svg2"), 100),
+        (Progress("svg2", "denoise", 10, 20), ("svg2",), 50),
+    ],
+)
+def test_the_bar_covers_all_runs(progress: Progress, runs: tuple[str, ...], percent: int) -> None:
+    done = words.share_done(progress, runs)
+    assert f'aria-valuenow="{percent}"' in words.progress_bar(progress, done)
+
+
+def test_the_bar_of_a_joint_model_never_runs_backwards() -> None:
+    run = Run.of(Request(prompt="a ball", model="hunyuanvideo"))
+    runs = words.runs_of(run, with_dense=True)
+    assert runs == ("stock", "dense", "svg2")
+    assert words.runs_of(run, with_dense=False) == ("svg2",)
+    order = [
+        Progress(name, stage, step, 2 if step or stage == "denoise" else 0)
+        for name in runs
+        for stage, step in [
+            *(("warm up", 0), ("encode", 0), ("denoise", 0), ("denoise", 1), ("decode", 0)),
+        ]
+    ]
+    shares = [words.share_done(progress, runs) for progress in order]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    names = [words.progress_parts(Progress(name, "encode"))[0] for name in runs]
+    assert len(set(names)) == 3
+
+
+def test_what_people_type_is_escaped() -> None:
+    assert "<b>" not in words.say("<b>no</b>", "warn")
+    assert "<b>" not in words.grammar_note("<b>paint</b> a zebra")
+
+
+def test_prompts_outside_the_grammar_are_named() -> None:
+    assert all(words.grammar_note(prompt) == "" for prompt in words.KNOWN.examples)
+    note = words.grammar_note("a zebra reading a newspaper")
+    assert "knows only its own grammar" in note
+    assert "zebra" in note
+
+
+def test_outcome_tells_speed_and_fidelity() -> None:
+    assert words.outcome({"speedup": 1.5, "psnr_db": 31.26}) == (
+        "Done: 1.50× as fast as dense here, 31.3 dB against dense."
+    )
+    assert "identical" in words.outcome({"speedup": 1.0, "psnr_db": None})
+
+
+def test_errors_name_no_place_on_this_machine() -> None:
+    assert words.plain(RequestError(f"Missing from {words.ROOT}/assets/models.")) == (
+        "Missing from assets/models."
+    )
+    assert (words.ROOT / "app.py").is_file()

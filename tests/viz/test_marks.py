@@ -1,0 +1,55 @@
+"""Marks of the trade-off chart: title, symbol and colour come from the payload's methods."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from viz.payload import explorer_payload
+
+pytestmark = pytest.mark.browser
+
+GROUND = {"light": (0xF6, 0xF6, 0xF4), "dark": (0x12, 0x13, 0x16)}
+
+
+def luminance(rgb) -> float:
+    def linear(v):
+        return v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+
+    red, green, blue = (linear(v / 255) for v in rgb)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(a, b) -> float:
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def method(name: str, colour: str, symbol: str) -> dict:
+    return {"name": name, "title": f"Title of {name}", "colour": colour, "symbol": symbol}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("colours", [("#3f6fd8", "#b4690e"), ("#ffff00", "#000030")])
+def test_a_methods_mark_line_and_legend_are_its_own_and_can_be_seen(
+    theme, colours, trace, open_page
+):
+    names = list(dict.fromkeys(run.method for run in trace.runs))
+    methods = [
+        method(n, c, "square") for n, c in zip(names, colours, strict=True)
+    ]  # one symbol for both: the second gets another
+    page = open_page({**explorer_payload(trace), "methods": methods}, theme=theme)
+    assert page.locator(".legend .method").all_inner_texts() == [m["title"] for m in methods]
+    read = "all => all.map((p) => [p.getAttribute('d').replace(/[\\d. -]/g, ''), {}])"
+    fill, stroke = (f"getComputedStyle(p).{part}" for part in ("fill", "stroke"))
+    legend = page.locator(".legend .method path").evaluate_all(read.format(fill))
+    marks = page.locator(".point .solid").evaluate_all(read.format(fill))
+    lines = page.locator(".joined").evaluate_all(read.format(stroke))
+    assert len({shape for shape, _ in legend}) == 2
+    assert [colour for _, colour in lines] == [colour for _, colour in legend]
+    own = dict(zip(names, legend, strict=True))
+    assert marks == [own[run.method] for run in trace.runs]
+    for _, colour in legend:
+        rgb = [int(v) for v in re.findall(r"\d+", colour)]
+        assert contrast(rgb, GROUND[theme]) >= 3
