@@ -58,7 +58,7 @@ def versions() -> dict[str, str | None]:
 @functools.cache
 def commit() -> str | None:
     """The commit of this checkout, or None where there is none."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # an unpacked copy inside another repository is not that one
         return None
     try:

@@ -1,8 +1,8 @@
 """Run by torchrun, once: all that two processes do in the tests, which read what it leaves.
 
 `python -m tests.svg2.two_processes FOLDER PORT...`: in FOLDER lie `families/NAME`, each a model to
-generate with, and `commands.json`, command lines by name; each command gets a port of its own. Left
-are `families/NAME/frames.npz`, and what process RANK answered to a command, `NAME.RANK.json`.
+generate with, and `commands.json`, command lines by name; each command gets a port of its own.
+Left are `families/NAME/frames.npz`, and what process RANK answered to a command, `NAME.RANK.json`.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ def answer(command: list[str]) -> dict[str, object]:
 
 
 def next_port(ports: list[str]) -> None:
-    """Let the next group meet elsewhere: the launcher's store still holds the last one's addresses."""
+    """Let the next group meet elsewhere: the launcher's store holds addresses of the last."""
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": ports.pop()}
 
 
