@@ -1,4 +1,4 @@
-"""The settings of the method, checked where they are made and nowhere else."""
+"""The settings of the method. A config checks its values when it is made."""
 
 import dataclasses
 import math
@@ -18,24 +18,27 @@ _MAX_ITERS = 1_000
 
 @dataclass(frozen=True)
 class SVG2Config:
-    """Settings of SVG2; names and defaults as in the paper's Wan runs.
+    """Settings of the method; the defaults follow the paper's Wan runs.
 
     Attributes:
-        top_p: attention mass that the kept key clusters of each query cluster reach, in (0, 1]; 1
-            keeps all.
-        num_q_clusters, num_k_clusters: clusters per head; at most one per token.
-        kmeans_iters_init, kmeans_iters_step: k-means iterations on a cold start and on later
-            steps. From 10 on, those of a cold start begin on small samples of the tokens: 20 of
-            them are as good as the paper's 50 on all tokens.
-        warmup_fraction: share of the denoising steps that run dense at the start, in [0, 1].
-        dense_layers: number of first layers that always run dense.
-        min_keep_ratio: share of the key clusters kept whatever their mass, in [0, 1].
+        top_p: attention mass that the kept key clusters of each query cluster must reach, in
+            (0, 1]. At 1 every key cluster is kept.
+        num_q_clusters, num_k_clusters: clusters per head, at most one per token.
+        kmeans_iters_init: k-means iterations on a cold start, without earlier centroids. From 10
+            on, most of them run on small samples of the tokens, where the video has enough: 20
+            iterations are then as good as the paper's 50 on all tokens.
+        kmeans_iters_step: k-means iterations on each later step.
+        warmup_fraction: share of the denoising steps, from the first on, that run dense, in
+            [0, 1].
+        dense_layers: number of first layers that run dense in every step.
+        min_keep_ratio: share of the key clusters that each query cluster keeps whatever their
+            mass, in [0, 1].
         method: name of a row of `svg2.METHODS`.
-        seed: of the tokens that k-means starts from.
-        impl: which kernels run: `auto`, `reference` or `fused`.
+        seed: seed of the choice of tokens that k-means starts from.
+        impl: kernels to run: `auto`, `reference` or `fused`.
 
     Raises:
-        ConfigError: a value has the wrong type or is out of range.
+        ConfigError: a value of the wrong type or out of range.
     Source: SVG2, arXiv 2505.18875.
     """
 
@@ -74,7 +77,7 @@ class SVG2Config:
         value = getattr(self, name)
         bounds = f"{'above' if above_low else 'at least'} {low:g} and at most {high:g}"
         if (
-            not _is(value, numbers.Real)
+            not _is_number(value, numbers.Real)
             or not low <= value <= high
             or (above_low and value == low)
         ):
@@ -83,17 +86,17 @@ class SVG2Config:
 
     def _integer(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
-        if not _is(value, numbers.Integral) or not low <= value <= high:
+        if not _is_number(value, numbers.Integral) or not low <= value <= high:
             raise ConfigError(
                 f"{name} must be a whole number from {low} to {high}, not {value!r}."
             )
         object.__setattr__(self, name, int(value))
 
     def replace(self, **changes: Any) -> "SVG2Config":
-        """A copy with some settings changed, validated again.
+        """A copy with some settings changed and all of them checked.
 
         Raises:
-            ConfigError: a name is unknown or a value cannot work.
+            ConfigError: an unknown name, or a value of the wrong type or out of range.
         """
         for name in changes:
             _check_name(name)
@@ -105,29 +108,29 @@ class SVG2Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SVG2Config":
-        """Settings from plain values by name, such as a trace holds.
+        """Settings from plain values by name, as traces store them.
 
-        Traces from before the registry of methods have `compensate`, which the method now says.
+        Old traces also hold `compensate`. It is ignored, because `method` implies it.
 
         Raises:
-            ConfigError: a name is unknown or a value cannot work.
+            ConfigError: an unknown name, or a value of the wrong type or out of range.
         """
         return cls().replace(**{k: v for k, v in values.items() if k != "compensate"})
 
     @property
     def compensates(self) -> bool:
-        """Whether skipped key clusters count through their centroids."""
+        """Whether skipped key clusters contribute through their centroids."""
         return METHODS[self.method].compensates
 
     def warmup_steps(self, num_steps: int) -> int:
-        """How many of `num_steps` denoising steps run dense at the start."""
+        """Number of dense steps at the start of `num_steps` denoising steps."""
         return ceil_fraction(self.warmup_fraction, num_steps)
 
     def check_tokens(self, n_tokens: int) -> None:
         """Check the cluster counts against the number of video tokens.
 
         Raises:
-            ConfigError: more clusters than tokens are asked for.
+            ConfigError: more clusters than tokens.
         """
         for name in ("num_q_clusters", "num_k_clusters"):
             count = getattr(self, name)
@@ -139,13 +142,13 @@ class SVG2Config:
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Settings written as `name=value`, as values by name; the last of a name wins.
+    """Parse settings written as `name=value` into values by name.
 
-    Numbers become numbers here, and `SVG2Config` checks them.
+    The last value of a name wins. Ranges are checked later, by `SVG2Config`.
 
     Raises:
-        ConfigError: a setting is not of the form `name=value`, its name is unknown, or a number
-            is not one.
+        ConfigError: a setting that is not of the form `name=value`, an unknown name, or text in
+            place of a number.
     """
     defaults = SVG2Config()
     changes: dict[str, Any] = {}
@@ -159,11 +162,11 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def ceil_fraction(fraction: float, count: int) -> int:
-    """`ceil(fraction * count)`, blind to the rounding of the product: 0.07 * 100 gives 7."""
+    """`ceil(fraction * count)` without floating-point error: 0.07 * 100 gives 7, not 8."""
     return math.ceil(fraction * count - 1e-9)
 
 
-def _is(value: object, kind: type) -> bool:
+def _is_number(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

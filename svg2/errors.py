@@ -1,45 +1,45 @@
-"""Every error whose message a person may see: one sentence that says what is wrong."""
+"""Errors whose messages are shown to people. Each message is one sentence."""
 
 from typing import Any
 
 
 class InputError(ValueError):
-    """What a person gave cannot work. The message says what is wrong and what would be right."""
+    """Invalid input. The message says what is wrong and what would be right."""
 
 
 class UsageError(InputError):
-    """An argument of a command."""
+    """Invalid argument on the command line."""
 
 
 class ConfigError(InputError):
-    """A setting of the method."""
+    """Invalid setting of the method."""
 
 
 class RequestError(InputError):
-    """What a video is asked to be: its prompt, size, model or device."""
+    """Invalid request: its prompt, size, model, device or input file."""
 
 
 class TraceError(InputError):
-    """A trace file that cannot be read or is damaged."""
+    """Unreadable or damaged trace file."""
 
 
 class MediaError(InputError):
-    """A video or image that cannot be written or read."""
+    """Video or image that can't be read or written."""
 
 
 class ModelUnavailable(RuntimeError):
-    """A known model that cannot be loaded on this machine."""
+    """Known model that can't be loaded on this machine."""
 
 
 class SuiteUnavailable(RuntimeError):
-    """A benchmark suite that cannot run on this machine."""
+    """Benchmark suite that can't run on this machine."""
 
 
 class Cancelled(Exception):
-    """A generation stopped on request.
+    """Generation stopped on request.
 
     Attributes:
-        dense: the `svg2.runs.dense_sparse.DenseRun` where that was complete, else None.
+        dense: the `svg2.runs.dense_sparse.DenseRun` if it was complete, else None.
     """
 
     def __init__(self, dense: Any = None) -> None:

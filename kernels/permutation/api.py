@@ -45,9 +45,16 @@ def sort_by_label(
 
 
 def permute(
-    x: Shaped[Tensor, "B H N D"], permutation: Permutation, *, impl: Impl = "auto"
-) -> Shaped[Tensor, "B H N D"]:
+    x: Shaped[Tensor, "B H N D"],
+    permutation: Permutation,
+    *,
+    room: int = 0,
+    impl: Impl = "auto",
+) -> Shaped[Tensor, "B H R D"]:
     """Tokens from their original order into that of their clusters.
+
+    R is N + `room`. The last `room` rows of each head hold anything: the caller fills them with other tokens,
+    which spares a copy of all.
 
     Raises:
         ValueError: x requires a gradient.
@@ -57,8 +64,8 @@ def permute(
     if resolve_impl(impl, x) == "fused":
         from kernels.permutation import fused
 
-        return fused.permute(x, permutation.perm)
-    return reference.permute(x, permutation.perm)
+        return fused.permute(x, permutation.perm, room)
+    return reference.permute(x, permutation.perm, room)
 
 
 def unpermute(

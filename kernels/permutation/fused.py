@@ -102,6 +102,7 @@ def move_kernel(
     stride_n,
     H,
     N,
+    OUT_N,
     D,
     INVERSE: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -117,7 +118,7 @@ def move_kernel(
     x_ptr += (head // H) * stride_b + (head % H) * stride_h
     inside = (i < N)[:, None] & (d < D)[None, :]
     x = tl.load(x_ptr + source[:, None] * stride_n + d[None, :], mask=inside)
-    tl.store(out_ptr + (head * N + target[:, None]) * D + d[None, :], x, mask=inside)
+    tl.store(out_ptr + (head * OUT_N + target[:, None]) * D + d[None, :], x, mask=inside)
 
 
 @torch.library.custom_op("svg2::sort_by_label", mutates_args=())
@@ -159,29 +160,35 @@ def counting_sort(
 
 
 @torch.library.custom_op("svg2::move_tokens", mutates_args=())
-def move_tokens(x: Tensor, perm: Tensor, inverse: bool) -> Tensor:
-    """x[b, h, perm[b, h, i]] in place i, or with `inverse` row i in place perm[b, h, i]."""
+def move_tokens(x: Tensor, perm: Tensor, inverse: bool, room: int = 0) -> Tensor:
+    """x[b, h, perm[b, h, i]] in place i, or with `inverse` row i in place perm[b, h, i].
+
+    `room` rows more per head are left for the caller to fill.
+    """
     batch, heads, num_tokens, head_dim = x.shape
     x = dense_rows(x)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = x.new_empty(batch, heads, num_tokens + room, head_dim)
     block_d = triton.next_power_of_2(head_dim)
     block_n = max(1, MOVE_ELEMENTS // block_d)
     with device_of(x):
         move_kernel[(triton.cdiv(num_tokens, block_n), batch * heads)](
-            x, perm.contiguous(), out, *x.stride()[:3], heads, num_tokens, head_dim,
+            x, perm.contiguous(), out, *x.stride()[:3],
+            heads, num_tokens, num_tokens + room, head_dim,
             INVERSE=inverse, BLOCK_N=block_n, BLOCK_D=block_d, num_warps=8,
         )  # fmt: skip
     return out
 
 
 @move_tokens.register_fake
-def _(x: Tensor, perm: Tensor, inverse: bool) -> Tensor:
-    return x.new_empty(x.shape)
+def _(x: Tensor, perm: Tensor, inverse: bool, room: int = 0) -> Tensor:
+    return x.new_empty(*x.shape[:2], x.shape[2] + room, x.shape[3])
 
 
-def permute(x: Shaped[Tensor, "B H N D"], perm: Int[Tensor, "B H N"]) -> Shaped[Tensor, "B H N D"]:
-    """x[b, h, perm[b, h, i]] in place i."""
-    return move_tokens(x, perm, False)
+def permute(
+    x: Shaped[Tensor, "B H N D"], perm: Int[Tensor, "B H N"], room: int = 0
+) -> Shaped[Tensor, "B H R D"]:
+    """x[b, h, perm[b, h, i]] in place i; the last `room` rows hold anything."""
+    return move_tokens(x, perm, False, room)
 
 
 def unpermute(

@@ -1,6 +1,7 @@
 """Permutation in PyTorch."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
@@ -16,10 +17,13 @@ def sort_by_label(
     return perm, offsets
 
 
-def permute(x: Shaped[Tensor, "B H N D"], perm: Int[Tensor, "B H N"]) -> Shaped[Tensor, "B H N D"]:
-    """x[b, h, perm[b, h, i]] in place i."""
+def permute(
+    x: Shaped[Tensor, "B H N D"], perm: Int[Tensor, "B H N"], room: int = 0
+) -> Shaped[Tensor, "B H R D"]:
+    """x[b, h, perm[b, h, i]] in place i; the last `room` rows hold anything."""
     rows = x.reshape(-1, x.shape[-1])
-    return rows.index_select(0, _flat(perm)).view(*perm.shape, x.shape[-1])
+    indices = F.pad(_flat(perm).view(perm.shape), (0, room))
+    return rows.index_select(0, indices.flatten()).view(*indices.shape, x.shape[-1])
 
 
 def unpermute(

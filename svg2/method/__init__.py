@@ -1,1 +1,1 @@
-"""The method as pure tensor functions: clusters, selection, and one sparse call of attention."""
+"""The method on plain tensors: clustering, selection, and one call of sparse attention."""

@@ -1,4 +1,4 @@
-"""Sparse attention on plain tensors, for people who bring their own model or framework."""
+"""Sparse attention on plain tensors, for models and frameworks other than diffusers."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,13 @@ from svg2.method.plan import Plan
 
 @dataclass(frozen=True)
 class SparseResult:
-    """Sparse attention of a tensor, and what it computed.
+    """Output of a sparse attention call, and what the call computed.
 
     Attributes:
-        out: in the order of the tokens.
+        out: attention output, in the order of the tokens.
         density: kept share of all query-key pairs per head, in (0, 1].
-        compute_density: the same with what stands in for skipped clusters counted.
-        plan: clusters, masses and kept pairs.
+        compute_density: `density` plus the pairs that compensation computes.
+        plan: clusters, attention masses and kept pairs.
     """
 
     out: Float[Tensor, "B H N D"]
@@ -39,18 +39,20 @@ def sparse_attention(
     config: SVG2Config | None = None,
     centroids: Centroids | None = None,
 ) -> SparseResult:
-    """Sparse self-attention on tensors of any model, on a CPU or on CUDA.
+    """Sparse self-attention on tensors of any model, on a CPU or on CUDA. No gradients flow.
 
     Args:
-        q, k, v: after norms and position embedding, of the video tokens alone.
-        config: method, budget and clusters; None takes the defaults. The gate (`warmup_fraction`,
-            `dense_layers`) is the caller's: every call of this function is sparse.
-        centroids: `svg2.Centroids()`, one per layer and guidance branch. It keeps the centroids
-            of this call, from which the next denoising step starts. None starts cold.
+        q, k, v: queries, keys and values of the video tokens alone, after norms and position
+            embedding.
+        config: method, budget and clusters; None takes the defaults. `warmup_fraction` and
+            `dense_layers` have no effect: every call of this function is sparse.
+        centroids: a `svg2.Centroids()` per layer and guidance branch. k-means starts from the
+            centroids that it holds, and leaves its own there for the next denoising step. None
+            starts cold.
 
     Raises:
-        ConfigError: q, k and v do not fit each other; there are more clusters than tokens; or the
-            kernels that `config.impl` names cannot run here.
+        ConfigError: different shapes or dtypes of q, k and v; more clusters than tokens; or
+            kernels (`config.impl`) that can't run here.
     Source: SVG2, arXiv 2505.18875; compensation after SVG-EAR, arXiv 2603.08982.
     """
     config = SVG2Config() if config is None else config

@@ -1,10 +1,10 @@
-"""One sparse call: cluster, permute, select, attend, and put the tokens back."""
+"""One call of sparse attention: cluster, permute, select, attend."""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kernels import (
@@ -25,22 +25,28 @@ from svg2.method.stages import StageClock
 
 @dataclass(frozen=True)
 class TextTokens:
-    """Real prompt tokens of a joint model: they see all and are seen by all. T is their number."""
+    """The T prompt tokens of a joint model, without padding.
+
+    They attend to all tokens, and all tokens attend to them.
+    """
 
     q: Float[Tensor, "B H T D"]
     k: Float[Tensor, "B H T D"]
     v: Float[Tensor, "B H T D"]
 
     def of_heads(self, heads: slice) -> "TextTokens":
-        """The same of some heads alone."""
+        """The tokens of some heads alone."""
         return TextTokens(self.q[:, heads], self.k[:, heads], self.v[:, heads])
 
 
 @dataclass(frozen=True)
 class CallResult:
-    """Attention output of the video in the tokens' own order, and the plan that it followed.
+    """Output of a sparse call.
 
-    `text_out` is that of the text; None without text.
+    Attributes:
+        out: attention output of the video tokens, in their own order.
+        plan: clusters, attention masses and kept pairs.
+        text_out: attention output of the prompt tokens; None if there are none.
     """
 
     out: Float[Tensor, "B H N D"]
@@ -59,13 +65,17 @@ def sparse_call(
 ) -> CallResult:
     """Self-attention of each query over the keys of the clusters that its own cluster keeps.
 
-    `q` and `k` come after norm and RoPE and hold the video alone. `text` is one more cluster of
-    either side, never skipped and no part of the selection. `centroids` warm-starts k-means and
-    is updated. `clock` gets the stages `kmeans`, `permute`, `select` and `attention`.
+    Args:
+        q, k, v: the video tokens alone; q and k after norm and RoPE.
+        centroids: start of k-means; updated in place.
+        clock: gets the stages `kmeans`, `permute`, `select` and `attention`.
+        text: prompt tokens of a joint model. All queries attend to them and they attend to all
+            keys; the selection is of video tokens alone.
 
     Raises:
-        ConfigError: there are more clusters than tokens.
-        kernels.ImplUnavailable: `config.impl` names kernels that cannot run here.
+        ConfigError: more clusters than tokens.
+        kernels.ImplUnavailable: kernels (`config.impl`) that can't run here.
+    Source: SVG2, arXiv 2505.18875; compensation after SVG-EAR, arXiv 2603.08982.
     """
     config.check_tokens(q.shape[2])
     method = METHODS[config.method]
@@ -75,8 +85,12 @@ def sparse_call(
     )
     clock.mark("kmeans")
 
+    n_video, n_text = q.shape[2], 0 if text is None else text.q.shape[2]
     q_order, k_order = _order(q_clusters, config), _order(k_clusters, config)
-    k_sorted, v_sorted = (permute(x, k_order, impl=config.impl) for x in (k, v))
+    k_sorted, v_sorted = (permute(x, k_order, room=n_text, impl=config.impl) for x in (k, v))
+    if text is not None:  # the text comes last, where `permute` left room
+        k_sorted[:, :, n_video:] = text.k
+        v_sorted[:, :, n_video:] = text.v
     clock.mark("permute")
 
     P = cluster_mass(q_clusters.centroids, k_clusters.centroids, k_clusters.sizes)
@@ -87,69 +101,44 @@ def sparse_call(
     if method.compensates:
         v_centroids = cluster_means(v, k_order, impl=config.impl)
         compensation = Compensation(k_clusters.centroids, v_centroids)
-    blocks = _Blocks(q, k_sorted, v_sorted, q_order, k_order.offsets, kept, compensation)
-    if text is not None:
-        blocks = blocks.with_text(text)
-    # Queries go in and come out in their own order: sorting them is part of the attention.
+    keys = _Keys(k_order.offsets, kept, compensation)
+    keys = keys if text is None else keys.with_text(n_text)
+    # The kernel sorts the queries and unsorts the output, so both are in token order here.
     out = cluster_attention(
-        *(blocks.q, blocks.k, blocks.v, blocks.q_order.offsets, blocks.k_offsets, blocks.kept),
-        compensation=blocks.compensation,
-        q_perm=blocks.q_order.perm,
+        *(q, k_sorted, v_sorted, q_order.offsets, keys.offsets, keys.kept),
+        compensation=keys.compensation,
+        q_perm=q_order.perm,
         impl=config.impl,
     )
+    text_out = None
+    if text is not None:  # attends to all keys, so their order does not matter
+        text_out = F.scaled_dot_product_attention(text.q, k_sorted, v_sorted)
     clock.mark("attention")
-    n_text, text_out = 0, None
-    if text is not None:
-        n_text = text.q.shape[2]
-        out, text_out = out.split([q.shape[2], n_text], dim=2)
     return CallResult(out, Plan(q_clusters, k_clusters, P, kept, n_text), text_out)
 
 
 def _order(clusters: KMeansResult, config: SVG2Config) -> Permutation:
-    """The tokens sorted by cluster, which k-means may have done already."""
+    """The tokens sorted by cluster; some methods have sorted them already."""
     if clusters.order is not None:
         return clusters.order
     return sort_by_label(clusters.labels, clusters.sizes.shape[-1], impl=config.impl)
 
 
 @dataclass(frozen=True)
-class _Blocks:
-    """What cluster attention takes: queries in their own order, keys and values sorted."""
+class _Keys:
+    """Key clusters of `cluster_attention`, and which of them each query cluster keeps."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    q_order: Permutation
-    k_offsets: Tensor
-    kept: Tensor
+    offsets: Int[Tensor, "B H K1"]
+    kept: Bool[Tensor, "B H Q K"]
     compensation: Compensation | None
 
-    def with_text(self, text: TextTokens) -> "_Blocks":
-        """The same with the text as the last cluster of either side, kept by all."""
-        q, k, v = (
-            torch.cat([video, tokens], dim=2)
-            for video, tokens in zip(
-                (self.q, self.k, self.v), (text.q, text.k, text.v), strict=True
-            )
-        )
-        n_video, n_text = self.q.shape[2], text.q.shape[2]
-        own_places = torch.arange(n_video, n_video + n_text, device=q.device)
-        perm = self.q_order.perm
-        q_order = Permutation(
-            torch.cat([perm, own_places.expand(*perm.shape[:2], -1)], dim=-1),
-            _with_end(self.q_order.offsets, n_text),
-        )
-        k_offsets = _with_end(self.k_offsets, n_text)
-        kept = F.pad(self.kept, (0, 1, 0, 1), value=True)
+    def with_text(self, n_text: int) -> "_Keys":
+        """The clusters with the text as a last one that every query cluster keeps."""
         compensation = self.compensation
-        if compensation is not None:  # of a cluster that is never skipped: any value will do
+        if compensation is not None:  # zeros: the text is never skipped, so they are not read
             compensation = Compensation(
                 F.pad(compensation.k_centroids, (0, 0, 0, 1)),
                 F.pad(compensation.v_centroids, (0, 0, 0, 1)),
             )
-        return _Blocks(q, k, v, q_order, k_offsets, kept, compensation)
-
-
-def _with_end(offsets: Tensor, length: int) -> Tensor:
-    """Offsets with one more cluster of `length` tokens."""
-    return torch.cat([offsets, offsets[..., -1:] + length], dim=-1)
+        offsets = torch.cat([self.offsets, self.offsets[..., -1:] + n_text], dim=-1)
+        return _Keys(offsets, F.pad(self.kept, (0, 1), value=True), compensation)

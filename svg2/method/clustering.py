@@ -1,4 +1,4 @@
-"""Clusters of queries or keys, warm-started from the centroids of the step before."""
+"""Clustering of queries and keys, warm-started from the centroids of the previous step."""
 
 import zlib
 from dataclasses import dataclass
@@ -14,20 +14,23 @@ from svg2.method.selection import METHODS
 
 Side = Literal["q", "k"]
 
-# Shares of the tokens and of the iterations; 8, 6 and 4 iterations of 20.
+# (share of the tokens, share of the iterations): 8, 6 and 4 of 20 iterations.
 _SAMPLES = ((1 / 8, 0.4), (1 / 4, 0.3), (1 / 2, 0.2))
-_MIN_TOKENS_PER_CLUSTER = 8  # smaller samples were not tried
+_MIN_TOKENS_PER_CLUSTER = 8  # quality was not measured below
 _MIN_SAMPLED_ITERS = 10
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What centroids belong to; they pass between no models, layers, branches or shapes.
+    """Key of cached centroids, which are reused only where all of its fields are equal.
 
     Attributes:
-        sample: place in the batch, where its samples are attended to one by one.
-        heads: the absolute numbers of the heads, (first, end, of all), where other processes have
-            the rest; None for all.
+        transformer: index of the transformer, in models with several.
+        layer, branch: position of the call; branch is the guidance branch.
+        shape: shape of q.
+        sample: index in the batch, where the samples of a batch are attended to one by one.
+        heads: (first, end, total) numbers of the heads of this process, where several processes
+            share a video; None for all heads.
     """
 
     transformer: int = 0
@@ -39,7 +42,10 @@ class CacheKey:
 
 
 class Centroids:
-    """Centroids of the last step of one layer and branch, in the model's dtype; None when cold."""
+    """Centroids of one layer and branch in its last step, in the model's dtype.
+
+    `q` and `k` are None before the first step.
+    """
 
     def __init__(self, key: CacheKey = CacheKey()) -> None:
         self.key = key
@@ -62,13 +68,13 @@ class CentroidCache:
         return len(self._entries)
 
     def entry(self, key: CacheKey) -> Centroids:
-        """The centroids kept under `key`; a cold entry is made on first use."""
+        """The centroids under `key`; the first use makes an entry without centroids."""
         if key not in self._entries:
             self._entries[key] = Centroids(key)
         return self._entries[key]
 
     def keep_only(self, transformer: int) -> None:
-        """Free what belongs to any other transformer; Wan 2.2 leaves its first for good."""
+        """Free the centroids of all other transformers; Wan 2.2 never returns to its first."""
         self._entries = {k: v for k, v in self._entries.items() if k.transformer == transformer}
 
     def clear(self) -> None:
@@ -84,9 +90,13 @@ class CentroidCache:
 def cluster_tokens(
     x: Float[Tensor, "B H N D"], config: SVG2Config, centroids: Centroids, side: Side
 ) -> KMeansResult:
-    """Cluster queries or keys per head as the method does, and keep the centroids.
+    """Cluster queries or keys per head as `config.method` does.
 
-    k-means starts from the centroids of the step before, or cold from random tokens.
+    k-means starts from the centroids of the previous step, or from random tokens without any.
+
+    Args:
+        centroids: start of k-means; its centroids of this side are replaced by the new ones.
+        side: whether `x` holds queries or keys.
     """
     method = METHODS[config.method]
     num_clusters = getattr(config, f"num_{side}_clusters")
@@ -104,11 +114,11 @@ def cluster_tokens(
 def _cold_start(
     x: Float[Tensor, "B H N D"], num_clusters: int, config: SVG2Config, key: CacheKey, side: Side
 ) -> KMeansResult:
-    """k-means from random tokens: most iterations on small samples, the last on all tokens."""
-    # Seeded by place and not drawn from one stream: no call depends on which others came before.
-    # Guidance branches start from the same tokens, as nothing tells them apart yet.
-    place = f"{config.seed}/{key.transformer}/{key.layer}/{side}"
-    generator = torch.Generator().manual_seed(zlib.crc32(place.encode()))
+    """k-means from random tokens: first on the samples of `sample_stages`, then on all tokens."""
+    # A seed per position, so that a call does not depend on the calls before it. The branch is
+    # left out: all guidance branches start from the same tokens.
+    position = f"{config.seed}/{key.transformer}/{key.layer}/{side}"
+    generator = torch.Generator().manual_seed(zlib.crc32(position.encode()))
     first, _, heads = key.heads or (0, None, None)
     centroids = init_centroids(x, num_clusters, generator, first_head=first, num_heads=heads)
     num_tokens, iters = x.shape[2], config.kmeans_iters_init
@@ -124,10 +134,14 @@ def _cold_start(
 
 
 def sample_stages(num_tokens: int, num_clusters: int, iters: int) -> list[tuple[int, int]]:
-    """Sizes of the growing samples that a cold start begins on, and iterations on each.
+    """Plan the first iterations of a cold start, which run on growing samples of the tokens.
 
-    What is left of `iters` runs on all tokens. On q and k of a real model, 20 iterations so shared
-    out come within 1.1 % of the inertia of 50 on all tokens (mean), at an eighth of their cost.
+    The rest of `iters` runs on all tokens. Measured on q and k of a real model, 20 iterations
+    planned in this way reach within 1.1 % of the inertia of 50 iterations on all tokens (mean), at
+    an eighth of the cost.
+
+    Returns:
+        (sample size, iterations) per sample; none for few iterations or few tokens per cluster.
     """
     if iters < _MIN_SAMPLED_ITERS:
         return []

@@ -1,4 +1,4 @@
-"""What one sparse attention call computes: clusters, their masses, the kept pairs, densities."""
+"""What one sparse call computes: clusters, attention masses, kept pairs and densities."""
 
 import math
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from kernels import KMeansResult, full_fp32
 
 @dataclass(frozen=True)
 class Clustered:
-    """Queries and keys in clusters: what a method selects from.
+    """Clustered queries and keys: the input of a selection.
 
     Attributes:
-        q_clusters, k_clusters: of the video tokens.
+        q_clusters, k_clusters: clusters of the video tokens.
         P: estimated attention mass of each key cluster per query cluster; rows sum to 1.
     """
 
@@ -26,29 +26,31 @@ class Clustered:
 
 @dataclass(frozen=True)
 class Plan(Clustered):
-    """The same with the key clusters that each query cluster attends to.
+    """Clustered queries and keys with the selection.
 
-    `n_text` real prompt tokens beside the video's see all and are seen by all. They are part of
-    the densities and of nothing else here.
+    Attributes:
+        kept: key clusters that each query cluster attends to.
+        n_text: number of prompt tokens of a joint model, without padding. They attend to all
+            tokens and all tokens attend to them. Only the densities count them.
     """
 
     kept: Bool[Tensor, "B H Q K"]
     n_text: int = 0
 
     def density(self) -> Float64[Tensor, "B H"]:
-        """Kept share of all query-key pairs, counted in whole numbers; in (0, 1]."""
+        """Kept share of all query-key pairs, in (0, 1]; pairs are counted in integers."""
         keys_BHQ = (self.kept * self._k_sizes.unsqueeze(-2)).sum(-1)
         n_video, n_text = self.q_clusters.labels.shape[-1], self.n_text
         text_pairs = n_text * (2 * n_video + n_text)
         return (self._pairs(keys_BHQ) + text_pairs).double() / self._all_pairs
 
     def virtual_density(self) -> Float64[Tensor, "B H"]:
-        """What compensation computes, one virtual key per skipped cluster, over all pairs."""
+        """Pairs that compensation computes, one key per skipped cluster, as a share of all pairs."""
         skipped_BHQK = ~self.kept & (self._k_sizes > 0).unsqueeze(-2)
         return self._pairs(skipped_BHQK.sum(-1)).double() / self._all_pairs
 
     def kept_mass(self) -> Float32[Tensor, "B H"]:
-        """Attention mass that the kept clusters hold by the centroids, mean over the queries."""
+        """Attention mass of the kept clusters, estimated from centroids; mean over the queries."""
         weights_BHQ = self.q_clusters.sizes.float()
         mass_BHQ = (self.P * self.kept).sum(-1)
         return (mass_BHQ * weights_BHQ).sum(-1) / weights_BHQ.sum(-1)
@@ -73,13 +75,13 @@ def cluster_mass(
 ) -> Float32[Tensor, "B H Q K"]:
     """Attention mass of each key cluster per query cluster, estimated from centroids.
 
-    Cluster size times exp(score), normalised over K, in fp32 whatever autocast or TF32 say. An
-    empty cluster holds exactly 0.
+    The mass is cluster size times exp(score), normalised over K. It is computed in fp32, also
+    under autocast and TF32. An empty cluster has a mass of exactly 0.
 
     Source: SVG2, arXiv 2505.18875, section on top-p dynamic budget control.
     """
     with full_fp32():
         scale = 1.0 / math.sqrt(q_centroids.shape[-1])
         scores_BHQK = (q_centroids.float() * scale) @ k_centroids.float().mT
-        log_sizes_BHK = k_sizes.float().log()  # log 0 is -inf, which softmax makes an exact 0
+        log_sizes_BHK = k_sizes.float().log()  # log 0 is -inf; softmax turns it into exactly 0
         return torch.softmax(scores_BHQK + log_sizes_BHK.unsqueeze(-2), dim=-1)

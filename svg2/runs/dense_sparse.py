@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from svg2.hooks.enable import enable, measure_dense
-from svg2.hooks.families import attention_backend, main_attentions, transformers_of
 from svg2.hooks.stats import RunStats
 from svg2.models.loading import as_kind
 from svg2.models.request import ResolvedRequest
@@ -125,6 +124,8 @@ def generate_sparse(
         RequestError: the files given cannot be read.
         Cancelled: the watch said so.
     """
+    from svg2.hooks.families import main_attentions  # loads torch, which a page can do without
+
     watch, policy = watch or Watch(), policy or RecordingPolicy()
     pipe = as_kind(pipe, run.kind)
     config, name = run.config, run.method.name
@@ -163,6 +164,8 @@ def generate_sparse(
 
 def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
     """What both kinds of run say of where they ran."""
+    from svg2.hooks.families import attention_backend, transformers_of
+
     backend = attention_backend(pipe) or os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
     names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     dtype = str(transformers_of(pipe)[0].dtype).removeprefix("torch.")
@@ -176,5 +179,7 @@ def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
 
 def _sharing(pipe: Any) -> int:
     """Processes that work on one video together."""
+    from svg2.hooks.families import main_attentions
+
     is_shared = main_attentions(pipe)[0].module.processor._parallel_config is not None
     return processes().world if is_shared else 1

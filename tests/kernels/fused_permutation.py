@@ -29,10 +29,13 @@ def test_there_and_back(n, dim, dtype, poisoned_memory):
     there = kernels.permute(x, order, impl="fused")
     assert torch.equal(there, kernels.permute(x, order, impl="reference"))
     assert torch.equal(kernels.unpermute(there, order, impl="fused"), x)
+    roomy = kernels.permute(x, order, room=5, impl="fused")
+    assert roomy.shape[2] == n + 5
+    assert torch.equal(roomy[:, :, :n], there)
 
 
 def test_the_ops_keep_their_promises_to_the_compiler():
     labels = draw_labels(40, 5, seed=0)
     torch.library.opcheck(fused.sort_by_label, (labels, 5))
     perm = kernels.sort_by_label(labels, 5, impl="reference").perm
-    torch.library.opcheck(fused.move_tokens, (torch.randn(2, 3, 40, 8), perm, False))
+    torch.library.opcheck(fused.move_tokens, (torch.randn(2, 3, 40, 8), perm, False, 3))

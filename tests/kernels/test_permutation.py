@@ -49,6 +49,14 @@ def test_laws(n, num, dim, seed, dtype):
     assert torch.equal(there, x.gather(2, order.perm[..., None].expand_as(x)))
 
 
+def test_room_is_left_behind_the_tokens_of_each_head():
+    x = torch.randn(2, 3, 50, 8)
+    order = kernels.sort_by_label(draw_labels(50, 6, seed=0), 6)
+    roomy = kernels.permute(x, order, room=7)
+    assert roomy.shape == (2, 3, 57, 8)
+    assert torch.equal(roomy[:, :, :50], kernels.permute(x, order))
+
+
 def test_all_in_one_cluster_moves_nothing():
     labels = torch.full((1, 1, 63), 4, dtype=torch.int32)
     order = kernels.sort_by_label(labels, 9)

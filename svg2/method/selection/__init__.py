@@ -1,8 +1,8 @@
-"""The registry of methods: a row per method, and beside it one file per way to select.
+"""The registry of methods, and beside it one module per way to select or cluster.
 
-A method is a row of `METHODS`, a module with its functions, and a test. All else that knows of
-methods (settings, command line, page, charts, traces, benchmarks) reads this registry.
-It is read before torch is loaded, so rows name their functions, and `Method` imports them on use.
+To add a method, add a row to `METHODS`, a module with its functions, and a test. Settings, command
+line, page, charts, traces and benchmarks read the registry.
+The registry loads without torch: rows name their functions, and `Method.function` imports them.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 Rule = Literal["top_p"]
-"""Selections that can be redone from what a trace records: top-p over the recorded masses."""
+"""Selections that can be repeated from a trace: top-p over the recorded masses."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,18 @@ class Method:
     """One way to make attention sparse.
 
     Attributes:
-        name: what settings, traces and the command line call it.
-        title: what a page calls it; line: what it does, in one line.
-        select: `module:function` below this package that decides which key clusters each query
-            cluster attends to. It takes an `svg2.method.plan.Clustered` and the settings.
-        cluster: `module:function` that clusters tokens; None for k-means with a warm start.
-        compensates: skipped key clusters count through their centroids.
-        symbol: of its marks on charts; colour: of its marks and lines, as `#rrggbb`.
-        rule: how a browser redoes its selection at another budget; None where it cannot.
+        name: identifier in settings, in traces and on the command line.
+        title: name on the page.
+        line: description on the page, in one line.
+        select: `module:function` in this package that selects key clusters. It takes an
+            `svg2.method.plan.Clustered` and an `SVG2Config`, and returns bool `[B, H, Q, K]`.
+        symbol: marker on charts.
+        colour: colour of markers and lines, as `#rrggbb`.
+        cluster: `module:function` in this package that clusters tokens. It takes the tokens
+            `[B, H, N, D]`, the number of clusters and an `SVG2Config`, and returns a
+            `kernels.KMeansResult`. None is k-means with a warm start.
+        compensates: whether skipped key clusters contribute through their centroids.
+        rule: selection that a browser can repeat at another budget; None if it can't.
     """
 
     name: str
@@ -40,12 +44,12 @@ class Method:
     rule: Rule | None = "top_p"
 
     def function(self, role: Literal["select", "cluster"]) -> Callable[..., Any]:
-        """The function that plays a role."""
+        """Import and return the function that this method uses to select or to cluster."""
         module, _, name = str(getattr(self, role)).partition(":")
         return getattr(import_module(f"{__name__}.{module}"), name)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a page shows and redoes, as JSON values."""
+        """The fields that the page needs, as JSON values."""
         return {k: v for k, v in asdict(self).items() if k not in ("select", "cluster")}
 
 
@@ -53,7 +57,7 @@ _ROWS = (
     Method(
         "svg2",
         title="SVG2",
-        line="semantic clusters, top-p key selection, nothing for the skipped keys",
+        line="semantic clusters and top-p selection; skipped keys are left out",
         select="top_p:select",
         symbol="circle",
         colour="#3f6fd8",
@@ -61,7 +65,7 @@ _ROWS = (
     Method(
         "svg2-comp",
         title="SVG2 + compensation",
-        line="the same selection; skipped clusters count through their centroids",
+        line="the same selection; the centroids of skipped clusters stand in for them",
         select="top_p:select",
         compensates=True,
         symbol="diamond",
@@ -70,7 +74,7 @@ _ROWS = (
     Method(
         "position",
         title="Blocks by position",
-        line="blocks of neighbouring tokens in place of clusters, top-p key selection",
+        line="blocks of neighbouring tokens in place of clusters, and top-p selection",
         select="top_p:select",
         cluster="position:cluster",
         symbol="square",
@@ -79,9 +83,9 @@ _ROWS = (
 )
 
 METHODS: Mapping[str, Method] = {row.name: row for row in _ROWS}
-"""Methods by name, in the order in which they are shown."""
+"""Methods by name, in display order."""
 
 PAPER_METHOD = "svg2"
-"""The method of the paper, and the default of settings and of the command line."""
+"""The paper's method: the default of `SVG2Config` and of the command line."""
 COMPENSATED_METHOD = "svg2-comp"
-"""The same with skipped clusters counted through their centroids; the page starts on it."""
+"""The paper's method with compensation for skipped clusters: the default of the page."""

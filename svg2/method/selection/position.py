@@ -1,4 +1,4 @@
-"""Blocks by position in place of clusters: block-sparse attention without permutation."""
+"""Blocks of neighbouring tokens in place of clusters: block-sparse attention."""
 
 import torch
 from jaxtyping import Float
@@ -9,9 +9,13 @@ from svg2.config import SVG2Config
 
 
 def cluster(x: Float[Tensor, "B H N D"], num_clusters: int, config: SVG2Config) -> KMeansResult:
-    """Runs of neighbouring tokens, as equal in size as can be, each with the mean of its tokens.
+    """Cut the tokens into blocks of neighbours whose sizes differ by at most one.
 
-    Tokens come in (frame, row, column) order, so a run is a strip of a frame.
+    Tokens are in (frame, row, column) order. The centroid of a block is the mean of its tokens.
+
+    Args:
+        num_clusters: number of blocks, at most one per token.
+        config: only `impl` is used.
     """
     batch, heads, num_tokens = x.shape[:3]
     ends = torch.arange(num_clusters + 1, device=x.device) * num_tokens // num_clusters

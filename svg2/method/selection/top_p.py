@@ -1,4 +1,4 @@
-"""Top-p: per query cluster the fewest key clusters that hold a share of its attention mass."""
+"""Top-p selection: the fewest key clusters that hold a given share of the attention mass."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,7 +9,7 @@ from svg2.method.plan import Clustered
 
 
 def select(clustered: Clustered, config: SVG2Config) -> Bool[Tensor, "B H Q K"]:
-    """The selection of SVG2: `keep_top_p` at the budget of `config`."""
+    """The selection of SVG2: `keep_top_p` with `top_p` and `min_keep_ratio` of `config`."""
     return keep_top_p(clustered.P, clustered.k_clusters.sizes, config.top_p, config.min_keep_ratio)
 
 
@@ -21,16 +21,24 @@ def keep_top_p(
 ) -> Bool[Tensor, "B H Q K"]:
     """Keep, per query cluster, the fewest key clusters whose mass reaches `top_p`.
 
-    Heaviest first, ties by index. The heaviest is always kept, and at least
-    `ceil(min_keep_ratio * K)` are. An empty cluster never is. `top_p` 1 keeps all others.
-    `top_p` is in (0, 1] and `min_keep_ratio` in [0, 1], as `SVG2Config` has checked.
+    Clusters are taken in order of falling mass, ties in order of index. The heaviest is always
+    kept. Empty clusters are never kept.
+
+    Args:
+        P: attention mass of each key cluster per query cluster; rows sum to 1.
+        k_sizes: tokens per key cluster.
+        top_p: mass to reach, in (0, 1]; 1 keeps all clusters that are not empty.
+        min_keep_ratio: in [0, 1]; at least `ceil(min_keep_ratio * K)` clusters are kept, as far
+            as they are not empty.
+
+    The ranges are not checked here: `SVG2Config` has checked them.
 
     Source: SVG2, arXiv 2505.18875, section on top-p dynamic budget control.
     """
     filled_BHQK = (k_sizes > 0).unsqueeze(-2).expand(P.shape)
-    if top_p == 1.0:  # rounding may bring the running sum to 1 before the last cluster
+    if top_p == 1.0:  # rounding may let the running sum reach 1 before the last cluster
         return filled_BHQK.clone()
-    # Empty clusters come last, also behind those whose mass is too small for fp32.
+    # Empty clusters come last, even after clusters whose mass underflows to 0.
     ranked_P = P.masked_fill(~filled_BHQK, -1.0)
     sorted_P, order = torch.sort(ranked_P, dim=-1, descending=True, stable=True)
     mass_before = torch.zeros_like(sorted_P)
@@ -42,5 +50,5 @@ def keep_top_p(
 
 
 def min_keep_count(min_keep_ratio: float, num_k_clusters: int) -> int:
-    """Number of key clusters kept per query cluster whatever their mass; at least 1."""
+    """Number of key clusters that each query cluster keeps whatever their mass; at least 1."""
     return max(1, ceil_fraction(min_keep_ratio, num_k_clusters))

@@ -27,3 +27,13 @@ def loaded_tiny_pipeline(tiny_pipeline_path):
 @pytest.fixture
 def tiny_pipeline(loaded_tiny_pipeline):
     return copy.deepcopy(loaded_tiny_pipeline)
+
+
+@pytest.fixture
+def generate_tiny(generate_tiny):
+    """The same without decoding, which takes most of the time: latents [batch, C, T, Y, X]."""
+
+    def generate(pipe, **changes):
+        return generate_tiny(pipe, output_type="latent", **changes).float().numpy()
+
+    return generate

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import KMeansResult, cluster_means, sort_by_label
 from svg2.config import SVG2Config
 from svg2.errors import ConfigError
-from svg2.method.call import sparse_call
+from svg2.method.call import TextTokens, sparse_call
 from svg2.method.clustering import CacheKey, CentroidCache, Centroids, cluster_tokens
 from svg2.method.plan import Plan
 from svg2.method.stages import StageClock
@@ -235,3 +236,33 @@ def test_cluster_means_skip_the_empty():
         members = x[b, h, labels[b, h] == c]
         expected = members.mean(0) if len(members) else torch.zeros(4)
         torch.testing.assert_close(means[b, h, c], expected)
+
+
+def test_text_costs_no_second_copy_of_the_video():
+    """q, k and v of all video tokens used to be copied again for each call with a prompt."""
+    q, k, v = tokens(n=400, heads=2)
+    text = TextTokens(*(x[:, :, :7].clone() for x in (q, k, v)))
+    config = SVG2Config(num_q_clusters=5, num_k_clusters=9, kmeans_iters_init=2)
+
+    def large_tensors(text):
+        count = 0
+
+        class Count(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                nonlocal count
+                out = function(*args, **(kwargs or {}))
+                is_new = isinstance(out, torch.Tensor) and not out._is_view()
+                count += is_new and out.is_floating_point() and out.numel() >= q.numel()
+                return out
+
+        with Count():
+            result = sparse_call(q, k, v, config, Centroids(KEY), text=text)
+        return count, result
+
+    without, _ = large_tensors(None)
+    with_text, result = large_tensors(text)
+    assert with_text <= without
+    assert result.text_out.shape == text.q.shape
+    keys, values = (torch.cat([x, y], 2) for x, y in ((k, text.k), (v, text.v)))
+    exact = fp64_attention(text.q, keys, values)
+    torch.testing.assert_close(result.text_out.double(), exact, rtol=0, atol=1e-5)
