@@ -9,33 +9,42 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: demo test test-versions check bench lint types browser help
+.PHONY: demo test nightly test-versions check bench lint types browser help
 
 help:
 	@echo "make demo    install into .venv and serve the page on port $${GRADIO_SERVER_PORT:-7860}"
 	@echo "make test    everything that CI runs: lint, types, all tests, the browser included"
 	@echo "make test-versions  all tests but the browser's on the oldest versions allowed, and all kernels compiled"
+	@echo "make nightly    the full grids of which make test runs a sample"
 	@echo "make check   lint, types and the fast tests"
 	@echo "make bench   time cluster attention against SDPA on this CPU, into assets/bench/cpu.json"
 
 demo: $(VENV)/.app-installed
 	$(PY) app.py
 
-# Two processes that take about as long, since the browser waits more than it computes; what is timed comes last, alone.
-test: $(VENV)/.dev-installed browser lint types
-	@log=$$(mktemp); $(PY) -m pytest -m "not browser" tests/svg2 > $$log 2>&1 & rest=$$!; failed=0; \
-	$(PY) -m pytest -m browser --deselect tests/viz/test_speed.py || failed=1; \
-	$(PY) -m pytest -m "not browser" --ignore tests/svg2 || failed=1; \
-	wait $$rest || failed=1; cat $$log; rm $$log; \
-	$(PY) -m pytest tests/viz/test_speed.py || failed=1; exit $$failed
+# Two processes of one torch thread each, a file at a time, so that what a module shares is made once.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+ON_TWO := -n 2 --dist loadfile
+
+# What is timed comes last, alone.
+test: $(VENV)/.dev-installed browser
+	@house=$$(mktemp); $(MAKE) -s lint types > $$house 2>&1 & lint=$$!; failed=0; \
+	$(PYTEST) $(ON_TWO) -m "not nightly" --ignore tests/viz/test_speed.py --durations=15 || failed=1; \
+	wait $$lint || failed=1; cat $$house; rm $$house; \
+	$(PYTEST) tests/viz/test_speed.py || failed=1; exit $$failed
+
+nightly: $(VENV)/.dev-installed
+	$(PYTEST) $(ON_TWO) -m nightly
 
 test-versions: $(OLDEST)/.installed $(VENV)/.app-installed
 	$(OLDEST)/bin/python -m svg2.bench.versions oldest
 	$(PY) -m svg2.bench.versions newest
 	$(PY) -m svg2.bench.report
 
-check: $(VENV)/.dev-installed lint types
-	$(PY) -m pytest -m "not slow and not gpu and not browser"
+check: $(VENV)/.dev-installed
+	@house=$$(mktemp); $(MAKE) -s lint types > $$house 2>&1 & lint=$$!; failed=0; \
+	$(PYTEST) $(ON_TWO) -m "not slow and not gpu and not browser and not nightly" || failed=1; \
+	wait $$lint || failed=1; cat $$house; rm $$house; exit $$failed
 
 bench: $(VENV)/.app-installed
 	$(PY) -m svg2 bench --suite cpu --out assets/bench/cpu.json

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from svg2.config import SVG2Config, parse_settings
 from svg2.errors import Cancelled, InputError, RequestError, UsageError
 from svg2.method.selection import METHODS, PAPER_METHOD
-from svg2.models.request import DTYPES
+from svg2.models.request import DTYPES, MODEL_DEFAULTS
 from svg2.runs.distributed import Processes, joined, processes
 from svg2.terminal import Stopped, running
 
@@ -31,7 +32,14 @@ OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command.
+
+    Args:
+        argv: arguments of the command; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
     try:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
@@ -49,14 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
-            raise  # torch's is named without importing torch
+            raise  # torch's error is matched by name, because torch may not be loaded
         print("svg2: Out of memory: ask for a smaller or shorter video.", file=sys.stderr)
         return 1
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     if (arguments.prompt is None) == (arguments.prompts is None):
-        raise UsageError("Give either --prompt or --prompts.")
+        raise UsageError("Give either --prompt or --prompts, and not both.")
     if arguments.prompts is not None:
         return _compare_prompts(arguments)
     run = _run_of(arguments)
@@ -69,9 +77,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     from svg2.runs.compare import compare, save_comparison
 
     def keep_dense(stopped: Cancelled) -> str:
-        return _keep_dense(stopped, run, folder) if share.is_first else "it was one of several"
+        return (
+            _keep_dense(stopped, run, folder) if share.is_first else "this process writes no files"
+        )
 
-    with running(keep_dense, speaks=share.is_first) as watch:
+    with running(keep_dense, shows_progress=share.is_first) as watch:
         pipe = load_for(run, watch)
         with joined(pipe) if share.world > 1 else nullcontext():
             comparison = compare(run, pipe, watch=watch)
@@ -89,34 +99,34 @@ def _compare_prompts(arguments: argparse.Namespace) -> int:
     arguments.prompt = prompts[0]
     run, share = _run_of(arguments), processes()
     folder = _output_folder(arguments.out)
-    kept = f"the prompts that were complete are kept in {folder}, and the same command goes on"
-    with running(lambda _: kept, speaks=share.is_first) as watch:
+    kept = f"completed prompts are kept in {folder}, and the same command continues from there"
+    with running(lambda _: kept, shows_progress=share.is_first) as watch:
         done = compare_all(prompts, run, folder, share, watch)
     _print_result(done)
     return 0
 
 
 def _check_share(run: Run, share: Processes) -> None:
-    """Check that all processes get as many tokens of a video.
+    """Check that the tokens of a video divide evenly among the processes.
 
     Raises:
-        RequestError: they cannot.
+        RequestError: tokens that do not divide evenly.
     """
     if run.n_tokens % share.world:
         raise RequestError(
             f"The {run.n_tokens:,} tokens of this video can't be shared evenly among "
-            f"{share.world} processes: ask for another size, or for another number of them."
+            f"{share.world} processes: ask for another size or another number of processes."
         )
 
 
 def _keep_dense(stopped: Cancelled, run: Run, folder: Path) -> str:
-    """Write the dense clip where that was complete; says what was kept."""
+    """Write the dense clip if it was complete, and return a clause that says what was kept."""
     from svg2.trace.atomic import write_atomic
     from svg2.trace.video import encode_mp4
 
     if stopped.dense is None:
         return "nothing was written"
-    # what an earlier run left here belongs to another dense clip
+    # files of an earlier run would not belong to this dense clip
     for name in OUTPUTS:
         (folder / name).unlink(missing_ok=True)
     write_atomic(folder / "dense.mp4", encode_mp4(stopped.dense.frames, run.spec.fps))
@@ -125,7 +135,9 @@ def _keep_dense(stopped: Cancelled, run: Run, folder: Path) -> str:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     if processes().world > 1:
-        raise UsageError("A sweep runs in one process; compare is what several can share.")
+        raise UsageError(
+            "A sweep runs in one process: use compare to share a video among several."
+        )
     run = _run_of(arguments)
     top_ps = [parse_settings([f"top_p={text}"])["top_p"] for text in arguments.top_ps]
 
@@ -135,7 +147,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     folder = _output_folder(arguments.out)
     _warn_if_outside_grammar(run)
 
-    with running(lambda _: f"the runs that were complete are kept in {folder}") as watch:
+    with running(lambda _: f"completed runs are kept in {folder}") as watch:
         limit = arguments.trace_mb and round(arguments.trace_mb * 2**20)
         content = sweep(plan, folder, watch=watch, trace_bytes_limit=limit)
     _print_result(content)
@@ -146,30 +158,30 @@ def _models(arguments: argparse.Namespace) -> int:
     from svg2.models.catalogue import MODELS
     from svg2.models.pipelines import PIPELINES
 
-    listed = [_listed(model, title) for model, title in MODELS.items()]
+    listed = [_description(model, title) for model, title in MODELS.items()]
     for entry in listed:
         mark = "available" if entry["available"] else "not available"
         print(f"{entry['model']:16} {mark:14} {entry['title']}", file=sys.stderr)
         print(f"{'':16} {entry['why']}", file=sys.stderr)
         for size, need in entry.get("memory", {}).items():
             print(
-                f"{'':16} {size}: {need['tokens']:,} tokens, a dense step about "
-                f"{need['dense_gib']:.1f} GiB, SVG2 adds {need['added_gib']:.1f}",
+                f"{'':16} {size}: {need['tokens']:,} tokens; a dense step needs about "
+                f"{need['dense_gib']:.1f} GiB, and SVG2 adds {need['added_gib']:.1f} GiB",
                 file=sys.stderr,
             )
         if "license" in entry:
             print(f"{'':16} {entry['license']}; settings: {entry['source']}", file=sys.stderr)
     print(
-        "A pipeline's folder or its hub id is a model too, --model PATH or --model ORG/NAME, of "
-        f"these classes: {', '.join(PIPELINES)}.",
+        "--model also takes the folder or the hub id of a pipeline of one of these classes: "
+        f"{', '.join(PIPELINES)}.",
         file=sys.stderr,
     )
     _print_result({"models": listed})
     return 0
 
 
-def _listed(model: str, title: str) -> dict[str, Any]:
-    """What there is to say of one model: whether it runs here, what it takes, who says so."""
+def _description(model: str, title: str) -> dict[str, Any]:
+    """One model as JSON values: availability, settings, memory, licence and source."""
     from svg2.models.finding import model_spec
     from svg2.models.loading import availability
     from svg2.models.memory_estimate import GIB
@@ -184,13 +196,7 @@ def _listed(model: str, title: str) -> dict[str, Any]:
         "available": missing is None,
         "why": missing or spec.needs,
         "pipeline": spec.kind.name,
-        "settings": {
-            name: getattr(spec, name)
-            for name in (
-                *("height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
-                "guidance_scale_2",
-            )
-        },
+        "settings": {name: getattr(spec, name) for name in (*MODEL_DEFAULTS, "guidance_scale_2")},
         "config": spec.config.to_dict(),
     }
     row = spec.published
@@ -202,9 +208,8 @@ def _listed(model: str, title: str) -> dict[str, Any]:
         height, width = (side // multiple * multiple for side in (height, width))
         need = spec.memory(spec.num_frames, height, width)
         assert need is not None
-        frames, rows, columns = spec.grid(spec.num_frames, height, width)
         memory[name] = {
-            "tokens": frames * rows * columns,
+            "tokens": math.prod(spec.grid(spec.num_frames, height, width)),
             "dense_gib": round(need.dense_peak / GIB, 2),
             "added_gib": round(need.added / GIB, 2),
             "added_share": round(need.added_share, 4),
@@ -245,7 +250,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Complains in one line, without the usage above it."""
+    """Parser that raises `UsageError` in place of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
@@ -258,18 +263,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    compare = commands.add_parser("compare", help="one dense and one sparse run of a request")
+    compare = commands.add_parser("compare", help="one video with dense and with sparse attention")
     _add_request(compare, prompt_required=False)
     compare.add_argument(
         *("--prompts",),
         metavar="FILE",
-        help="one prompt a line, in place of --prompt; torchrun shares them out",
+        help="text file, one prompt per line; torchrun shares them among processes",
     )
     compare.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: {PAPER_METHOD})")
     compare.add_argument("--top-p", metavar="P", help="attention mass to keep, in (0, 1]")
     compare.set_defaults(run=_compare)
 
-    sweep = commands.add_parser("sweep", help="several budgets and methods on one request")
+    sweep = commands.add_parser(
+        "sweep", help="one video at several budgets and with several methods"
+    )
     _add_request(sweep)
     sweep.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
     sweep.add_argument(
@@ -281,21 +288,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument(
         *("--trace-mb",),
-        type=_size_mb,
+        type=_megabytes,
         metavar="MB",
-        help="keep fewer records in trace.npz, so that it is no larger",
+        help="drop records to keep trace.npz under this size",
     )
     sweep.set_defaults(run=_sweep)
 
-    models = commands.add_parser("models", help="what can be generated with, and what it needs")
+    models = commands.add_parser("models", help="list the models and what each needs")
     models.set_defaults(run=_models)
 
-    bench = commands.add_parser("bench", help="attention kernels against dense attention")
+    bench = commands.add_parser("bench", help="compare the attention kernels with dense attention")
     bench.add_argument("--suite", choices=["cpu", "gpu", "e2e"], default="cpu")
     bench.add_argument(
         *("--toy",),
         action="store_true",
-        help="try out the harness of a GPU suite at toy sizes, on any machine",
+        help="run a GPU suite at toy sizes on any machine, to test the suite itself",
     )
     bench.add_argument("--out", required=True, metavar="FILE.json")
     bench.set_defaults(run=_bench)
@@ -308,11 +315,15 @@ def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) 
     parser.add_argument(
         *("--model",),
         default="builtin",
-        help="see the command models; or a pipeline's folder or hub id",
+        help="a name that `models` lists, or a pipeline's folder or hub id (default: builtin)",
     )
     parser.add_argument("--preset", default="published", help="published, fast, faithful or draft")
-    parser.add_argument("--image", metavar="FILE", help="start from it, with a model that does")
-    parser.add_argument("--video", metavar="FILE", help="an MP4 to start from, likewise")
+    parser.add_argument(
+        "--image", metavar="FILE", help="image to start from, if the model takes one"
+    )
+    parser.add_argument(
+        "--video", metavar="FILE", help="MP4 video to start from, if the model takes one"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--height", type=int, metavar="PX")
     parser.add_argument("--width", type=int, metavar="PX")
@@ -320,14 +331,17 @@ def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) 
     parser.add_argument("--steps", type=int, metavar="N")
     parser.add_argument("--guidance-scale", type=float, metavar="G")
     parser.add_argument(
-        *("--guidance-scale-2",), type=float, metavar="G", help="of the second of two experts"
+        *("--guidance-scale-2",),
+        type=float,
+        metavar="G",
+        help="for the second expert, if the model has two",
     )
     parser.add_argument(
         *("--true-cfg-scale",),
         type=float,
         default=1.0,
         metavar="G",
-        help="weight of the negative prompt where guidance is embedded",
+        help="weight of the negative prompt, if the model's guidance is embedded",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -338,12 +352,12 @@ def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) 
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help=f"a setting of the method, any number of times: {', '.join(SVG2Config().to_dict())}",
+        help=f"a setting of the method, may be repeated: {', '.join(SVG2Config().to_dict())}",
     )
     parser.add_argument("--out", required=True, metavar="DIR")
 
 
-def _size_mb(text: str) -> float:
+def _megabytes(text: str) -> float:
     size = float(text)
     if not 0.1 <= size <= 1000:
         raise argparse.ArgumentTypeError(f"must be from 0.1 to 1000 megabytes, not {text}")
@@ -351,7 +365,11 @@ def _size_mb(text: str) -> float:
 
 
 def _run_of(arguments: argparse.Namespace) -> Run:
-    """The run that a command line asks for; what cannot work is refused before torch is loaded."""
+    """The run of a command line, checked before torch is loaded.
+
+    Raises:
+        InputError: an invalid argument.
+    """
     from svg2.models.request import Request
     from svg2.runs.run import Run
 
@@ -373,7 +391,7 @@ def _run_of(arguments: argparse.Namespace) -> Run:
         true_cfg_scale=arguments.true_cfg_scale,
     )
     texts = list(arguments.settings)
-    # --method, --top-p and --impl are settings with a name of their own.
+    # --method, --top-p and --impl are settings with their own option.
     for name in ("method", "top_p", "impl"):
         if getattr(arguments, name, None) is not None:
             texts.append(f"{name}={getattr(arguments, name)}")
@@ -381,7 +399,11 @@ def _run_of(arguments: argparse.Namespace) -> Run:
 
 
 def _output_folder(name: str) -> Path:
-    """The folder, made if need be and found writable, before any work is spent on it."""
+    """Make the folder if need be and check that files can be written there.
+
+    Raises:
+        UsageError: a folder that can't be made or written.
+    """
     folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -401,8 +423,8 @@ def _warn_if_outside_grammar(run: Run) -> None:
 
     if not knowledge_of(BUILTIN_FOLDER).covers(run.request.prompt):
         print(
-            "svg2: The built-in model knows only its own grammar, and this prompt is outside it: "
-            "expect something else.",
+            "svg2: The prompt is outside the grammar of the built-in model: the video may not "
+            "show what it says.",
             file=sys.stderr,
         )
 

@@ -1,4 +1,4 @@
-"""A command at a terminal: progress on stderr, and Ctrl-C as a wish to stop."""
+"""A command in a terminal: progress on stderr, and cancelling with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from svg2.runs.progress import Progress, Watch
 
 
 class Stopped(Exception):
-    """A command ends early; the message is one sentence."""
+    """A command ended early. The message is one sentence."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -21,47 +21,49 @@ class Stopped(Exception):
 
 
 @contextmanager
-def running(kept: Callable[[Cancelled], str], speaks: bool = True) -> Iterator[Watch]:
-    """A watch that shows progress on stderr, if it `speaks`, and that Ctrl-C stops.
+def running(
+    describe_kept: Callable[[Cancelled], str], shows_progress: bool = True
+) -> Iterator[Watch]:
+    """A watch for the block, which shows progress on stderr and which Ctrl-C cancels.
 
-    `kept` says what is left of an interrupted one.
+    Args:
+        describe_kept: returns a clause that says what an interrupted command leaves behind.
 
     Raises:
-        Stopped: it was interrupted, or its model can't be loaded here.
+        Stopped: Ctrl-C, or a model that can't be loaded here.
     """
-
-    with _interruptible() as is_interrupted, _Line() as line:
+    with _interruptible() as was_interrupted, _Line() as line:
         try:
-            yield Watch(line.show if speaks else None, is_interrupted)
+            yield Watch(line.show if shows_progress else None, was_interrupted)
         except ModelUnavailable as error:
             line.end()
             raise Stopped(str(error), 1) from error
         except Cancelled as cancelled:
             line.end()
-            raise Stopped(f"Interrupted; {kept(cancelled)}.", 130) from cancelled
+            raise Stopped(f"Interrupted; {describe_kept(cancelled)}.", 130) from cancelled
 
 
 @contextmanager
 def _interruptible():
-    """A first Ctrl-C becomes a wish that the run sees within a step; a second stops at once."""
-    wished = False
+    """Yield a function that tells whether Ctrl-C was pressed; a second Ctrl-C stops at once."""
+    is_interrupted = False
 
     def on_interrupt(*_: Any) -> None:
-        nonlocal wished
-        if wished:
+        nonlocal is_interrupted
+        if is_interrupted:
             raise KeyboardInterrupt
-        wished = True
+        is_interrupted = True
         print("\nsvg2: Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield lambda: wished
+        yield lambda: is_interrupted
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 class _Line:
-    """Progress on stderr: one line written over on a terminal, a line now and then elsewhere."""
+    """Progress on stderr: one updated line on a terminal, else a line per stage and five steps."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stderr.isatty()
@@ -90,7 +92,7 @@ class _Line:
         self._stage = stage
 
     def end(self) -> None:
-        """Leave the line as it is and go to the next."""
+        """Keep the current line and start a new one."""
         if self._length:
             print(file=sys.stderr)
         self._length = 0

@@ -118,7 +118,8 @@ def move_kernel(
     x_ptr += (head // H) * stride_b + (head % H) * stride_h
     inside = (i < N)[:, None] & (d < D)[None, :]
     x = tl.load(x_ptr + source[:, None] * stride_n + d[None, :], mask=inside)
-    tl.store(out_ptr + (head * OUT_N + target[:, None]) * D + d[None, :], x, mask=inside)
+    out_ptr += head * OUT_N * D
+    tl.store(out_ptr + target[:, None] * D + d[None, :], x, mask=inside)
 
 
 @torch.library.custom_op("svg2::sort_by_label", mutates_args=())

@@ -23,7 +23,9 @@ from svg2.bench.workload import (
     select_density,
     spread,
 )
+from svg2.method.plan import cluster_mass
 from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
+from svg2.method.selection.top_p import keep_top_p
 from svg2.runs.provenance import provenance
 from svg2.trace.atomic import json_bytes, write_atomic
 

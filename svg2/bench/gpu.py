@@ -40,9 +40,12 @@ from svg2.bench.workload import (
     spread,
 )
 from svg2.config import SVG2Config
+from svg2.errors import SuiteUnavailable
 from svg2.method.call import sparse_call
 from svg2.method.clustering import CacheKey, Centroids
+from svg2.method.plan import cluster_mass
 from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
+from svg2.method.selection.top_p import keep_top_p
 from svg2.method.stages import StageClock
 from svg2.runs.provenance import peak_memory, provenance
 from svg2.trace.atomic import json_bytes, write_atomic

@@ -52,7 +52,7 @@ def run_tests() -> dict[str, int]:
         RuntimeError: pytest did not get to its end.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not browser", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-m", "not browser and not nightly", "-p", "no:cacheprovider"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

@@ -45,7 +45,7 @@ class Plan(Clustered):
         return (self._pairs(keys_BHQ) + text_pairs).double() / self._all_pairs
 
     def virtual_density(self) -> Float64[Tensor, "B H"]:
-        """Pairs that compensation computes, one key per skipped cluster, as a share of all pairs."""
+        """Share of all pairs that compensation computes: one key per skipped cluster."""
         skipped_BHQK = ~self.kept & (self._k_sizes > 0).unsqueeze(-2)
         return self._pairs(skipped_BHQK.sum(-1)).double() / self._all_pairs
 

@@ -1,6 +1,6 @@
-"""Published models: where their weights are, how large they are, how their makers run them.
+"""Published models, one row per model: hub id, parameters, licence and published settings.
 
-A row a model. Sizes are numbers of parameters, which `tests/svg2/test_menu.py` counts again.
+`tests/svg2/models/test_catalogue.py` checks the shapes and parameters of the transformers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ _CLIP_L_VISION = 303_507_456
 
 @dataclass(frozen=True)
 class Published:
-    """One model on the hub.
+    """One model on the hub, with the settings that its authors publish.
 
     Attributes:
-        pipeline: its class in diffusers.
-        shape: of its transformer; others: parameters of its text and image encoders.
-        flow_shift: of the schedule, where its makers' advice is another than the saved one.
-        source: who says so of the settings.
+        pipeline: pipeline class in diffusers.
+        shape: shape of one transformer.
+        others: number of parameters of its text and image encoders.
+        source: where the settings are published.
+        guidance_scale_2: guidance scale of the second expert, in models with two.
+        flow_shift: shift of the noise schedule, where the published one differs from the
+            repository's; None otherwise.
+        latent_stride: pixels per latent row and column.
+        expand_timesteps: whether the model has one timestep per token.
     """
 
     title: str
@@ -51,12 +56,12 @@ class Published:
 
     @property
     def parameters(self) -> int:
-        """Of all its networks but the small VAE."""
+        """Parameters of all networks but the VAE, which is small."""
         return self.shape.parameters * self.shape.experts + self.others
 
     @property
     def download_gb(self) -> float:
-        """At 2 bytes a parameter; a repository that stores fp32 is twice as large."""
+        """Download in GB at 2 bytes per parameter; a repository in fp32 is twice as large."""
         return 2 * self.parameters / 1e9
 
 
@@ -169,10 +174,10 @@ PUBLISHED: Mapping[str, Published] = {
 }
 
 MODELS: Mapping[str, str] = {
-    "builtin": "our own small model of moving shapes, made for CPUs",
+    "builtin": "our own small model of moving shapes, for CPUs",
     **{
-        name: f"{row.title}, {row.parameters / 1e9:.1f} billion parameters with its text encoder"
+        name: f"{row.title}, {row.parameters / 1e9:.1f} billion parameters with encoders"
         for name, row in PUBLISHED.items()
     },
 }
-"""Model id to one line of what it is. A pipeline's folder and its hub id are models too."""
+"""Model id to a description of one line. `model_spec` also takes folders and hub ids."""

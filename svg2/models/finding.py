@@ -1,4 +1,4 @@
-"""Finding a model by its id: on the menu, in a folder, in this machine's cache, on the hub."""
+"""Finding a model by its id: in the catalogue, in a folder, in the hub's cache or on the hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from svg2.errors import ConfigError, RequestError
 from svg2.models.catalogue import PUBLISHED, Published
 from svg2.models.memory_estimate import GIB
 from svg2.models.pipelines import PIPELINES, PipelineKind
-from svg2.models.spec import DRAFT_SETTINGS, ModelSpec, capitalised
+from svg2.models.request import MODEL_DEFAULTS
+from svg2.models.spec import DRAFT_SETTINGS, ModelSpec
 
 BUILTIN_FOLDER = Path(__file__).resolve().parent.parent.parent / "assets" / "models" / "builtin"
 
@@ -28,10 +29,14 @@ _NUM_K_CLUSTERS = 1000
 
 
 def model_spec(model: str) -> ModelSpec:
-    """The spec of a model id, of a hub id, or of a folder that holds a pipeline.
+    """The spec of a model.
+
+    Args:
+        model: an id of `svg2.models.catalogue.MODELS`, the folder of a pipeline, or a hub id.
 
     Raises:
-        RequestError: no such model, the folder holds none, or a hub id's is none of ours.
+        RequestError: an unknown or missing model; an unsupported pipeline class; or a
+            configuration that can't be read.
     """
     if model in PUBLISHED:
         return _published_spec(model, PUBLISHED[model])
@@ -47,13 +52,13 @@ def model_spec(model: str) -> ModelSpec:
     if _HUB_ID.fullmatch(model):
         return _hub_spec(model)
     raise RequestError(
-        f"Unknown model {model[:100]!r}: name one that `python -m svg2 models` lists, the folder "
-        "of a pipeline, or a hub id."
+        f"Unknown model {model[:100]!r}: choose one that `python -m svg2 models` lists, the "
+        "folder of a pipeline, or a hub id."
     )
 
 
 def snapshot(hub_id: str) -> Path | None:
-    """The folder of a hub id in this machine's cache, if all of its files are there."""
+    """The folder of a hub id in this machine's cache; None if the download is not complete."""
     from huggingface_hub import try_to_load_from_cache
 
     index = try_to_load_from_cache(hub_id, "model_index.json")
@@ -64,12 +69,12 @@ def snapshot(hub_id: str) -> Path | None:
 
 
 def is_online() -> bool:
-    """Whether the hub can be reached, as far as a quick look at most a minute ago tells."""
+    """Whether the hub can be reached; the answer is up to a minute old."""
     return _was_online(int(time.monotonic() / 60))
 
 
 @functools.lru_cache(maxsize=1)
-def _was_online(minute: int) -> bool:
+def _was_online(minute: int) -> bool:  # the argument is the key of the cache
     import socket
     from urllib.parse import urlparse
 
@@ -87,16 +92,19 @@ def _was_online(minute: int) -> bool:
 
 
 def least_bytes(spec: ModelSpec) -> int | None:
-    """GPU memory without which it can't run, its networks taking turns there."""
+    """GPU memory in bytes that a model needs if one of its networks is on the GPU at a time.
+
+    None for a model that is not in the catalogue.
+    """
     need = spec.memory(spec.num_frames, spec.height, spec.width)
     if need is None or spec.published is None:
         return None
-    # A small transformer's turn takes less than its text encoder's.
+    # The text encoder of a small model needs more than its transformer.
     return max(need.dense_peak + need.added, 2 * spec.published.others)
 
 
 def _parts(folder: Path) -> list[str]:
-    """The networks of a pipeline, by name of their folder."""
+    """Folder names of the parts of a pipeline."""
     index = _read_json(folder, "model_index.json")
     return [
         name
@@ -106,7 +114,7 @@ def _parts(folder: Path) -> list[str]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a part of a pipeline has all of the files that its own index names."""
+    """Whether a part of a pipeline has its weights: all files of its index, if it has one."""
     if not folder.is_dir():
         return False
     indexes = sorted(folder.glob("*.safetensors.index.json"))
@@ -121,12 +129,12 @@ def _is_whole(folder: Path) -> bool:
 def _is_folder(model: str) -> bool:
     try:
         return (Path(model) / "model_index.json").is_file()
-    except (OSError, ValueError):  # no name that a file could have
+    except (OSError, ValueError):  # not a valid path
         return False
 
 
 def _published_config(kind: PipelineKind, height: int, layers: int) -> SVG2Config:
-    """The method's published settings for a family, at a model's usual height and depth."""
+    """Settings that the method's authors published, by family, default height in px and layers."""
     return SVG2Config(
         num_q_clusters=kind.num_q_clusters(height),
         num_k_clusters=_NUM_K_CLUSTERS,
@@ -167,7 +175,7 @@ def _published_spec(name: str, row: Published) -> ModelSpec:
 
 
 def _hub_spec(hub_id: str) -> ModelSpec:
-    """Spec of any hub id: from the cache, or from its small files alone."""
+    """Spec of a hub id, from its small configuration files in the cache or on the hub."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = [try_to_load_from_cache(hub_id, name) for name in _CONFIG_FILES]
@@ -175,15 +183,16 @@ def _hub_spec(hub_id: str) -> ModelSpec:
         folder = Path(cached[0]).parent
     elif not is_online():
         raise RequestError(
-            f"The model {hub_id} is not downloaded and there is no network: download it with a "
-            "network first."
+            f"The model {hub_id} is not downloaded and there is no network: connect to one and "
+            "download it first."
         )
     else:
         try:
             files = [hf_hub_download(hub_id, name) for name in _CONFIG_FILES]
         except (OSError, ValueError) as error:
             raise RequestError(
-                f"The hub has no pipeline {hub_id} that can be read without an account."
+                f"The hub has no readable pipeline {hub_id}: check the id, and log in to the hub "
+                "if the model needs an account."
             ) from error
         folder = Path(files[0]).parent
     spec = _folder_spec(hub_id, folder, hub_id)
@@ -191,13 +200,16 @@ def _hub_spec(hub_id: str) -> ModelSpec:
 
 
 def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
-    """Spec of a pipeline on this disk, from its own configs and its `lab.json`, if it has one."""
+    """Spec of a pipeline in a folder, from its configuration files.
+
+    A file `lab.json` in the folder overrides the default request and settings.
+    """
     index = _read_json(folder, "model_index.json")
     kind = PIPELINES.get(str(index.get("_class_name")))
     if kind is None:
         raise RequestError(
-            f"{capitalised(title)} is a {index.get('_class_name')!r}, and only these will do: "
-            f"{', '.join(PIPELINES)}."
+            f"The pipeline class {index.get('_class_name')!r} of {title} is not supported: use "
+            f"one of {', '.join(PIPELINES)}."
         )
     vae = _read_json(folder, "vae/config.json")
     transformer = _read_json(folder, "transformer/config.json")
@@ -206,10 +218,7 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
     try:
         fields: dict[str, Any] = {
             name: lab.get(name, getattr(kind, name))
-            for name in (
-                *("height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
-                *("max_sequence_length", "fps"),
-            )
+            for name in (*MODEL_DEFAULTS, "max_sequence_length", "fps")
         }
         published = _published_config(kind, fields["height"], _num_layers(transformer))
         config = published.replace(
@@ -222,11 +231,11 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
             title=title,
             source=str(folder),
             kind=kind,
-            needs="It runs on two CPU cores." if is_builtin else "Its weights are on this disk.",
+            needs="It runs on two CPU cores." if is_builtin else "Its weights are on disk here.",
             is_local=True,
             config=config,
             guidance_scale_2=fields["guidance_scale"] if two_experts else None,
-            # WanPipeline itself asks for 16, whatever its VAE
+            # WanPipeline requires a multiple of 16 with every VAE
             size_multiple=math.lcm(16, latent_stride * patch[1], latent_stride * patch[2]),
             frame_stride=_stride(vae, "temporal", 4),
             latent_stride=latent_stride,
@@ -239,7 +248,7 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
             **fields,
         )
     except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"The configuration of {title} can't be used: {error}.") from error
+        raise RequestError(f"The configuration of {title} is not valid: {error}.") from error
 
 
 def _num_layers(transformer: Mapping[str, Any]) -> int:
@@ -247,7 +256,7 @@ def _num_layers(transformer: Mapping[str, Any]) -> int:
 
 
 def _stride(vae: Mapping[str, Any], axis: str, default: int) -> int:
-    """Pixels or frames per latent, which VAEs name in two ways."""
+    """Pixels or frames per latent; VAE configurations name it in two ways."""
     for name in (f"scale_factor_{axis}", f"{axis}_compression_ratio"):
         if name in vae:
             return int(vae[name])
@@ -255,7 +264,7 @@ def _stride(vae: Mapping[str, Any], axis: str, default: int) -> int:
 
 
 def _patch(transformer: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Latent frames, rows and columns per token, which transformers name in two ways."""
+    """Latent frames, rows and columns per token; transformers name it in two ways."""
     patch = transformer["patch_size"]
     if isinstance(patch, int):
         return int(transformer.get("patch_size_t", 1)), patch, patch
@@ -264,11 +273,11 @@ def _patch(transformer: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A file of a model. Messages name it within the model, and not where that is."""
+    """Read a JSON file of a model. Messages give its name without the path on this machine."""
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RequestError(f"The model's {name} can't be read as JSON.") from error
     if not isinstance(content, dict):
-        raise RequestError(f"The model's {name} holds no JSON object.")
+        raise RequestError(f"The model's {name} must hold a JSON object.")
     return content

@@ -1,4 +1,4 @@
-"""The image or video that a model starts from: checked early, read at the size that is made."""
+"""Image and video inputs: files are checked before a model is loaded, and read at video size."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def check_image(path: str) -> None:
     """Check that a file is an image, without decoding all of it.
 
     Raises:
-        RequestError: it is missing, too large or no image.
+        RequestError: a missing or too large file, or one that is not an image.
     """
     _open_image(path).close()
 
 
 def read_image(path: str, width: int, height: int) -> Image:
-    """The image as RGB at exactly this size: scaled to cover it, and cut at the middle.
+    """Read an image as RGB, scaled to cover `width` by `height` px and cropped at the centre.
 
     Raises:
-        RequestError: as `check_image`, or the file is cut short.
+        RequestError: a missing, too large or damaged file, or one that is not an image.
     """
     from PIL import ImageOps
 
@@ -40,10 +40,10 @@ def read_image(path: str, width: int, height: int) -> Image:
 
 
 def check_video(path: str) -> None:
-    """Check that a file is there and not too large.
+    """Check that a video file exists and is not too large; its content is not checked.
 
     Raises:
-        RequestError: it is not.
+        RequestError: a missing or too large file.
     """
     check_file("video", path)
 
@@ -55,30 +55,31 @@ def _open_image(path: str) -> Image:
     try:
         image = Image.open(path)
     except UnidentifiedImageError as error:
-        raise RequestError(f"The file {path!r} is no image.") from error
+        raise RequestError(f"The file {path!r} is not an image.") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RequestError(f"The image {path!r} can't be read.") from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise RequestError(
-            f"The image {path!r} has {image.width} by {image.height} pixels, which is too many."
+            f"The image {path!r} has {image.width} by {image.height} pixels: at most "
+            f"{MAX_PIXELS:,} are read."
         )
     return image
 
 
 def check_file(what: str, path: str) -> None:
-    """Check that a file is there and not too large to read.
+    """Check that a file exists and is not too large to read; `what` names it in messages.
 
     Raises:
-        RequestError: it is not there, or too large.
+        RequestError: a missing or too large file.
     """
     try:
         size = Path(path).stat().st_size if Path(path).is_file() else None
     except (OSError, ValueError):
         size = None
     if size is None:
-        raise RequestError(f"There is no {what} {path!r}.")
+        raise RequestError(f"The {what} {path!r} does not exist or is not a file.")
     if size > MAX_FILE_BYTES:
         raise RequestError(
-            f"The {what} {path!r} is larger than the {MAX_FILE_BYTES >> 20} MB that are read."
+            f"The {what} {path!r} is too large: at most {MAX_FILE_BYTES >> 20} MiB are read."
         )

@@ -1,4 +1,4 @@
-"""Loading a model: on which device, in which precision, whether it can be had here at all."""
+"""Loading a model: its device, its precision, and whether it is available on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def availability(spec: ModelSpec) -> str | None:
-    """None when the model can be loaded here, else one sentence that says what is missing."""
+    """None if the model can be loaded here, else a sentence that says what is missing."""
     if spec.is_local:
         return None
     import torch
@@ -29,8 +29,8 @@ def availability(spec: ModelSpec) -> str | None:
     least = least_bytes(spec)
     if least is not None and least > total:
         return (
-            f"{spec.title} is not available here: it takes about {least / GIB:.0f} GiB of GPU "
-            f"memory, and this GPU has {total / GIB:.0f}."
+            f"{spec.title} is not available here: it needs about {least / GIB:.0f} GiB of GPU "
+            f"memory, and this GPU has {total / GIB:.0f} GiB."
         )
     return _missing_download(spec)
 
@@ -39,7 +39,7 @@ def resolve_device(device: str) -> torch.device:
     """The device that `auto`, `cpu`, `cuda` or `cuda:N` names.
 
     Raises:
-        RequestError: there is no such GPU.
+        RequestError: a GPU that this machine does not have.
     """
     import torch
 
@@ -49,15 +49,15 @@ def resolve_device(device: str) -> torch.device:
     if found.type == "cuda":
         count = torch.cuda.device_count()
         if (found.index or 0) >= count:
-            raise RequestError(f"There is no device {device} here: {count} GPUs were found.")
+            raise RequestError(f"Device {device} does not exist: this machine has {count} GPUs.")
     return found
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The precision of `auto`, `fp32`, `bf16` or `fp16` on a device.
+    """The dtype that `auto`, `fp32`, `bf16` or `fp16` stands for on a device.
 
-    Auto is bf16 only where the hardware multiplies in it: GPUs from Ampere on and CPUs that
-    have instructions for it. Others take hundreds of times longer in bf16 than in fp32.
+    `auto` is bf16 on GPUs from Ampere on and on CPUs with bf16 instructions. Other CPUs take
+    hundreds of times longer in bf16 than in fp32, so there it is fp32. On older GPUs it is fp16.
     """
     import torch
 
@@ -71,13 +71,18 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_pipeline(spec: ModelSpec, dtype: str = "auto", device: str = "auto") -> Any:
-    """A model's pipeline with its weights on the device, or kept off it where they are too large.
+    """Load a model's pipeline onto a device.
 
-    VAE and image encoder stay in fp32, as Wan's own advice is.
+    A model of the catalogue that does not fit into GPU memory as a whole is offloaded: its
+    networks are moved there one at a time. The VAE and the image encoder of Wan stay in fp32, as
+    in the Wan examples of diffusers.
+
+    Args:
+        dtype, device: as in `svg2.models.request.Request`.
 
     Raises:
-        RequestError: there is no such device.
-        ModelUnavailable: its weights are not available here.
+        RequestError: a GPU that this machine does not have.
+        ModelUnavailable: no GPU, no network for a download, or weights that can't be read.
     """
     target = resolve_device(device)
     if not spec.is_local and target.type != "cuda" and device == "auto":
@@ -96,7 +101,7 @@ def load_pipeline(spec: ModelSpec, dtype: str = "auto", device: str = "auto") ->
         precision["image_encoder"] = torch.float32
     is_here = spec.is_local or snapshot(spec.source) is not None
     try:
-        with _no_bars() if is_here else nullcontext():  # a download should be seen
+        with _no_bars() if is_here else nullcontext():  # a download shows its progress
             pipe = getattr(diffusers, spec.kind.name).from_pretrained(
                 spec.source, dtype=precision, local_files_only=is_here
             )
@@ -116,7 +121,7 @@ def load_pipeline(spec: ModelSpec, dtype: str = "auto", device: str = "auto") ->
 
 
 def as_kind(pipe: Any, kind: PipelineKind) -> Any:
-    """The same weights under another pipeline class; the pipeline itself where it is that."""
+    """The same weights in another pipeline class; `pipe` itself if it has that class."""
     if type(pipe).__name__ == kind.name:
         return pipe
     import diffusers
@@ -141,8 +146,8 @@ def _missing_download(spec: ModelSpec) -> str | None:
     if spec.published is not None:
         size = f" (about {spec.published.download_gb:.0f} GB in bf16)"
     return (
-        f"{spec.title} is not downloaded and there is no network: download {spec.source}{size} "
-        "with a network first."
+        f"{spec.title} is not downloaded and there is no network: connect to one and download "
+        f"{spec.source}{size} first."
     )
 
 
@@ -160,7 +165,7 @@ def _must_offload(spec: ModelSpec, device: torch.device) -> bool:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Without the progress bars that diffusers and transformers draw on stderr for each part."""
+    """Hide the progress bars that diffusers and transformers print while they load."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

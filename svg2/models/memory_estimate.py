@@ -1,8 +1,8 @@
-"""Memory of a denoising step on paper: what a dense one holds, and what the method adds to it.
+"""Estimate of the memory of one denoising step: dense, and what the method adds.
 
-Counted from shapes: the tensors of one block that are alive at once where the most are, in bytes.
-A real run holds somewhat more (`tests/svg2/test_menu.py` watches one), workspaces of kernels and
-what an allocator wastes besides, so that the share that the method adds is none too low.
+The estimate comes from tensor shapes: the most bytes that the tensors of one block hold at once.
+Kernel workspaces and allocator fragmentation are not counted, so a real step holds more:
+`tests/svg2/models/test_catalogue.py` compares a dense one with its estimate.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from svg2.config import SVG2Config
 
 GIB = 1 << 30
-_LOW = 2  # bytes of bf16 or fp16
+_ELEMENT_BYTES = 2  # bf16 or fp16
 
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """A transformer as memory sees it.
+    """The sizes of a transformer that its memory depends on.
 
     Attributes:
-        layers: self-attention layers.
+        layers: number of self-attention layers.
         mlp_dim: width inside the feed-forward part.
-        parameters: of one transformer; experts: transformers that the pipeline has, of which one
-            works at a time.
-        joint_text: prompt tokens attend together with the video's.
-        branches: guidance passes a step, each with centroids of its own.
+        parameters: number of parameters of one transformer.
+        experts: transformers of the pipeline, of which one runs at a time.
+        joint_text: whether prompt tokens take part in the self-attention of the video.
+        branches: guidance passes per step, each with its own centroids.
     """
 
     layers: int
@@ -44,10 +44,13 @@ class TransformerShape:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes in bf16. `weights` are of one transformer, `activations` of one dense forward.
+    """Memory of one denoising step in bytes, in bf16.
 
-    `centroids` lie beside both as long as a generation runs, and `clusters` is what else a sparse
-    forward holds beyond a dense one.
+    Attributes:
+        weights: one transformer.
+        activations: one dense forward.
+        centroids: all cached centroids; they stay for the whole generation.
+        clusters: what else a sparse forward holds beyond a dense one.
     """
 
     weights: int
@@ -65,36 +68,38 @@ class MemoryNeed:
 
     @property
     def added_share(self) -> float:
-        """What the method adds, of the dense peak."""
+        """Memory that the method adds, as a share of the dense peak."""
         return self.added / self.dense_peak
 
 
 def memory_need(shape: TransformerShape, tokens: int, config: SVG2Config) -> MemoryNeed:
-    """What a step over this many video tokens holds, dense, and what `config` adds."""
-    layer = _LOW * tokens * shape.width  # one [N, C] in the model's dtype
+    """Estimate the memory of one dense step over `tokens` video tokens, and what `config` adds."""
+    layer = _ELEMENT_BYTES * tokens * shape.width  # one [N, C] in the model's dtype
     tables = 2 * 4 * tokens * shape.head_dim  # cosines and sines of RoPE
-    mlp = _LOW * tokens * shape.mlp_dim
+    mlp = _ELEMENT_BYTES * tokens * shape.mlp_dim
     num_q, num_k = config.num_q_clusters, config.num_k_clusters
     if shape.joint_text:
-        # A single-stream block: its input and that normed, the MLP's half waiting, q, k, v; then
-        # rotation in fp32 of one of them, or the sorted copies, those with the text, the output.
-        waiting = 2 * layer + mlp + 3 * layer
-        dense, sparse = waiting + 7 * layer, waiting + (2 + 3 + 1) * layer
+        # A single-stream block. Held: its input, the normed input, the MLP part, q, k and v.
+        # On top, dense: RoPE of one of q and k in fp32. Sparse: the sorted copies, the copies
+        # joined with the text, and the output.
+        held = 2 * layer + mlp + 3 * layer
+        dense, sparse = held + 7 * layer, held + (2 + 3 + 1) * layer
     else:
-        # The residual and its norm, q, k, v; then one of them rotated, by way of fp32, or the
-        # sorted keys and values and the output. Feed-forward: before and after its activation.
-        waiting = (2 + 3) * layer
-        dense = max(waiting + (1 + 3) * layer, 2 * layer + 2 * mlp)
-        sparse = waiting + 3 * layer
+        # Held: the residual, the normed residual, q, k and v. On top, dense: RoPE of one of q and
+        # k in fp32. Sparse: sorted keys and values, and the output. The feed-forward part holds
+        # its inner tensor before and after the activation.
+        held = (2 + 3) * layer
+        dense = max(held + (1 + 3) * layer, 2 * layer + 2 * mlp)
+        sparse = held + 3 * layer
     dense, sparse = dense + tables, sparse + tables
     labels_and_order = 2 * 2 * 4 * tokens * shape.heads  # int32, of queries and of keys
     masses = (4 + 4 + 8 + 1) * num_q * num_k * shape.heads  # fp32, sorted, their order, kept
     means = 4 * (num_q + num_k) * shape.width
     values = 4 * num_k * shape.width if config.compensates else 0
     sparse += labels_and_order + masses + means + values
-    centroids = _LOW * (num_q + num_k) * shape.width
+    centroids = _ELEMENT_BYTES * (num_q + num_k) * shape.width
     return MemoryNeed(
-        weights=_LOW * shape.parameters,
+        weights=_ELEMENT_BYTES * shape.parameters,
         activations=dense,
         centroids=centroids * max(0, shape.layers - config.dense_layers) * shape.branches,
         clusters=max(0, sparse - dense),

@@ -1,6 +1,6 @@
-"""The pipeline classes of diffusers that can be generated with: what the call of each takes.
+"""The supported pipeline classes of diffusers, one row per class, and their call arguments.
 
-A row a class. Attention is the business of `svg2.hooks.families`, one module a shape of it.
+How the attention of each is replaced is in `svg2.hooks.families`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ if TYPE_CHECKING:
     from svg2.models.request import ResolvedRequest
 
 Guidance = Literal["two passes", "embedded", "guider"]
-"""How a pipeline follows its prompt: a second pass without it, a number that the model was trained
-to read, or a guider of the pipeline's own."""
+"""How a pipeline follows its prompt: a second pass with the negative prompt, a guidance scale that
+is an input of the model, or a guider object of the pipeline."""
 
 
 @dataclass(frozen=True)
 class PipelineKind:
-    """One pipeline class, and what it does where nobody says otherwise.
+    """One pipeline class and its default settings.
 
     Attributes:
-        name: the class in diffusers.
-        takes: `image` or `video`, what it starts from beside the prompt; None for the prompt
-            alone. needs_input: it can't do without.
-        strength: share of the steps that a pipeline does which starts from a given video; None
-            where it does all.
-        joint_text: prompt tokens attend together with the video's.
-        warmup_fraction: published setting of the method for its models.
-        with_video: class that the same weights serve when a video is given.
+        name: name of the class in diffusers.
+        takes: `image` or `video`, the input that it takes besides the prompt; None if it takes
+            the prompt alone.
+        needs_input: whether that input is required.
+        strength: share of the denoising steps that run, in pipelines that start from a noised
+            video; None where all steps run.
+        joint_text: whether prompt tokens take part in the self-attention of the video.
+        max_sequence_length: prompt tokens; None where the call has no such argument.
+        fps: frames per second of its clips.
+        warmup_fraction: setting of the method that its authors published for these models.
+        with_video: class that runs the same weights when a video is given; None if there is none.
     """
 
     name: str
@@ -49,13 +52,13 @@ class PipelineKind:
     with_video: str | None = None
 
     def num_q_clusters(self, height: int) -> int:
-        """As the paper's authors publish them: by family and resolution."""
+        """Query clusters that the method's authors published, by family and height in pixels."""
         if self.joint_text:
             return 400
         return 300 if height >= 700 else 200
 
     def num_steps(self, num_inference_steps: int) -> int:
-        """Steps that it really does of those asked for."""
+        """Denoising steps that really run when `num_inference_steps` are asked for."""
         if self.strength is None:
             return num_inference_steps
         return min(int(num_inference_steps * self.strength), num_inference_steps)
@@ -111,9 +114,14 @@ PIPELINES: Mapping[str, PipelineKind] = {row.name: row for row in _ROWS}
 
 
 def call_arguments(
-    kind: PipelineKind, request: ResolvedRequest, max_sequence_length: int | None, given: Any
+    kind: PipelineKind, request: ResolvedRequest, max_sequence_length: int | None, media: Any
 ) -> dict[str, Any]:
-    """A request as the arguments of the pipeline's call; `given` is the image or video, if any."""
+    """The arguments of the pipeline's call for a request.
+
+    Args:
+        max_sequence_length: prompt tokens of the model; None leaves the argument out.
+        media: the image, or the list of video frames, to start from; None without one.
+    """
     arguments: dict[str, Any] = {
         "prompt": request.prompt,
         "height": request.height,
@@ -137,7 +145,7 @@ def call_arguments(
         arguments["guidance_scale"] = request.guidance_scale
         if request.guidance_scale_2 is not None:
             arguments["guidance_scale_2"] = request.guidance_scale_2
-    if given is not None:
+    if media is not None:
         assert kind.takes is not None
-        arguments[kind.takes] = given
+        arguments[kind.takes] = media
     return arguments

@@ -1,4 +1,4 @@
-"""The prompt grammar of the built-in model: what it is trained to understand, and nothing more.
+"""The prompt grammar of the built-in model.
 
     BODY [and BODY] over|on a GROUND [SKY] [CAMERA]
 
@@ -8,9 +8,9 @@
     SKY     under a clear sky, at sunset, under a cloudy sky
     CAMERA  as the camera pans to the left|right, as the camera zooms in
 
-`parse` reads a prompt as a `Scene`, in almost any order, and `describe` writes the prompt of one.
-What a *trained* model knows is its `Knowledge`, read from the words of its tokenizer: weights that
-were trained on less than this file say so themselves.
+`parse` reads a prompt, in almost any word order, as a `Scene`; `describe` writes a prompt for one.
+A trained model may know less than the whole grammar. Its `Knowledge` comes from the words of its
+tokenizer.
 """
 
 import functools
@@ -43,7 +43,7 @@ _VERBS = {
     "orbit": ("orbiting", "moving in a circle"),
     "still": ("standing still", "resting"),
 }
-# Of several ways to say a thing, the first is the usual one.
+# The first of several phrases is the usual one.
 _WAYS = {
     "left": ("to the left", "left", "leftwards"),
     "right": ("to the right", "right", "rightwards"),
@@ -95,13 +95,13 @@ _SYNONYMS = {
     "panning": "pans",
     "zooming": "zooms",
 }
-# Words that a phrase has a place of its own for; all others may stand wherever their meaning does.
+# Synonyms that fit only into certain phrases; all others may replace their word anywhere.
 _PHRASED = ("rightwards", "leftwards", "panning", "zooming")
 _SPOKEN = tuple(word for word in _SYNONYMS if word not in _PHRASED)
 SMALL_WORDS = frozenset("a an the to over across in of is on stands with while".split())
 _GROUND_KEYS = {ground.split()[0]: ground for ground in GROUNDS}
 
-# The first ones need the fewest words, so that every model knows some.
+# The first ones need the fewest words: models with a small vocabulary know those.
 EXAMPLES = (
     "a red ball rolling to the right over a checkered floor",
     "a shiny blue cube sliding to the left over a wooden floor",
@@ -119,12 +119,18 @@ EXAMPLES = (
 
 
 class GrammarError(ValueError):
-    """The prompt does not describe a scene of the grammar."""
+    """Prompt or scene outside the grammar."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """One object of a scene. Its place, size and speed are drawn at rendering time."""
+    """One object of a scene. Rendering draws its place, size and speed at random.
+
+    `direction` is empty unless the motion is `roll` or `slide`.
+
+    Raises:
+        GrammarError: an unknown value, or an object that can't move like that.
+    """
 
     colour: str
     shape: str
@@ -144,7 +150,11 @@ class Body:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a prompt asks for. Placement, speed and light are drawn at rendering time."""
+    """What a prompt asks for. Rendering draws placement, speed and light at random.
+
+    Raises:
+        GrammarError: an unknown value, no object, or more than two.
+    """
 
     bodies: tuple[Body, ...]
     ground: str = "gray floor"
@@ -183,7 +193,7 @@ def _check(what: str, value: str, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What one trained model understands, by the words of its tokenizer."""
+    """What a trained model understands: the words of its tokenizer."""
 
     words: frozenset[str]
 
@@ -208,7 +218,7 @@ class Knowledge:
         return tuple(prompt for prompt in EXAMPLES if self.covers(prompt))
 
     def unknown_words(self, prompt: str) -> tuple[str, ...]:
-        """Words of `prompt` that the model was never shown, in order, each once."""
+        """Words of `prompt` that the model was not trained on, in order, each once."""
         spoken: list[str] = re.findall(r"[a-z]+", prompt.lower())
         return tuple(dict.fromkeys(w for w in spoken if w not in self.words))
 
@@ -222,7 +232,7 @@ class Knowledge:
             return False
 
     def random_prompt(self, seed: int) -> str:
-        """A prompt that the model knows; the same one for a seed."""
+        """A prompt that the model knows; a seed always gives the same one."""
         rng = random.Random(seed)
         while True:
             prompt = describe(random_scene(rng), rng, loosely=False)
@@ -234,10 +244,10 @@ class Knowledge:
 
 
 def tokens_of(folder: Path) -> list[str]:
-    """What the tokenizer of a shipped pipeline holds, in the order of its ids.
+    """The tokens of a pipeline's tokenizer, in the order of their ids.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: there is no such tokenizer.
+        OSError, ValueError, KeyError, TypeError: a missing or unreadable tokenizer.
     """
     content = json.loads((folder / "tokenizer" / "tokenizer.json").read_text("utf-8"))
     ids: dict[str, int] = content["model"]["vocab"]
@@ -246,7 +256,7 @@ def tokens_of(folder: Path) -> list[str]:
 
 @functools.cache
 def knowledge_of(folder: Path) -> Knowledge:
-    """What the model in `folder` knows: its tokenizer's words; without one, the whole grammar."""
+    """What the model in `folder` knows; the whole grammar if its tokenizer can't be read."""
     try:
         words = tokens_of(folder)
     except (OSError, ValueError, KeyError, TypeError):
@@ -255,7 +265,7 @@ def knowledge_of(folder: Path) -> Knowledge:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that a described scene can hold, and common small ones, sorted."""
+    """Every word of the grammar with its synonyms, and common small words, sorted."""
     parts = [*COLOURS, *SHAPES, *MATERIALS, *GROUNDS, *SMALL_WORDS, *_SYNONYMS, "and", "moving"]
     for said in (_VERBS, _WAYS, _CAMERA_PHRASES):
         parts += [phrase for phrases in said.values() for phrase in phrases]
@@ -266,10 +276,11 @@ def vocabulary() -> tuple[str, ...]:
 def parse(prompt: str) -> Scene:
     """Read `prompt` as a scene.
 
-    What is missing is matte, still, on a gray floor, under a clear sky, before a still camera.
+    Defaults for what is missing: matte, standing still, on a gray floor, under a clear sky, with a
+    still camera. Unknown words are ignored.
 
     Raises:
-        GrammarError: no object with one colour and one shape, or more than two.
+        GrammarError: no object, more than two, or an object without one colour and one shape.
     """
     spoken: list[str] = re.findall(r"[a-z]+", prompt.lower())
     words = [_SYNONYMS.get(word, word) for word in spoken]
@@ -286,7 +297,7 @@ def parse(prompt: str) -> Scene:
 
 
 def _take_camera(words: list[str]) -> tuple[list[str], str]:
-    """The words that are not about the camera, and the camera's move."""
+    """Split off the camera's move: the other words, and one of `CAMERAS`."""
     if "pans" in words:
         at = words.index("pans")
         near = range(at + 1, min(at + 5, len(words)))
@@ -297,7 +308,7 @@ def _take_camera(words: list[str]) -> tuple[list[str], str]:
 
 
 def _split_bodies(words: list[str]) -> list[list[str]]:
-    """One list of words an object; the last "and" (or else colour) between two shapes divides."""
+    """One list of words per object, split at the last "and" or else colour between two shapes."""
     shapes = [i for i, w in enumerate(words) if w in SHAPES]
     starts = [0]
     for previous, at in pairwise(shapes):
@@ -333,23 +344,26 @@ def _parse_body(words: list[str]) -> Body:
 
 
 def describe(scene: Scene, rng: random.Random, loosely: bool = True) -> str:
-    """A prompt for `scene`, with the wording drawn from `rng`: the usual one, or more loosely."""
+    """Write a prompt for `scene` with wording drawn from `rng`.
+
+    With `loosely` the wording also uses unusual phrases and synonyms, and leaves out defaults.
+    """
     return " ".join(word for word, _ in tell(scene, rng, loosely))
 
 
 def tell(scene: Scene, rng: random.Random, loosely: bool = True) -> list[tuple[str, int]]:
-    """The words of `describe`, each with the index of the object that it is said of, or -1."""
-    told = [(word, -1) for word in _describe_place(scene, rng, loosely)]
+    """The words of `describe`, each with the index of the object that it describes, or -1."""
+    words = [(word, -1) for word in _describe_place(scene, rng, loosely)]
     for i, body in reversed(list(enumerate(scene.bodies))):
         phrase = [(word, i) for word in _describe_body(body, rng, loosely).split()]
-        told = [*([("and", -1)] if i else []), *phrase, *told]
+        words = [*([("and", -1)] if i else []), *phrase, *words]
     if loosely and rng.random() < 0.3:
         spoken = [w for w in _SPOKEN if rng.random() < 0.5]
-        told = [(_respell(word, spoken), owner) for word, owner in told]
-    for i, ((word, owner), (following, _)) in enumerate(pairwise(told)):
-        if word == "a" and following[0] in "aeiou":
-            told[i] = ("an", owner)
-    return told
+        words = [(_respell(word, spoken), owner) for word, owner in words]
+    for i, ((word, owner), (next_word, _)) in enumerate(pairwise(words)):
+        if word == "a" and next_word[0] in "aeiou":
+            words[i] = ("an", owner)
+    return words
 
 
 def _respell(word: str, spoken: list[str]) -> str:
@@ -357,7 +371,7 @@ def _respell(word: str, spoken: list[str]) -> str:
 
 
 def _describe_place(scene: Scene, rng: random.Random, loosely: bool) -> list[str]:
-    """Ground, sky and camera; what `parse` takes for granted need not be said."""
+    """The words for ground, sky and camera; defaults of `parse` may be left out."""
     parts: list[str] = []
     if scene.ground != "gray floor" or not loosely or rng.random() < 0.8:
         place = "over" if any(b.motion in DIRECTED for b in scene.bodies) else "on"
@@ -373,7 +387,7 @@ def _describe_body(body: Body, rng: random.Random, loosely: bool) -> str:
     verb = rng.choice(_VERBS[body.motion])
     if body.motion in DIRECTED:
         if rng.random() < 0.25 and (body.motion == "roll") == (body.shape == "ball"):
-            verb = "moving"  # without saying how, a ball rolls and all else slides
+            verb = "moving"  # `parse` takes it as rolling for a ball, else as sliding
         verb = f"{verb} {_usually(_WAYS[body.direction], rng, loosely)}"
     elif body.motion == "still" and loosely and rng.random() < 0.25:
         verb = ""
@@ -383,15 +397,15 @@ def _describe_body(body: Body, rng: random.Random, loosely: bool) -> str:
 
 
 def _usually(phrases: tuple[str, ...], rng: random.Random, loosely: bool) -> str:
-    """The first of some phrases, or, said loosely, at times any."""
+    """The first phrase; with `loosely`, at times any of them."""
     return phrases[0] if not loosely or rng.random() < 0.7 else rng.choice(phrases)
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether it shows a combination kept out of training, alone or beside another object.
+    """Whether one of the objects is a combination that is kept out of training.
 
-    A combination is colour, shape, motion and ground; directions don't count, since the mirror
-    image of a clip is trained on too.
+    A combination is colour, shape, motion and ground. Direction is not part of it, because
+    training also uses mirrored clips.
     """
     return any(_held_out_body(body, scene.ground) for body in scene.bodies)
 
@@ -402,13 +416,13 @@ def _held_out_body(body: Body, ground: str) -> bool:
 
 
 def rule() -> str:
-    """Tells apart what `held_out` keeps out: it depends on all lists of the grammar."""
+    """Fingerprint of the rule of `held_out`, which depends on the lists of the grammar."""
     lists = repr((COLOURS, SHAPES, MOTIONS, GROUNDS))
     return hashlib.sha256(lists.encode()).hexdigest()[:16]
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene of the grammar; two objects in a third of them, never of one colour."""
+    """A random scene; 35 % have two objects, which differ in colour."""
     count = 2 if rng.random() < 0.35 else 1
     bodies = tuple(_random_body(c, rng) for c in rng.sample(COLOURS, count))
     sky = rng.choices(SKIES, (0.6, 0.2, 0.2))[0]
@@ -426,7 +440,7 @@ def _random_body(colour: str, rng: random.Random) -> Body:
 
 
 def training_scene(seed: str) -> tuple[Scene, random.Random]:
-    """The scene of a seed, none of the held-out combinations, and the generator to place it."""
+    """A random scene without held-out combinations, and the generator that goes on to place it."""
     rng = random.Random(seed)
     scene = random_scene(rng)
     while held_out(scene):

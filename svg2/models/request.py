@@ -1,4 +1,4 @@
-"""What a person asks for: a prompt, a size, a seed, checked before anything heavy is loaded."""
+"""A request for one video: prompt, size, seed and input files. It needs no torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ MAX_STEPS = 200
 MAX_GUIDANCE = 50
 MIN_SIDE_PX = 16
 DTYPES = ("auto", "fp32", "bf16", "fp16")
+MODEL_DEFAULTS = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
+"""Fields of a request that take the model's default where they are None."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One video to generate. Sizes, steps and guidance left at None take the model's own defaults.
+    """One video to generate. The fields of `MODEL_DEFAULTS` may be None.
 
     Attributes:
         model: an id of `svg2.models.catalogue.MODELS`, a hub id, or the path of a folder with a
             pipeline.
-        image, video: file to start from, for the models that take one.
-        guidance_scale_2: of the second expert, where a model has two.
-        true_cfg_scale: weight of the negative prompt in models whose guidance is embedded; 1 is
-            none, and each step then takes one pass.
-        dtype: `auto`, `fp32`, `bf16` or `fp16`; auto is what pays on the device.
+        seed: seed of the starting noise.
+        height, width: in pixels.
+        dtype: `auto`, `fp32`, `bf16` or `fp16`; see `svg2.models.loading.resolve_dtype`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        image, video: path of a file to start from, for models that take one.
+        guidance_scale_2: guidance scale of the second expert, in models with two.
+        true_cfg_scale: weight of the negative prompt in models with embedded guidance. At 1 the
+            negative prompt has no effect and each step takes one pass.
 
     Raises:
-        RequestError: a value that no model could take.
+        RequestError: a value of the wrong type or out of the range of every model.
     """
 
     prompt: str
@@ -59,11 +63,11 @@ class Request:
         for name in ("prompt", "negative_prompt"):
             length = len(getattr(self, name))
             if not _is_unicode(getattr(self, name)):
-                raise RequestError(f"The {name.replace('_', ' ')} holds bytes that are no text.")
+                raise RequestError(f"The {name.replace('_', ' ')} is not valid text.")
             if length > MAX_PROMPT_CHARS:
                 raise RequestError(
-                    f"The {name.replace('_', ' ')} has {length:,} characters, "
-                    f"and {MAX_PROMPT_CHARS:,} is the most."
+                    f"The {name.replace('_', ' ')} has {length:,} characters: at most "
+                    f"{MAX_PROMPT_CHARS:,} are allowed."
                 )
         self._integer("seed", 0, 2**63 - 1)
         self._integer("height", MIN_SIDE_PX, 4096, optional=True)
@@ -76,7 +80,7 @@ class Request:
         for name in ("image", "video"):
             path = getattr(self, name)
             if path is not None and not (isinstance(path, str) and path and _is_unicode(path)):
-                raise RequestError(f"The {name} must be the name of a file.")
+                raise RequestError(f"{name} must be the path of a file, not {str(path)[:100]!r}.")
         if self.dtype not in DTYPES:
             raise RequestError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
         kind, _, number = str(self.device).partition(":")
@@ -106,7 +110,7 @@ class Request:
 
 
 def _whole(value: object) -> int | None:
-    """The whole number that `value` is, 17.0 from a page's field included; None for others."""
+    """The value as an int, also for a float like 17.0 from a page; None if it is not whole."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if math.isfinite(value) and value == int(value) else None
@@ -115,16 +119,14 @@ def _whole(value: object) -> int | None:
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
-    except (
-        UnicodeEncodeError
-    ):  # lone surrogates, which stand for undecodable bytes of a command line
+    except UnicodeEncodeError:  # lone surrogates: undecodable bytes of a command line
         return False
     return "\0" not in text
 
 
 @dataclass(frozen=True)
 class ResolvedRequest(Request):
-    """A request with every size known."""
+    """A request in which the model's defaults are filled in."""
 
     height: int = 0
     width: int = 0
@@ -133,7 +135,7 @@ class ResolvedRequest(Request):
     guidance_scale: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The request as plain JSON values, by name; of files only what they are called."""
+        """The request as JSON values by name. Of file paths only the file name is kept."""
         values = dataclasses.asdict(self)
         for name in ("image", "video"):
             if values[name] is not None:

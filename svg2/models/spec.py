@@ -1,4 +1,4 @@
-"""What a model is to everybody else: its defaults, its limits, what a request to it becomes."""
+"""One model: its defaults, its limits, and how it resolves a request."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from svg2.models.catalogue import Published
 from svg2.models.inputs import check_image, check_video
 from svg2.models.memory_estimate import MemoryNeed, memory_need
 from svg2.models.pipelines import PIPELINES, PipelineKind
-from svg2.models.request import Request, ResolvedRequest
+from svg2.models.request import MODEL_DEFAULTS, Request, ResolvedRequest
 
 PRESETS: Mapping[str, str] = {
     "published": "the settings that were published for the model",
     "fast": "a smaller budget and half the dense warm-up",
-    "faithful": "a larger budget and a dense warm-up of 30 % of the steps",
-    "draft": "fewer frames and steps, for the impatient",
+    "faithful": "a larger budget and a dense warm-up of at least 30 % of the steps",
+    "draft": "fewer frames or steps, for a quick look",
 }
-
+"""Preset names to one line about each."""
 
 DRAFT_SETTINGS = ("num_frames", "num_inference_steps")
 
@@ -31,19 +31,23 @@ class ModelSpec:
     """One model: where its weights are, what it needs, its defaults and limits.
 
     Attributes:
-        source: folder or Hugging Face id that `from_pretrained` takes.
-        kind: the pipeline that runs it.
-        needs: what it takes to run it, in one sentence.
-        config: SVG2 settings that suit it.
+        title: name in messages and on the page.
+        source: folder or hub id for `from_pretrained`.
+        kind: pipeline class of the weights; `kind_for` gives the one that runs a request.
+        needs: what running it requires, in one sentence.
+        is_local: whether its weights are in a folder on this machine.
+        config: default settings of the method.
         fps: frames per second of its clips.
+        guidance_scale_2: guidance scale of the second expert; None for models with one.
         size_multiple: height and width are multiples of this many pixels.
-        frame_stride: frames are one more than a multiple of this.
-        latent_stride: pixels per latent row and column; patch: latent frames, rows and columns per
-            token.
-        max_tokens: the longest video it takes, in tokens.
-        draft: frames and steps of a draft, where the model has its own.
-        expand_timesteps: it was trained for one time a token, so that it takes an image as well.
-        published: its row of the menu, if it has one.
+        frame_stride: the number of frames is one more than a multiple of this.
+        latent_stride: pixels per latent row and column.
+        patch: latent frames, rows and columns per token.
+        max_tokens: most video tokens that it generates.
+        draft: frames and steps of the preset `draft`, where the model has its own.
+        expand_timesteps: whether it was trained with one timestep per token, so that it also
+            takes an image.
+        published: its row of the catalogue; None for models without one.
     """
 
     title: str
@@ -70,7 +74,7 @@ class ModelSpec:
     published: Published | None = field(default=None, repr=False)
 
     def config_for(self, num_frames: int, height: int, width: int) -> SVG2Config:
-        """The settings that suit the model at a size; a short video gets fewer clusters."""
+        """The default settings at a size; at most one cluster per four tokens."""
         most = max(1, math.prod(self.grid(num_frames, height, width)) // 4)
         return self.config.replace(
             num_q_clusters=min(self.config.num_q_clusters, most),
@@ -81,7 +85,7 @@ class ModelSpec:
         """This model with the settings of a preset.
 
         Raises:
-            ConfigError: there is no such preset.
+            ConfigError: an unknown preset.
         """
         config = self.config
         if name == "fast":
@@ -101,13 +105,13 @@ class ModelSpec:
         return replace(self, config=config)
 
     def grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Latent frames, rows and columns of tokens (T, Y, X) of a video."""
+        """Frames, rows and columns of video tokens (T, Y, X) at a size in frames and pixels."""
         frames = (num_frames - 1) // self.frame_stride + 1
         rows, columns = height // self.latent_stride, width // self.latent_stride
         return frames // self.patch[0], rows // self.patch[1], columns // self.patch[2]
 
     def kind_for(self, request: Request) -> PipelineKind:
-        """The pipeline that a request takes: another where it starts from an image or video."""
+        """The pipeline class that runs a request; another one if an image or video is given."""
         if request.image is not None and self.kind.takes != "image" and self.expand_timesteps:
             return PIPELINES["WanImageToVideoPipeline"]
         is_plain = not self.expand_timesteps and self.guidance_scale_2 is None
@@ -117,10 +121,10 @@ class ModelSpec:
         return self.kind
 
     def check_given(self, request: Request) -> None:
-        """Check the image or video of a request, and how it is guided.
+        """Check the image or video of a request, and its guidance, against the model.
 
         Raises:
-            RequestError: it is missing, not wanted or no such file.
+            RequestError: a missing, unsupported or unreadable input; or an unsupported guidance.
         """
         kind = self.kind_for(request)
         for name, check in (("image", check_image), ("video", check_video)):
@@ -132,26 +136,27 @@ class ModelSpec:
             if path is None:
                 continue
             if kind.takes != name:
-                raise RequestError(f"{capitalised(self.title)} takes no {name}.")
+                raise RequestError(f"{capitalised(self.title)} takes no {name}: leave it out.")
             check(path)
         if kind.guidance != "embedded":
             if request.true_cfg_scale != 1:
                 raise RequestError(
-                    f"{capitalised(self.title)} has no true_cfg_scale: its guidance_scale weighs "
-                    "the negative prompt."
+                    f"{capitalised(self.title)} has no true_cfg_scale: set guidance_scale, which "
+                    "weighs its negative prompt."
                 )
         elif request.negative_prompt and request.true_cfg_scale <= 1:
             raise RequestError(
-                f"{capitalised(self.title)} reads a negative prompt only with a true_cfg_scale "
+                f"{capitalised(self.title)} uses a negative prompt only with a true_cfg_scale "
                 "above 1."
             )
         if request.guidance_scale_2 is not None and self.guidance_scale_2 is None:
             raise RequestError(
-                f"{capitalised(self.title)} has one transformer and no guidance_scale_2."
+                f"{capitalised(self.title)} has one transformer and no guidance_scale_2: leave "
+                "it out."
             )
 
     def memory(self, num_frames: int, height: int, width: int) -> MemoryNeed | None:
-        """What a step at this size holds; None for a model that is not on the menu."""
+        """Memory of one step at a size; None for a model that is not in the catalogue."""
         if self.published is None:
             return None
         tokens = math.prod(self.grid(num_frames, height, width))
@@ -159,24 +164,22 @@ class ModelSpec:
         return memory_need(self.published.shape, tokens, self.config_for(*size))
 
     def resolve(self, request: Request) -> ResolvedRequest:
-        """A request with this model's defaults filled in.
+        """Fill in this model's defaults and check the request against its limits.
 
         Raises:
-            RequestError: the model can't make a video of that size, or not from what is given.
+            RequestError: a size, image, video or guidance that the model does not support.
         """
         self.check_given(request)
         filled = {
             name: getattr(request, name)
             if getattr(request, name) is not None
             else getattr(self, name)
-            for name in (
-                *("height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
-            )
+            for name in MODEL_DEFAULTS
         }
         if request.guidance_scale_2 is None and self.guidance_scale_2 is not None:
-            follows = request.guidance_scale is not None  # one number given is meant for both
+            is_for_both = request.guidance_scale is not None  # one scale alone is for both experts
             filled["guidance_scale_2"] = (
-                request.guidance_scale if follows else self.guidance_scale_2
+                request.guidance_scale if is_for_both else self.guidance_scale_2
             )
         for name in ("height", "width"):
             if filled[name] % self.size_multiple:
@@ -187,20 +190,21 @@ class ModelSpec:
         if (frames - 1) % stride:
             below = frames - (frames - 1) % stride
             raise RequestError(
-                f"num_frames must be one more than a multiple of {stride}, not {frames}: "
-                f"{below} or {below + stride} would do."
+                f"num_frames must be one more than a multiple of {stride}, not {frames}: choose "
+                f"{below} or {below + stride}."
             )
         tokens = math.prod(self.grid(frames, filled["height"], filled["width"]))
         if tokens > self.max_tokens:
             raise RequestError(
                 f"{frames} frames of {filled['width']} by {filled['height']} are {tokens:,} "
-                f"tokens, and {self.max_tokens:,} is the most for {self.title}: ask for a "
-                "smaller or shorter video."
+                f"tokens, and {self.title} takes at most {self.max_tokens:,}: ask for a smaller "
+                "or shorter video."
             )
         return ResolvedRequest(**(dataclasses.asdict(request) | filled))
 
 
 def capitalised(text: str) -> str:
+    """The text with its first letter in upper case, for the start of a sentence."""
     return text[:1].upper() + text[1:]
 
 

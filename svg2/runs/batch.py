@@ -1,4 +1,4 @@
-"""A file of prompts, shared out over processes: a folder each, and what is there is not redone."""
+"""Comparisons of many prompts from a file: one folder per prompt, shared among processes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MAX_PROMPTS = 10_000
 
 
 def read_prompts(path: str) -> list[str]:
-    """The lines of a text file, without empty ones and those that begin with #.
+    """Read the prompts of a text file, one per line. Empty lines and lines with # are skipped.
 
     Raises:
-        RequestError: it can't be read, holds no prompt or too many, or one that can't work.
+        RequestError: a file that can't be read; no prompt or too many; or an invalid prompt.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def read_prompts(path: str) -> list[str]:
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not 1 <= len(prompts) <= MAX_PROMPTS:
         raise RequestError(
-            f"{path!r} holds {len(prompts):,} prompts: from 1 to {MAX_PROMPTS:,} would do."
+            f"{path!r} must hold from 1 to {MAX_PROMPTS:,} prompts, not {len(prompts):,}."
         )
     for prompt in prompts:
         Request(prompt)
@@ -48,36 +48,43 @@ def compare_all(
     share: Processes,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Compare every prompt that falls to this process and is not done yet.
+    """Compare the prompts of this process that have no result yet.
 
-    Prompt i goes into `folder/i`; results.json holds all results as soon as the last is there,
-    whichever process made it. What an earlier run left counts as done where prompt, request
-    (the device aside), method and settings are the same, which request.json beside it says.
+    The files of prompt i are in `folder/i`. The process that finishes the last prompt writes
+    results.json with all results. An earlier result is kept if its request.json has the same
+    request (except the device), method and settings.
 
-    Raises: as `svg2.runs.dense_sparse.compare`.
+    Args:
+        run: the request and settings of all prompts; its own prompt is not used.
+        share: this process among all. Process r of n compares the prompts r, r + n, r + 2n, ...
+
+    Returns:
+        Number of `prompts`, indices `made` now, number `left` without a result, and the `rank`.
+    Raises:
+        As `svg2.runs.compare.compare`.
     """
-    places = [folder / f"{i:04d}" for i in range(len(prompts))]
+    folders = [folder / f"{i:04d}" for i in range(len(prompts))]
     runs = [run.with_prompt(prompt) for prompt in prompts]
-    asked = [_asked(one) for one in runs]
+    identities = [_identity(prompt_run) for prompt_run in runs]
     watch = watch or Watch()
 
     def results() -> list[dict[str, Any] | None]:
-        return [_result(place, wish) for place, wish in zip(places, asked, strict=True)]
+        return [_result(*pair) for pair in zip(folders, identities, strict=True)]
 
     if None in results():
         (folder / "results.json").unlink(missing_ok=True)
     pipe = None
     made = []
     for i in range(share.rank, len(prompts), share.world):
-        place = places[i]
-        if _result(place, asked[i]) is not None:
+        if _result(folders[i], identities[i]) is not None:
             continue
         pipe = load_for(run, watch) if pipe is None else pipe
         comparison = compare(runs[i], pipe, watch=watch)
-        place.mkdir(exist_ok=True)
-        (place / "result.json").unlink(missing_ok=True)  # it is written last, and says all is here
-        write_atomic(place / "request.json", asked[i])
-        save_comparison(comparison, place)
+        folders[i].mkdir(exist_ok=True)
+        # result.json is written last: where it exists, all files are complete
+        (folders[i] / "result.json").unlink(missing_ok=True)
+        write_atomic(folders[i] / "request.json", identities[i])
+        save_comparison(comparison, folders[i])
         made.append(i)
     found = results()
     left = found.count(None)
@@ -86,19 +93,19 @@ def compare_all(
     return {"prompts": len(prompts), "made": made, "left": left, "rank": share.rank}
 
 
-def _asked(run: Run) -> bytes:
-    """All that a result depends on but the machine; files by their whole paths."""
+def _identity(run: Run) -> bytes:
+    """Everything that a result depends on except the machine, as JSON."""
     fields = dataclasses.asdict(run.request)
     del fields["device"]
     return json_bytes({"request": fields, "config": run.config.to_dict()})
 
 
-def _result(place: Path, asked: bytes) -> dict[str, Any] | None:
-    """The result kept at a place, if it is of what is asked."""
+def _result(folder: Path, identity: bytes) -> dict[str, Any] | None:
+    """The result in a folder, if it is of the same run; else None."""
     try:
-        if (place / "request.json").read_bytes() != asked:
+        if (folder / "request.json").read_bytes() != identity:
             return None
-        result = json.loads((place / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return result if isinstance(result, dict) else None

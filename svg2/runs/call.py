@@ -1,4 +1,4 @@
-"""One call of a pipeline for a run: its model, its arguments, its loop watched, its frames."""
+"""The calls of a pipeline for a run: loading it, reading its inputs, generating frames."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 
 
 def load(spec: ModelSpec, watch: Watch, dtype: str = "auto", device: str = "auto") -> Any:
-    """A model's pipeline, loaded: the one place that does so.
+    """Load a model's pipeline and report it.
+
+    Args:
+        dtype, device: as in `svg2.models.request.Request`.
 
     Raises:
-        ModelUnavailable: the model cannot be loaded here.
-        RequestError: there is no such device.
-        Cancelled: the watch said so.
+        ModelUnavailable: a model that can't be loaded here.
+        RequestError: a GPU that this machine does not have.
+        Cancelled: the watch was cancelled.
     """
     watch.report("", "load")
     pipe = load_pipeline(spec, dtype, device)
@@ -40,15 +43,22 @@ def load(spec: ModelSpec, watch: Watch, dtype: str = "auto", device: str = "auto
 
 
 def load_for(run: Run, watch: Watch) -> Any:
-    """The pipeline of a run; raises as `load`."""
+    """Load the pipeline of a run's model.
+
+    Raises:
+        As `load`.
+    """
     return load(run.spec, watch, run.request.dtype, run.request.device)
 
 
 def read_video(path: str, num_frames: int, width: int, height: int) -> list[Image]:
-    """The first frames of an MP4 video, each as `read_image` gives it.
+    """Read the first frames of an MP4 video as RGB, scaled to cover the size and cropped.
+
+    Args:
+        width, height: size of the frames in pixels.
 
     Raises:
-        RequestError: it is missing, no MP4 video, or has fewer frames.
+        RequestError: a missing or too large file; one that is not an MP4 video; or too few frames.
     """
     from PIL import Image, ImageOps
 
@@ -56,10 +66,11 @@ def read_video(path: str, num_frames: int, width: int, height: int) -> list[Imag
     try:
         frames = decode_mp4(Path(path).read_bytes(), first=num_frames)
     except (OSError, MediaError) as error:
-        raise RequestError(f"The video {path!r} can't be read: it is no MP4 video.") from error
+        raise RequestError(f"The video {path!r} can't be read as MP4.") from error
     if len(frames) < num_frames:
         raise RequestError(
-            f"The video {path!r} has {len(frames)} frames, and {num_frames} are asked for."
+            f"The video {path!r} has {len(frames)} frames, but {num_frames} are needed: choose a "
+            "longer video or fewer frames."
         )
     return [ImageOps.fit(Image.fromarray(frame), (width, height)) for frame in frames]
 
@@ -67,7 +78,18 @@ def read_video(path: str, num_frames: int, width: int, height: int) -> list[Imag
 def generate(
     pipe: Any, run: Run, watch: Watch, name: str, handle: Handle | None = None
 ) -> tuple[Frames, dict[str, float]]:
-    """Frames, and seconds of encode, denoise and decode; progress carries `name`."""
+    """Generate the frames of a run, uint8 `[F, H, W, 3]`.
+
+    Args:
+        name: name of the run in progress reports.
+        handle: the enabled or measured pipeline, for previews; None shows none.
+
+    Returns:
+        The frames, and the seconds of `encode`, `denoise` and `decode`.
+    Raises:
+        RequestError: an image or video of the request that can't be read.
+        Cancelled: the watch was cancelled.
+    """
     stopwatch = Stopwatch(device_of(pipe))
     loop = Loop(pipe, watch, name, stopwatch, handle if watch.preview else None)
     watch.check()
@@ -80,7 +102,7 @@ def generate(
 
 
 def warm_up(pipe: Any, run: Run, watch: Watch) -> None:
-    """Run one step that is neither timed nor reported."""
+    """Run one step that is not timed and not reported."""
     num_steps = 1
     while run.kind.num_steps(num_steps) < 1:
         num_steps += 1
@@ -90,20 +112,21 @@ def warm_up(pipe: Any, run: Run, watch: Watch) -> None:
 
 
 def _call(pipe: Any, run: Run, loop: Loop, output_type: str) -> Any:
-    """The pipeline's own frames or latents of a run.
+    """Call the pipeline for a run and return its frames or latents.
 
-    The starting noise comes from a CPU generator, so that a seed means the same on every device.
+    The starting noise comes from a CPU generator, so that a seed gives the same noise on every
+    device.
     """
     import torch
 
     kind, request = run.kind, run.request
-    given = None
+    media = None
     if kind.takes == "image" and request.image is not None:
-        given = read_image(request.image, request.width, request.height)
+        media = read_image(request.image, request.width, request.height)
     elif kind.takes == "video" and request.video is not None:
         size = (request.num_frames, request.width, request.height)
-        given = read_video(request.video, *size)
-    arguments = call_arguments(kind, request, run.spec.max_sequence_length, given)
+        media = read_video(request.video, *size)
+    arguments = call_arguments(kind, request, run.spec.max_sequence_length, media)
     if loop.handle is not None and "callback_on_step_end" in inspect.signature(pipe).parameters:
         arguments = {**arguments, "callback_on_step_end": loop.see}
     generator = torch.Generator("cpu").manual_seed(request.seed)
@@ -116,5 +139,5 @@ def _call(pipe: Any, run: Run, loop: Loop, output_type: str) -> Any:
         try:
             return pipe(**arguments, generator=generator, output_type=output_type).frames
         except Cancelled:
-            pipe.maybe_free_model_hooks()  # what the pipeline's call ends with
+            pipe.maybe_free_model_hooks()  # as the pipeline does at the end of its call
             raise

@@ -1,4 +1,4 @@
-"""A dense run against a sparse one of the same request, and what the two leave behind."""
+"""Comparison of a dense and a sparse run of the same request, and the files it writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from svg2.trace.video import encode_mp4, side_by_side
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A dense run, a sparse one of the same request, the fields of result.json, and the trace."""
+    """A dense and a sparse run of the same request, the fields of result.json, and the trace."""
 
     dense: DenseRun
     sparse: SparseRun
@@ -39,25 +39,27 @@ def compare(
     dense: DenseRun | None = None,
     policy: RecordingPolicy | None = None,
 ) -> Comparison:
-    """Generate with dense and with sparse attention, and measure one by the other.
+    """Generate a video with dense and with sparse attention, and compare the two.
 
     Args:
-        pipe: the loaded model of the run; None loads it.
-        watch: reports progress and says when to stop.
-        dense: an earlier dense run of the same request; its times are then marked as reused.
+        pipe: the loaded pipeline of the run's model; None loads it.
+        watch: reports progress and can cancel.
+        dense: an earlier dense run of the same request. It is used again, and the result says so.
+        policy: what to record; None takes the default policy.
+
     Raises:
-        RequestError: `dense` is of another request, or the files given cannot be read.
-        ModelUnavailable: the model cannot be loaded here.
-        Cancelled: the watch said so.
+        RequestError: a `dense` of another request, or an input file that can't be read.
+        ModelUnavailable: a model that can't be loaded here.
+        Cancelled: the watch was cancelled; it carries the dense run if that was complete.
     """
     watch = watch or Watch()
     if dense is not None and dense.request != run.request:
-        raise RequestError("The dense run given is of another request.")
+        raise RequestError("The dense run must be of the same request as the sparse run.")
     if pipe is None:
         pipe = load_for(run, watch)
     is_reused = dense is not None
     if dense is None:
-        # The sparse run is not slower than the dense one, as a first guess of the time left.
+        # For the time left, a sparse step counts as much as a dense one until it is measured.
         watch.steps_after = run.request.num_inference_steps
         dense = generate_dense(pipe, run, watch)
     try:
@@ -73,7 +75,7 @@ def compare(
 
 
 def start_trace(dense: DenseRun, sparse: SparseRun) -> Trace:
-    """A trace of a dense run and no sparse one yet; `sparse` tells the grid and the policy."""
+    """A trace of the dense run without sparse runs; `sparse` gives its grid and its policy."""
     fps, grid = sparse.run.spec.fps, sparse.run.grid
     return Trace(
         version=VERSION,
@@ -97,7 +99,7 @@ def start_trace(dense: DenseRun, sparse: SparseRun) -> Trace:
 
 
 def add_run(trace: Trace, dense: DenseRun, sparse: SparseRun, result: dict[str, Any]) -> Trace:
-    """The trace with one more sparse run of its request."""
+    """The trace with one more sparse run of the same request, and its records."""
     stats = sparse.stats
     run = TraceRun(
         method=sparse.run.method.name,
@@ -116,10 +118,14 @@ def add_run(trace: Trace, dense: DenseRun, sparse: SparseRun, result: dict[str, 
 
 
 def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[str, Path]:
-    """Write dense.mp4, svg2.mp4, compare.mp4, trace.npz and result.json, each whole or not at all.
+    """Write dense.mp4, svg2.mp4, compare.mp4, trace.npz and result.json into a folder.
 
+    Each file is written whole or not at all.
+
+    Returns:
+        Paths by file name.
     Raises:
-        OSError: the folder can't be written.
+        OSError: a folder that can't be written.
     """
     dense, sparse, result = comparison.dense, comparison.sparse, comparison.result
     trace = comparison.trace

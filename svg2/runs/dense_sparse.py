@@ -1,4 +1,4 @@
-"""Dense and sparse generation of one run, measured."""
+"""Dense and sparse generation of a run, each measured."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ from svg2.trace.video import Frames
 
 @dataclass(frozen=True, eq=False)
 class DenseRun:
-    """One generation on the pipeline's own attention.
+    """A generation with dense attention.
 
     Attributes:
         frames: uint8 `[F, H, W, 3]`.
-        seconds: of `encode`, `denoise` (the loop alone) and `decode`.
-        attention_seconds: of the self-attention kernel in the loop; None where it could not be
-            told apart.
-        stock_seconds: of the loop as the pipeline does it by itself, where that masks the
-            prompt's padding and `seconds` are without it; None elsewhere.
-        stock_psnr_db: how near those two are; None where identical or not measured.
-        backend: name of the attention backend in diffusers; dtype: of the transformer.
-        peak_memory_bytes: None where it could not be measured.
+        seconds: time of `encode`, `denoise` (the loop alone) and `decode`.
+        attention_seconds: time of the self-attention kernel in the loop; None if it could not be
+            measured.
+        peak_memory_bytes: None if it could not be measured.
+        backend: name of the attention backend in diffusers.
+        dtype: dtype of the transformer.
+        stock_seconds: time of the unmodified pipeline's loop, in models with joint text: it masks
+            the padding of the prompt, which `seconds` leaves out. None for other models.
+        stock_psnr_db: PSNR between the frames of those two loops; None if they are identical or
+            were not measured.
     """
 
     request: ResolvedRequest
@@ -51,13 +53,15 @@ class DenseRun:
 
 @dataclass(frozen=True, eq=False)
 class SparseRun:
-    """One generation on sparse attention; fields as in `DenseRun`.
+    """A generation with sparse attention. Other fields are as in `DenseRun`.
 
     Attributes:
         run: the request, the method and its settings.
-        stats: what the calls did; its times leave recording out.
-        records: what the policy asked for; note: what of it was thinned away.
-        recording_seconds: time that recording took, already taken off `seconds`.
+        stats: statistics of the calls; recording is not part of their times.
+        policy: what was to be recorded.
+        records: what was recorded.
+        note: what of the policy was left out to stay under its size limit; else empty.
+        recording_seconds: time that recording took; `seconds` leaves it out.
     """
 
     run: Run
@@ -75,14 +79,18 @@ class SparseRun:
 
 
 def generate_dense(pipe: Any, run: Run, watch: Watch | None = None) -> DenseRun:
-    """Generate with the pipeline's own attention, timed; one untimed step before warms it up.
+    """Generate with dense attention and measure it, after an untimed step that warms up.
 
-    A joint model runs twice: as its pipeline does it, and with the prompt's padding dropped, which
-    is what counts as dense.
+    A model with joint text runs twice: unmodified, and without the padding of the prompt. The
+    second is the dense run that sparse runs are compared with.
+
+    Args:
+        pipe: the loaded pipeline of the run's model.
+        watch: reports progress and can cancel.
 
     Raises:
-        RequestError: the files given cannot be read.
-        Cancelled: the watch said so.
+        RequestError: an image or video of the request that can't be read.
+        Cancelled: the watch was cancelled.
     """
     watch = watch or Watch()
     pipe = as_kind(pipe, run.kind)
@@ -115,14 +123,19 @@ def generate_dense(pipe: Any, run: Run, watch: Watch | None = None) -> DenseRun:
 def generate_sparse(
     pipe: Any, run: Run, watch: Watch | None = None, policy: RecordingPolicy | None = None
 ) -> SparseRun:
-    """Generate with sparse attention, timed and recorded; recording is taken off the time.
+    """Generate with sparse attention, measure it and record calls. Times leave recording out.
 
-    On a GPU one untimed sparse step goes before, which compiles kernels. On a CPU none does: the
-    first steps of a run are dense, or the dense run before it has warmed up what both share.
+    On a GPU an untimed sparse step goes first and compiles the kernels. On a CPU there is nothing
+    to compile, and the dense run before it, or the run's own dense steps, have warmed up the rest.
+
+    Args:
+        pipe: the loaded pipeline of the run's model.
+        watch: reports progress and can cancel.
+        policy: what to record; None takes the default policy.
 
     Raises:
-        RequestError: the files given cannot be read.
-        Cancelled: the watch said so.
+        RequestError: an image or video of the request that can't be read.
+        Cancelled: the watch was cancelled.
     """
     from svg2.hooks.families import main_attentions  # loads torch, which a page can do without
 
@@ -163,7 +176,7 @@ def generate_sparse(
 
 
 def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
-    """What both kinds of run say of where they ran."""
+    """The fields that dense and sparse runs share: where and how they ran."""
     from svg2.hooks.families import attention_backend, transformers_of
 
     backend = attention_backend(pipe) or os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
@@ -178,7 +191,7 @@ def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
 
 
 def _sharing(pipe: Any) -> int:
-    """Processes that work on one video together."""
+    """Number of processes that share this video."""
     from svg2.hooks.families import main_attentions
 
     is_shared = main_attentions(pipe)[0].module.processor._parallel_config is not None

@@ -1,4 +1,4 @@
-"""The processes that `torchrun` or `accelerate launch` started, and one video on all of them."""
+"""The processes of `torchrun` or `accelerate launch`, and sharing a video among them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those started together."""
+    """This process among those that were started together."""
 
     rank: int
     world: int
@@ -20,20 +20,20 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that speaks and writes for all."""
+        """Whether this process prints and writes for all."""
         return self.rank == 0
 
-    def device(self, asked: str) -> str:
-        """The device for `auto` or `cuda`: a GPU a process."""
-        if self.world == 1 or asked not in ("auto", "cuda"):
-            return asked
+    def device(self, requested: str) -> str:
+        """The device of this process: one GPU per process if `requested` is `auto` or `cuda`."""
+        if self.world == 1 or requested not in ("auto", "cuda"):
+            return requested
         import torch
 
-        return f"cuda:{self.local_rank}" if torch.cuda.is_available() else asked
+        return f"cuda:{self.local_rank}" if torch.cuda.is_available() else requested
 
 
 def processes() -> Processes:
-    """As the launcher's environment tells; one process where there was no launcher."""
+    """Read the launcher's environment variables; a single process without a launcher."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     try:
         rank, world, local_rank = (int(os.environ[name]) for name in names)
@@ -44,10 +44,10 @@ def processes() -> Processes:
 
 @contextmanager
 def process_group(device_type: str, timeout: timedelta | None = None) -> Iterator[None]:
-    """All processes as one group: `nccl` where `device_type` is `cuda`, else `gloo`.
+    """Join all processes into a group: `nccl` if `device_type` is `cuda`, else `gloo`.
 
-    Leaving a group open would let the threads of gloo die with the interpreter, and now and then
-    the process with them, after all its work was done.
+    The group is closed at the end, because threads of an open gloo group can crash the process
+    while the interpreter exits.
     """
     import torch.distributed as dist
 
@@ -60,9 +60,10 @@ def process_group(device_type: str, timeout: timedelta | None = None) -> Iterato
 
 @contextmanager
 def joined(pipe: Any) -> Iterator[None]:
-    """Share the work on every video of `pipe` among all processes.
+    """Share every video of `pipe` among all processes.
 
-    Raises: as `svg2.hooks.context_parallel.context_parallel`.
+    Raises:
+        As `svg2.hooks.context_parallel.context_parallel`.
     """
     import torch
 
@@ -75,13 +76,17 @@ def joined(pipe: Any) -> Iterator[None]:
         yield
 
 
-def agree(wish: bool, device: Any) -> bool:
-    """Whether any of the processes that share a video wishes so; each makes this call."""
+def agree(is_cancelled: bool, device: Any) -> bool:
+    """Whether any process that shares the video is cancelled. All of them must make this call.
+
+    Args:
+        device: device on which the process group communicates.
+    """
     import torch
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return wish
-    flag = torch.tensor([int(wish)], device=device)
+        return is_cancelled
+    flag = torch.tensor([int(is_cancelled)], device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())

@@ -1,4 +1,4 @@
-"""What a page or a service needs: a checked run, a model loaded once, one job at a time."""
+"""Runs for a page or a service: checked requests, one loaded model, one job at a time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ from svg2.trace.records import RecordingPolicy
 Result = TypeVar("Result")
 
 _SETTINGS = ("method", "top_p", "num_q_clusters", "num_k_clusters")
-_AT_WORK = threading.Lock()  # two generations at once would spoil each other's times
+_ONE_JOB = threading.Lock()  # generations at the same time would disturb each other's timing
 
 
 class Studio:
-    """The models of the menu and one of its own, the one in use loaded once, when first needed."""
+    """The models of the catalogue and one more, with at most one of them loaded at a time.
+
+    Attributes:
+        model: id of the studio's own model, as `svg2.models.finding.model_spec` takes it.
+    """
 
     def __init__(self, model: str = "builtin") -> None:
         self.model = model
@@ -36,52 +40,62 @@ class Studio:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """What can be asked for, by id; its own first."""
+        """Ids of the models that a run may name; the studio's own first."""
         return tuple(dict.fromkeys((self.model, *MODELS)))
 
     @property
     def spec(self) -> ModelSpec:
-        """Raises: RequestError: there is no such model here."""
+        """The spec of the studio's own model.
+
+        Raises:
+            RequestError: an unknown or unsupported model.
+        """
         return model_spec(self.model)
 
     def spec_of(self, model: str) -> ModelSpec:
         """The spec of one of `models`.
 
         Raises:
-            RequestError: it is none of them; what a visitor types is never a path or a hub id.
+            RequestError: any other model. Visitors can't name folders or hub ids.
         """
         if model not in self.models:
-            raise RequestError(f"There is no model {str(model)[:100]!r} on this page.")
+            raise RequestError(
+                f"This page has no model {str(model)[:100]!r}: choose one of its list."
+            )
         return model_spec(model)
 
     def run(self, values: Mapping[str, Any]) -> Run:
-        """A checked run from values by name; one that is None or missing is the model's default.
+        """Make a checked run from the fields of a page.
+
+        Args:
+            values: `model`, `preset`, fields of `Request` and settings of the method, by name.
+                A value that is None or missing takes the model's default.
 
         Raises:
-            InputError: a value cannot work, in a sentence for whoever gave it.
+            InputError: an invalid value.
         """
-        given = {name: _whole(value) for name, value in values.items() if value is not None}
-        model = given.pop("model", self.model)
-        preset = given.pop("preset", "published")
-        settings = {name: given.pop(name) for name in _SETTINGS if name in given}
+        fields = {name: value for name, value in values.items() if value is not None}
+        model = fields.pop("model", self.model)
+        preset = fields.pop("preset", "published")
+        settings = {name: _whole(fields.pop(name)) for name in _SETTINGS if name in fields}
         spec = self.spec_of(model)
-        return Run.of(Request(model=model, **given), spec=spec, preset=preset, settings=settings)
+        return Run.of(Request(model=model, **fields), spec=spec, preset=preset, settings=settings)
 
     def preload(self) -> None:
         """Load the studio's own model, so that the first visitor does not wait for it.
 
         Raises:
-            RequestError: there is no such model here.
-            ModelUnavailable: it cannot be loaded here.
+            RequestError: an unknown or unsupported model.
+            ModelUnavailable: a model that can't be loaded here.
         """
         self.pipe(self.model, self.spec, Watch())
 
     def pipe(self, model: str, spec: ModelSpec, watch: Watch) -> Any:
-        """The loaded pipeline of a model; any other one is let go.
+        """The pipeline of a model, loaded if need be. Another loaded model is freed first.
 
         Raises:
-            ModelUnavailable: the model cannot be loaded here.
-            Cancelled: the watch said so.
+            ModelUnavailable: a model that can't be loaded here.
+            Cancelled: the watch was cancelled.
         """
         with self._lock:
             if self._loaded != model:
@@ -98,17 +112,20 @@ class Studio:
         dense: DenseRun | None = None,
         policy: RecordingPolicy | None = None,
     ) -> Comparison:
-        """`svg2.runs.compare.compare` of a run on the loaded model, with previews."""
+        """`svg2.runs.compare.compare` with the loaded model and with previews."""
         watch = Watch(on_progress, should_cancel, preview=True)
         pipe = self.pipe(run.request.model, run.spec, watch)
         return compare(run, pipe, watch=watch, dense=dense, policy=policy)
 
 
 class Job(Generic[Result]):
-    """Starts `work(on_progress, should_cancel)` at once. Jobs of a process run one after another.
+    """Work in a thread of its own. The jobs of a process run one after another.
 
-    Iterating gives progress as it comes, of which only the newest counts when the reader is slow,
-    and ends with the work. `result` then gives what the work returned, or raises what it raised.
+    Iterating over a job gives its progress and ends with the work. A slow reader gets only the
+    newest report.
+
+    Args:
+        work: function of `on_progress` and `should_cancel`. It is started at once.
     """
 
     def __init__(self, work: Callable[[OnProgress, ShouldCancel], Result]) -> None:
@@ -121,7 +138,7 @@ class Job(Generic[Result]):
         self._thread.start()
 
     def cancel(self) -> None:
-        """Ask the work to stop after its current step; a second call does nothing."""
+        """Ask the work to stop after its current step; further calls have no effect."""
         self._cancelled.set()
 
     @property
@@ -133,9 +150,10 @@ class Job(Generic[Result]):
             yield report
 
     def result(self) -> Result:
-        """What the work returned, as soon as it has.
+        """Wait for the work and return its result.
 
-        Raises: whatever the work raised.
+        Raises:
+            BaseException: the exception that the work raised.
         """
         self._thread.join()
         if self._error is not None:
@@ -144,9 +162,9 @@ class Job(Generic[Result]):
 
     def _run(self) -> None:
         try:
-            with _AT_WORK:
+            with _ONE_JOB:
                 self._outcome = self._work(self._reports.put, self._cancelled.is_set)
-        except BaseException as error:  # raised again where the result is asked for
+        except BaseException as error:  # `result` raises it again
             self._error = error
         finally:
             self._reports.put(None)
@@ -158,7 +176,7 @@ class Job(Generic[Result]):
                 newer = self._reports.get_nowait()
             except Empty:
                 break
-            if newer is None:  # the end keeps for the next call: the last report is seen
+            if newer is None:  # keep the end for the next call, so that the last report is seen
                 self._reports.put(None)
                 break
             report = newer
@@ -166,5 +184,5 @@ class Job(Generic[Result]):
 
 
 def _whole(value: Any) -> Any:
-    """A number field hands over 54.0 for 54."""
+    """54.0 as 54: number fields of a page give floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,4 +1,4 @@
-"""Where a number was measured: hardware, versions, commit, and the memory that a run took."""
+"""Where a number was measured: hardware, versions and commit; and peak memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "triton")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """What every measured number carries: device, hardware, versions, commit, date in UTC."""
+    """Device, hardware, versions, commit and UTC date, which go with every measured number."""
     return {
         "device": str(device),
         "hardware": hardware(device),
@@ -32,7 +32,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def hardware(device: torch.device) -> str:
-    """The processor that does the work, by name, with the cores or the memory that it has."""
+    """Name of the GPU with its memory, or of the CPU with the number of cores that are usable."""
     if device.type == "cuda":
         import torch
 
@@ -43,7 +43,7 @@ def hardware(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions by name; None for what is not installed."""
+    """Versions of Python and packages by name; None if a package is not installed."""
     from svg2 import __version__
 
     found: dict[str, str | None] = {"svg2": __version__, "python": platform.python_version()}
@@ -57,9 +57,9 @@ def versions() -> dict[str, str | None]:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of this checkout, or None where there is none."""
+    """The commit of this checkout; None outside a git checkout."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # an unpacked copy inside another repository is not that one
+    if not (root / ".git").exists():  # git would find a repository around this folder
         return None
     try:
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
@@ -70,14 +70,14 @@ def commit() -> str | None:
 
 
 class PeakMemory:
-    """Filled when its block ends: the most bytes that the GPU, or else this process, held."""
+    """Peak memory of a block in bytes, on the GPU or else of this process; set at its end."""
 
     nbytes: int | None = None
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
-    """Measure the peak memory of a block; None where the count can't be started afresh."""
+    """Measure the peak memory of a block; None if an earlier, larger peak hides it."""
     peak = PeakMemory()
     if device.type == "cuda":
         import torch
@@ -90,7 +90,7 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
     before = _resident_peak_bytes()
     yield peak
     after = _resident_peak_bytes()
-    # a peak that an earlier block reached is not this one's
+    # without a reset, an unchanged peak may come from an earlier block
     peak.nbytes = after if was_reset or after > before else None
 
 

@@ -1,4 +1,4 @@
-"""What a comparison measured: the fields of result.json."""
+"""The fields of result.json."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from svg2.trace.metrics import psnr_db, psnr_per_frame, ssim
 def result_record(
     dense: DenseRun, sparse: SparseRun, dense_reused: bool = False
 ) -> dict[str, Any]:
-    """The fields of result.json.
+    """The measurements of a comparison, as JSON values by name.
 
-    `dense_seconds` and `svg2_seconds` are the denoising loops alone; a joint model's
-    `dense_stock_seconds` are those of its pipeline as it is, with a mask over the prompt's
-    padding, and its `dense_seconds` those with the padding trimmed. `attention_speedup` compares
-    self-attention over the whole loops, the sparse side with clustering, permutation, selection
-    and its dense warm-up. `attention_share` is what the self-attention kernel takes of the dense
-    loop. `density` and `compute_density` are over the sparse calls and null where none ran.
+    - `dense_seconds`, `svg2_seconds`: the denoising loops alone. In models with joint text the
+      dense loop leaves out the padding of the prompt; `dense_stock_seconds` is the loop of the
+      unmodified pipeline, which masks it.
+    - `attention_speedup`: self-attention time of the whole loops, dense over sparse. The sparse
+      time includes clustering, permutation, selection and the dense warm-up.
+    - `attention_share`: share of the dense loop that its self-attention kernel takes.
+    - `density`, `compute_density`: over the sparse calls; null without any.
+
+    Args:
+        dense_reused: whether the dense run was made for an earlier comparison.
     """
     run, stats = sparse.run, sparse.stats
     asked = run.request.to_dict()

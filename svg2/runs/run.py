@@ -1,4 +1,4 @@
-"""What is to be generated, made and checked once, before anything heavy is loaded."""
+"""A run: what to generate and how. It is made and checked once, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from svg2.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Run:
-    """A model, a request of known size, and the method with its settings.
+    """A model, a resolved request, and the settings of the method.
 
-    Everything in it is checked: whoever gets a `Run` resolves and checks nothing again.
+    All of it is checked, so code that gets a `Run` does not resolve or check it again.
 
     Attributes:
         spec: the model of the request.
-        request: with every default filled in.
-        config: names the method.
+        request: the request with the model's defaults filled in.
+        config: settings of the method, with its name.
     """
 
     spec: ModelSpec
@@ -41,57 +41,57 @@ class Run:
         preset: str = "published",
         settings: Mapping[str, Any] | None = None,
     ) -> Run:
-        """Resolve and check a request with the model's own settings, and `settings` over them.
+        """Resolve a request and check it.
 
         Args:
-            spec: of the request's model, where it is known already.
+            spec: spec of the request's model; None finds it.
             preset: one of `svg2.models.spec.PRESETS`.
-            settings: of `SVG2Config`, by name.
+            settings: settings of `SVG2Config` by name, in place of the model's own.
+
         Raises:
-            RequestError: the model is unknown, or cannot make this video.
-            ConfigError: a setting cannot work, or not at this size.
+            RequestError: an unknown model, or a video that it does not support.
+            ConfigError: an invalid setting, or more clusters than tokens.
         """
         spec = (model_spec(request.model) if spec is None else spec).preset(preset)
         resolved = spec.resolve(request)
-        size = (resolved.num_frames, resolved.height, resolved.width)
-        config = spec.config_for(*size).replace(**(settings or {}))
-        config.check_tokens(math.prod(spec.grid(*size)))
-        return cls(spec, resolved, config)
+        config = spec.config_for(resolved.num_frames, resolved.height, resolved.width)
+        return cls(spec, resolved, config).with_settings(**(settings or {}))
 
     @property
     def method(self) -> Method:
+        """The registry's row of the method."""
         return METHODS[self.config.method]
 
     @property
     def kind(self) -> PipelineKind:
-        """The pipeline that generates it."""
+        """The pipeline class that generates the video."""
         return self.spec.kind_for(self.request)
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Latent frames, rows and columns of tokens (T, Y, X)."""
+        """Frames, rows and columns of video tokens (T, Y, X)."""
         request = self.request
         return self.spec.grid(request.num_frames, request.height, request.width)
 
     @property
     def n_tokens(self) -> int:
-        """Video tokens."""
+        """Number of video tokens."""
         return math.prod(self.grid)
 
     def with_settings(self, **settings: Any) -> Run:
         """The same video with other settings of the method.
 
         Raises:
-            ConfigError: a setting cannot work.
+            ConfigError: an invalid setting, or more clusters than tokens.
         """
         config = self.config.replace(**settings)
         config.check_tokens(self.n_tokens)
         return dataclasses.replace(self, config=config)
 
     def with_prompt(self, prompt: str) -> Run:
-        """The same with another prompt.
+        """The same run with another prompt.
 
         Raises:
-            RequestError: the prompt cannot work.
+            RequestError: an empty, too long or invalid prompt.
         """
         return dataclasses.replace(self, request=dataclasses.replace(self.request, prompt=prompt))

@@ -1,4 +1,4 @@
-"""Many budgets and methods on one request, each measured by the same dense run."""
+"""Sweep: several budgets and methods on one request, all compared with the same dense run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from svg2.trace.records import RecordingPolicy, Trace
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The runs of a sweep: per method one that keeps everything, then the budgets, largest first.
+    """The sparse runs of a sweep.
 
     Attributes:
         run: the request and the settings that all runs share.
-        top_ps: the budgets that were asked for.
+        runs: per method a run at top-p 1, then the other budgets in falling order.
+        top_ps: the requested budgets.
     """
 
     run: Run
@@ -36,10 +37,10 @@ class SweepPlan:
 
     @classmethod
     def of(cls, run: Run, methods: Sequence[str], top_ps: Sequence[float]) -> SweepPlan:
-        """Every method at every budget.
+        """Plan every method at every budget, and at top-p 1.
 
         Raises:
-            ConfigError: there is no such method, or a budget is outside (0, 1].
+            ConfigError: an unknown method, or a budget outside (0, 1].
         """
         runs = tuple(
             run.with_settings(method=method, top_p=top_p)
@@ -58,23 +59,31 @@ def sweep(
     policy: RecordingPolicy | None = None,
     trace_bytes_limit: int | None = None,
 ) -> dict[str, Any]:
-    """Run every method at every budget and return what sweep.json holds.
+    """Run every method at every budget and return the content of sweep.json.
 
-    sweep.json and trace.npz are written after each run, so that what is done stays. Each point has
-    the fields of result.json and, by the run of its method at top-p 1 (`baselines`):
+    sweep.json and trace.npz are written after each run, so that completed runs are kept. Each
+    point has the fields of result.json and, relative to its method's run at top-p 1
+    (`baselines`):
 
-    - `kernel_gain`: dense seconds over those at top-p 1, what our attention path gains by itself;
-    - `sparsity_speedup`: seconds at top-p 1 over those of the point, what skipping gains;
-    - `sparsity_speedup_bound`: 1/(1 - a(1 - density_run)), which that cannot pass; a is the share
-      of self-attention in the run at top-p 1.
+    - `kernel_gain`: dense seconds / seconds at top-p 1, the gain of our attention kernels alone;
+    - `sparsity_speedup`: seconds at top-p 1 / seconds of the point, the gain of skipping pairs;
+    - `sparsity_speedup_bound`: 1 / (1 - a (1 - density_run)), the upper bound of that gain, where
+      a is the share of self-attention in the run at top-p 1.
 
-    With `trace_bytes_limit` the trace keeps fewer records, so that its file is no larger.
+    Args:
+        folder: where the files are written; it must exist.
+        pipe: the loaded pipeline of the model; None loads it.
+        watch: reports progress and can cancel.
+        policy: what all runs together record; None takes the default policy.
+        trace_bytes_limit: most bytes of trace.npz; records are dropped to stay under it.
 
-    Raises: as `svg2.runs.dense_sparse.compare`; OSError when the folder can't be written.
+    Raises:
+        As `svg2.runs.compare.compare`.
+        OSError: a folder that can't be written.
     """
     watch = watch or Watch()
     run, runs = plan.run, plan.runs
-    # every run records, so each has its share of the trace
+    # the runs divide the size limit of the records
     policy = policy or RecordingPolicy()
     policy = dataclasses.replace(policy, max_bytes=policy.max_bytes // len(runs))
     pipe = load_for(run, watch) if pipe is None else pipe
@@ -89,22 +98,24 @@ def sweep(
         "complete": False,
     }
     trace: Trace | None = None
-    for one in runs:
+    for sparse_run in runs:
         watch.steps_after -= num_steps
         try:
-            sparse = generate_sparse(pipe, one, watch, policy)
+            sparse = generate_sparse(pipe, sparse_run, watch, policy)
         except Cancelled:
             raise Cancelled(dense) from None
-        method, top_p = one.method.name, one.config.top_p
+        method, top_p = sparse_run.method.name, sparse_run.config.top_p
         result = result_record(dense, sparse)
         if top_p == 1.0:
-            content["baselines"][method] = result | {"loop_attention_share": _share(sparse)}
+            content["baselines"][method] = result | {
+                "loop_attention_share": _attention_share(sparse)
+            }
         if top_p in plan.top_ps:
             point = _against_baseline(result, content["baselines"][method])
             content["points"].append(point)
             trace = add_run(trace or start_trace(dense, sparse), dense, sparse, point)
             write_atomic(folder / "trace.npz", trace_bytes(_fitted(trace, trace_bytes_limit)))
-        content["complete"] = one is runs[-1]
+        content["complete"] = sparse_run is runs[-1]
         write_atomic(folder / "sweep.json", json_bytes(content))
     return content
 
@@ -137,6 +148,6 @@ def _against_baseline(result: dict[str, Any], baseline: dict[str, Any]) -> dict[
     }
 
 
-def _share(sparse: SparseRun) -> float | None:
+def _attention_share(sparse: SparseRun) -> float | None:
     attention_seconds = sparse.stats.attention_seconds
     return None if attention_seconds is None else attention_seconds / sparse.seconds["denoise"]

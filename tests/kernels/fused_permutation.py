@@ -38,4 +38,4 @@ def test_the_ops_keep_their_promises_to_the_compiler():
     labels = draw_labels(40, 5, seed=0)
     torch.library.opcheck(fused.sort_by_label, (labels, 5))
     perm = kernels.sort_by_label(labels, 5, impl="reference").perm
-    torch.library.opcheck(fused.move_tokens, (torch.randn(2, 3, 40, 8), perm, False, 3))
+    torch.library.opcheck(fused.move_tokens, (torch.randn(2, 3, 40, 8), perm, False))

@@ -1,4 +1,4 @@
-"""The tiny pipeline as a model folder with defaults of its own."""
+"""The tiny pipeline as a model folder with its own defaults."""
 
 import json
 import shutil

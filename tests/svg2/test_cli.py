@@ -1,3 +1,5 @@
+"""The command line: files, exit codes, and one line per error."""
+
 import json
 import os
 import signal
@@ -24,10 +26,10 @@ def folder(tiny_pipeline_path, tmp_path_factory):
 
 @pytest.fixture
 def nothing_heavy(monkeypatch):
-    """Fails a test in which a model would be loaded."""
+    """Fail the test if it loads a model."""
 
     def refuse(*_, **__):
-        raise AssertionError("a model was loaded for input that can't work")
+        raise AssertionError("a model was loaded for invalid input")
 
     monkeypatch.setattr("svg2.runs.call.load_pipeline", refuse)
 
@@ -88,7 +90,7 @@ def test_an_unwritable_folder_is_refused(folder, tmp_path, capsys, nothing_heavy
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_commands_and_arguments_that_are_missing(capsys):
+def test_missing_commands_and_arguments_are_refused(capsys):
     out = ["--out", "nowhere"]
     for argv in (
         *([], ["nope"], ["compare"], ["compare", "--prompt", "a"], ["bench"], ["compare", *out]),
@@ -127,7 +129,7 @@ def test_compare_writes_five_files_and_ends_stdout_with_the_result(folder, tmp_p
     assert "denoise 3/3" in captured.err or "svg2-comp denoise" in captured.err
 
 
-def test_models_lists_what_can_be_had_and_what_each_takes(capsys, monkeypatch):
+def test_models_lists_what_is_available_and_what_each_needs(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert cli.main(["models"]) == 0
     captured = capsys.readouterr()
@@ -151,7 +153,7 @@ def test_models_lists_what_can_be_had_and_what_each_takes(capsys, monkeypatch):
     assert "WanVACEPipeline" in captured.err
 
 
-def test_bench_prints_what_the_suite_measured(tmp_path, capsys, monkeypatch):
+def test_bench_prints_the_record_of_the_suite(tmp_path, capsys, monkeypatch):
     def suite(path, on_progress):
         on_progress("a row")
         path.write_text("{}")
@@ -165,7 +167,7 @@ def test_bench_prints_what_the_suite_measured(tmp_path, capsys, monkeypatch):
     assert cli.main(["bench", "--out", str(tmp_path)]) == 2
 
 
-def test_a_model_that_is_not_here_is_one_line(folder, tmp_path, capsys):
+def test_a_model_without_weights_is_one_line(folder, tmp_path, capsys):
     weights = make_model_folder(Path(folder), tmp_path / "broken") / "transformer"
     for path in weights.glob("*.safetensors"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""Settings: what is refused, in one sentence that names it, and what is read from text."""
+"""Settings: invalid ones are refused in one sentence that names them; text is parsed."""
 
 import math
 import subprocess
@@ -30,7 +30,7 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in REFUSED for value in values]
 )
-def test_refuses_with_one_sentence_that_names_the_setting(name, value):
+def test_invalid_settings_are_refused_in_one_sentence_that_names_them(name, value):
     with pytest.raises(ConfigError) as error:
         SVG2Config(**{name: value})
     message = str(error.value)
@@ -77,7 +77,7 @@ def test_settings_from_text():
         ("compensate=true", "Unknown setting 'compensate'"),
     ],
 )
-def test_refuses_text(setting, message):
+def test_invalid_text_is_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
         parse_settings([setting])
 
@@ -91,7 +91,7 @@ def test_settings_of_old_traces_are_read():
         SVG2Config.from_dict({"budget": 1})
 
 
-def test_clusters_against_tokens():
+def test_more_clusters_than_tokens_are_refused():
     config = SVG2Config(num_q_clusters=10, num_k_clusters=20)
     config.check_tokens(20)
     with pytest.raises(ConfigError, match=r"num_k_clusters is 20.*only 19 tokens"):
@@ -107,7 +107,7 @@ def test_warmup_steps_are_the_exact_ceiling(percent, steps):
 
 
 def test_importing_the_package_loads_no_torch_and_leaves_the_environment_alone():
-    """It used to set OMP_WAIT_POLICY for the whole program that imported it."""
+    """Importing svg2 used to set OMP_WAIT_POLICY for the whole program."""
     code = (
         "import os, sys; before = dict(os.environ)\n"
         "import svg2, svg2.hooks.stats, svg2.trace.records, svg2.runs.run\n"

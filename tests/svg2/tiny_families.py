@@ -1,4 +1,4 @@
-"""Small random checkpoints in the layout of each published model: one row per pipeline class."""
+"""Small random checkpoints in the layout of each published model family."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -36,12 +36,16 @@ WORDS = f"{PROMPT} blue cube left over floor"
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """A checkpoint to make: `build` gives the pipeline, `lab` its defaults.
+    """How to make a checkpoint.
 
     Attributes:
-        layers: self-attention layers of a transformer; branches: guidance passes per step.
-        given: field of a request that names a file, and which.
-        tokens: at the default size.
+        build: makes the pipeline.
+        lab: content of lab.json, over the defaults in `LAB`.
+        layers: self-attention layers of one transformer.
+        branches: guidance passes per step.
+        given: `image` or `video` if the pipeline starts from one, else None.
+        tokens: video tokens at the default size.
+        request: further fields of the request.
     """
 
     build: Callable[[], Any]
@@ -54,7 +58,7 @@ class TinyFamily:
 
 
 def save(family: TinyFamily, folder: Path) -> Path:
-    """Write the checkpoint with its lab.json."""
+    """Write the checkpoint and its lab.json into a folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipe = family.build()
@@ -64,15 +68,16 @@ def save(family: TinyFamily, folder: Path) -> Path:
 
 
 def word_tokenizer(text: str, special: tuple[str, ...] = (), end: str | None = "</s>"):
-    """One token a sign or short word of `text`, more for long words; the rest is unknown.
+    """A tokenizer of the words and signs of `text`: one token each, and more for long words.
 
-    The pipelines cut as many tokens off the front as their real tokenizers make of the template.
+    Long words are cut because the pipelines drop as many tokens from the front as their real
+    tokenizers make of the prompt template.
     """
     split = pre_tokenizers.Split(Regex(r"\s+"), "removed")
-    signs = pre_tokenizers.Punctuation()
+    punctuation = pre_tokenizers.Punctuation()
     tokenizer = Tokenizer(models.WordLevel({}, unk_token="<unk>"))
     pieces = pre_tokenizers.Split(Regex(r"\w{7}"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, signs, pieces])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, punctuation, pieces])
     plain = text
     for token in special:
         plain = plain.replace(token, " ")
@@ -153,7 +158,7 @@ def _wan_v2v():
 
 
 def _wan21_i2v():
-    """With the image as tokens of the cross-attention, and as channels."""
+    """The image goes in both as tokens of the cross-attention and as channels."""
     vision = transformers.CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=32,
@@ -191,7 +196,7 @@ def _wan22_i2v():
 
 
 def _wan22_ti2v():
-    """A VAE of 16 pixels per latent, and one time per token."""
+    """Its VAE has 16 pixels per latent, and each token has its own timestep."""
     vae = {
         "base_dim": 4,
         "decoder_base_dim": 4,
@@ -310,7 +315,7 @@ def _hunyuan_i2v(**transformer: Any):
         num_hidden_layers=2,
         num_attention_heads=2,
         image_size=48,
-        patch_size=2,  # 576 patches, which the pipeline counts on
+        patch_size=2,  # 576 patches, as the pipeline assumes
     )
     config = transformers.LlavaConfig(
         vision_config=vision,

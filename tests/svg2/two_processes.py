@@ -1,8 +1,10 @@
-"""Run by torchrun, once: all that two processes do in the tests, which read what it leaves.
+"""The two-process runs of the tests. torchrun starts this once; the tests read the files it writes.
 
-`python -m tests.svg2.two_processes FOLDER PORT...`: in FOLDER lie `families/NAME`, each a model to
-generate with, and `commands.json`, command lines by name; each command gets a port of its own.
-Left are `families/NAME/frames.npz`, and what process RANK answered to a command, `NAME.RANK.json`.
+    python -m tests.svg2.two_processes FOLDER PORT...
+
+Input: the models `FOLDER/families/NAME`, and `FOLDER/commands.json` with command lines by name.
+Each command gets its own port. Output: `families/NAME/frames.npz` per model, and `NAME.RANK.json`
+per command and process.
 """
 
 import contextlib
@@ -22,7 +24,7 @@ from svg2.runs.distributed import process_group, processes
 
 
 def make(folder: Path) -> None:
-    """All runs of the pipeline in a folder, into frames.npz beside its files."""
+    """Generate with the pipeline in a folder in every mode, and write the folder's frames.npz."""
     import svg2
     from svg2.hooks.context_parallel import context_parallel
     from svg2.models.finding import model_spec
@@ -69,7 +71,7 @@ def make(folder: Path) -> None:
 
 
 def answer(command: list[str]) -> dict[str, object]:
-    """What the command line answers in this process."""
+    """Exit code, stdout and stderr of a command line in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(command)
@@ -77,7 +79,7 @@ def answer(command: list[str]) -> dict[str, object]:
 
 
 def next_port(ports: list[str]) -> None:
-    """Let the next group meet elsewhere: the launcher's store holds addresses of the last."""
+    """Use a new port for the next group: the launcher's store keeps the last group's addresses."""
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": ports.pop()}
 
 

@@ -19,7 +19,7 @@ def self_attentions(transformer: Any) -> list[SelfAttention]:
     depths = transformer.config.vace_layers if control else ()
     return [
         *(SelfAttention(attn, i, i == 0 and not control) for i, attn in enumerate(blocks)),
-        # They run before all others, and each feeds the layer that it is named after.
+        # They run before all others; each feeds the layer whose number it has.
         *(
             SelfAttention(attn, depth, i == 0)
             for i, (attn, depth) in enumerate(zip(control, depths, strict=True))
@@ -28,7 +28,7 @@ def self_attentions(transformer: Any) -> list[SelfAttention]:
 
 
 class WanSVG2Processor(SVG2Processor):
-    """Self-attention of one layer: stock where the gate says dense, ours elsewhere."""
+    """Self-attention of one layer: dense where the gate says so, sparse elsewhere."""
 
     def attend(
         self,
@@ -49,7 +49,7 @@ class WanSVG2Processor(SVG2Processor):
                 ),
             )
         if encoder_hidden_states is not None or attention_mask is not None:
-            raise RuntimeError("SVG2 replaces plain self-attention: no mask, no other source.")
+            raise RuntimeError("SVG2 supports plain self-attention: no mask, no other source.")
 
         clock = StageClock(hidden_states.device)
         q, k, v = queries_keys_values(attn, hidden_states, rotary_emb)

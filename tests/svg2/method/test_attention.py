@@ -1,4 +1,4 @@
-"""`svg2.sparse_attention`, for people who bring their own model."""
+"""`svg2.sparse_attention` on plain tensors."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_the_whole_budget_is_dense_attention():
     assert torch.equal(result.compute_density, result.density)
 
 
-def test_the_method_is_a_setting_and_its_stand_ins_are_counted():
+def test_the_method_is_a_setting_and_its_compensation_is_counted():
     q, k, v = tokens()
     plain = svg2.sparse_attention(q, k, v, CONFIG.replace(top_p=0.3))
     comp = svg2.sparse_attention(q, k, v, CONFIG.replace(top_p=0.3, method="svg2-comp"))
@@ -50,7 +50,7 @@ def test_centroids_warm_the_next_call():
     assert not torch.equal(first.plan.k_clusters.centroids, two.plan.k_clusters.centroids)
 
 
-def test_it_follows_no_gradient():
+def test_no_gradient_flows():
     q, k, v = (x.requires_grad_() for x in tokens())
     assert not svg2.sparse_attention(q, k, v, CONFIG).out.requires_grad
 
@@ -64,7 +64,7 @@ def test_it_follows_no_gradient():
         (lambda q, k, v: (q[:, :, :9], k[:, :, :9], v[:, :, :9]), "only 9 tokens"),
     ],
 )
-def test_tensors_that_cannot_work_are_refused(change, sentence):
+def test_tensors_that_do_not_match_are_refused(change, sentence):
     with pytest.raises(svg2.ConfigError, match=sentence):
         svg2.sparse_attention(*change(*tokens()), CONFIG)
 

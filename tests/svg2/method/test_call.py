@@ -1,4 +1,4 @@
-"""Sparse attention of one layer against stock attention, and the plan and densities behind it."""
+"""One sparse call against stock attention; its plan and its densities."""
 
 import math
 from itertools import pairwise
@@ -32,7 +32,7 @@ def one_thread():
 
 
 def tokens(batch=1, heads=2, n=63, dim=16, seed=0, dtype=torch.float32):
-    """q, k and v gathered around a few centres, as those of a video are."""
+    """q, k and v around a few centres, as in a video."""
     generator = torch.Generator().manual_seed(seed)
     centres = 1.5 * torch.randn(3, batch, heads, 7, dim, generator=generator)
     labels = torch.randint(0, 7, (n,), generator=generator)
@@ -163,7 +163,7 @@ def test_bf16_stays_bf16_and_selects_in_fp32():
     assert (run.out - exact).abs().max() <= 2 * (stock - exact).abs().max()
 
 
-def test_cold_starts_repeat_and_warm_starts_go_on():
+def test_cold_starts_repeat_and_warm_starts_continue():
     # Plain noise, on which k-means is far from done after three iterations.
     k = torch.randn(1, 2, 400, 16, generator=torch.Generator().manual_seed(0))
     config = SVG2Config(num_k_clusters=20, kmeans_iters_init=2, kmeans_iters_step=1)

@@ -1,4 +1,4 @@
-"""Cold starts: the same on any number of processes, and most of their work on samples."""
+"""Cold starts: equal on any number of processes, with most iterations on samples."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_heads_of_one_process_start_as_they_would_among_all(iters):
 
 
 def test_a_cold_start_of_some_heads_holds_no_tokens_of_the_others():
-    """It used to allocate q and k of all heads on every process."""
+    """A cold start used to allocate q and k of all heads on every process."""
     x = torch.randn(1, 2, 300, 8)
     largest = []
 

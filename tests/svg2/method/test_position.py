@@ -1,4 +1,4 @@
-"""Blocks by position: runs of neighbours, and the attention over them."""
+"""Blocks of neighbouring tokens, and attention over them."""
 
 import torch
 from torch.nn import functional as F

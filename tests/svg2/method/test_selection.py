@@ -1,4 +1,4 @@
-"""Top-p selection: its laws, and a slow float64 selection to hold it against."""
+"""Top-p selection: its laws, and a slow float64 selection to compare it with."""
 
 import itertools
 import json
@@ -32,14 +32,14 @@ def masses(draw):
 
 
 def select_slowly(P, sizes, top_p, min_keep_ratio):
-    """One row at a time, as the words of the definition say it."""
+    """The definition of top-p selection, applied one row at a time."""
     kept = torch.zeros_like(P, dtype=torch.bool)
     num_min = max(1, math.ceil(min_keep_ratio * P.shape[-1]))
     for b, h, q in itertools.product(*map(range, P.shape[:3])):
         row = P[b, h, q].tolist()
         before = 0.0
-        for place, k in enumerate(sorted(range(len(row)), key=lambda k: (-row[k], k))):
-            wanted = before < top_p or place < num_min or top_p == 1.0
+        for rank, k in enumerate(sorted(range(len(row)), key=lambda k: (-row[k], k))):
+            wanted = before < top_p or rank < num_min or top_p == 1.0
             kept[b, h, q, k] = wanted and sizes[b, h, k] > 0
             before += row[k]
     return kept
@@ -51,7 +51,7 @@ def test_follows_its_definition(mass, top_p, ratio):
     P, sizes = mass
     kept = keep_top_p(P, sizes, top_p, ratio)
     slow = select_slowly(P.double(), sizes, top_p, ratio)
-    # fp32 and fp64 sums may fall on either side of a budget that they meet.
+    # Rounding may put the fp32 and the fp64 sum on different sides of the budget.
     for differing in torch.nonzero(kept != slow).tolist():
         b, h, q, _ = differing
         sums = P[b, h, q].double().sort(descending=True).values.cumsum(0)
@@ -95,7 +95,7 @@ def test_ties_go_to_the_lower_index():
     assert keep_top_p(P, sizes, 0.51, 0.0).sum() == 3
 
 
-def test_an_empty_cluster_takes_no_place_of_one_whose_mass_underflows():
+def test_a_cluster_whose_mass_underflows_is_kept_before_an_empty_one():
     P = torch.tensor([[[[0.0, 1.0, 0.0]]]])
     sizes = torch.tensor([[[0, 4, 5]]], dtype=torch.int32)
     assert keep_top_p(P, sizes, 0.5, 2 / 3).flatten().tolist() == [False, True, True]
@@ -133,8 +133,8 @@ def test_huge_scores_stay_finite():
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
-def test_mass_feels_neither_autocast_nor_reduced_precision(precision):
-    """In bf16 products nearly half of the query clusters selected another set."""
+def test_mass_does_not_depend_on_autocast_or_matmul_precision(precision):
+    """With bf16 products nearly half of the query clusters selected other key clusters."""
     generator = torch.Generator().manual_seed(0)
     q, k = (3 * torch.randn(1, 2, 60, 64, generator=generator) for _ in range(2))
     sizes = torch.ones(1, 2, 60, dtype=torch.int32)
@@ -145,12 +145,12 @@ def test_mass_feels_neither_autocast_nor_reduced_precision(precision):
     torch.set_float32_matmul_precision(precision)
     try:
         assert torch.equal(cluster_mass(q, k, sizes), plain)
-        assert torch.get_float32_matmul_precision() == precision, "what was set comes back"
+        assert torch.get_float32_matmul_precision() == precision, "the setting is restored"
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-def test_the_registry_is_whole():
+def test_the_registry_is_complete():
     assert {PAPER_METHOD, COMPENSATED_METHOD} <= set(METHODS)
     for name, method in METHODS.items():
         assert method.name == name

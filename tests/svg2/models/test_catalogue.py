@@ -1,4 +1,4 @@
-"""The menu's numbers against the models themselves, built without memory."""
+"""The catalogue's numbers against the models themselves, built on the meta device."""
 
 import weakref
 
@@ -68,7 +68,7 @@ def test_the_method_adds_at_most_a_tenth_at_720p(name):
     assert spec.memory(*size).dense_peak > need.weights
 
 
-def test_centroids_on_paper_are_those_of_a_run(tiny_pipeline, generate_tiny):
+def test_estimated_centroids_are_those_of_a_run(tiny_pipeline, generate_tiny):
     import svg2
 
     config = svg2.SVG2Config(
@@ -90,7 +90,7 @@ def test_larger_videos_need_more():
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that results of operations held at once, those of the model left out."""
+    """Peak bytes of all tensors that operations make, without parameters and buffers."""
 
     def __init__(self, model) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class LiveBytes(TorchDispatchMode):
 
 @pytest.mark.parametrize("joint", [False, True])
 @torch.no_grad()
-def test_a_dense_forward_holds_what_is_on_paper_and_not_much_more(joint):
+def test_a_dense_forward_holds_the_estimate_and_not_much_more(joint):
     heads, frames, rows, columns = 4, 4, 12, 16
     sizes = {"num_attention_heads": heads, "attention_head_dim": 128, "num_layers": 1}
     latents = torch.randn(1, 16, frames, rows, columns).bfloat16()
@@ -146,5 +146,5 @@ def test_a_dense_forward_holds_what_is_on_paper_and_not_much_more(joint):
     with LiveBytes(model) as live:
         model(**inputs)
     shape = TransformerShape(1, heads, 128, 2048 if joint else 1382, 0, joint_text=joint)
-    on_paper = memory_need(shape, frames * rows * columns, SVG2Config()).activations
-    assert 0.6 * live.peak < on_paper <= live.peak
+    estimate = memory_need(shape, frames * rows * columns, SVG2Config()).activations
+    assert 0.6 * live.peak < estimate <= live.peak

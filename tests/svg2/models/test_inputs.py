@@ -1,4 +1,4 @@
-"""Images and videos to start from: read at the size asked for, refused in one sentence."""
+"""Image and video inputs: read at the requested size, refused in one sentence."""
 
 import numpy as np
 import pytest
@@ -34,11 +34,11 @@ def test_an_image_covers_the_size_without_being_stretched(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "text.png", "empty.png", "cut.png", ".", "a\0b"])
-def test_what_is_no_image_is_refused_in_a_sentence(files, name):
+def test_a_file_that_is_not_an_image_is_refused_in_one_sentence(files, name):
     with pytest.raises(RequestError) as caught:
         read_image(str(files / name), 32, 32)
     assert str(caught.value).count("\n") == 0
-    if name != "cut.png":  # only decoding tells
+    if name != "cut.png":  # found only by decoding
         with pytest.raises(RequestError):
             check_image(str(files / name))
 
@@ -48,13 +48,13 @@ def test_a_video_gives_its_first_frames(files):
     assert [frame.size for frame in frames] == [(32, 16)] * 2
     check_video(str(files / "good.mp4"))
     (files / "long.mp4").write_bytes(encode_mp4(np.zeros((2100, 16, 16, 3), np.uint8), 24))
-    assert len(read_video(str(files / "long.mp4"), 5, 16, 16)) == 5, "a long one as well"
-    with pytest.raises(RequestError, match="has 3 frames, and 9"):
+    assert len(read_video(str(files / "long.mp4"), 5, 16, 16)) == 5, "of a long video too"
+    with pytest.raises(RequestError, match="has 3 frames, but 9"):
         read_video(str(files / "good.mp4"), 9, 32, 16)
 
 
 @pytest.mark.parametrize("name", ["nowhere.mp4", "text.mp4", "good.png"])
-def test_what_is_no_video_is_refused_in_a_sentence(files, name):
+def test_a_file_that_is_not_a_video_is_refused_in_one_sentence(files, name):
     with pytest.raises(RequestError, match="video"):
         read_video(str(files / name), 1, 32, 32)
 
@@ -65,19 +65,19 @@ def test_what_is_no_video_is_refused_in_a_sentence(files, name):
         ("wan2.1-i2v-480p", {}, "starts from an image"),
         ("wan2.1-1.3b", {"image": "good.png"}, "takes no image"),
         ("hunyuanvideo", {"video": "good.mp4"}, "takes no video"),
-        ("wan2.2-i2v-a14b", {"image": "text.png"}, "is no image"),
+        ("wan2.2-i2v-a14b", {"image": "text.png"}, "is not an image"),
         ("hunyuanvideo", {"negative_prompt": "blur"}, "true_cfg_scale"),
         ("wan2.1-1.3b", {"true_cfg_scale": 2.0}, "no true_cfg_scale"),
         ("wan2.1-1.3b", {"guidance_scale_2": 2.0}, "no guidance_scale_2"),
     ],
 )
-def test_a_model_says_what_it_takes(files, model, fields, sentence):
+def test_an_unsupported_input_or_guidance_is_refused(files, model, fields, sentence):
     named = {k: str(files / v) if k in ("image", "video") else v for k, v in fields.items()}
     with pytest.raises(RequestError, match=sentence):
         model_spec(model).resolve(Request("a ball", model=model, **named))
 
 
-def test_what_a_model_takes_is_taken(files):
+def test_a_supported_input_or_guidance_is_resolved(files):
     image, video = str(files / "good.png"), str(files / "good.mp4")
 
     def kind(model, **fields):
@@ -95,4 +95,4 @@ def test_what_a_model_takes_is_taken(files):
     assert model_spec("wan2.2-t2v-a14b").resolve(one).guidance_scale_2 == 1.0
     spec = model_spec("wan2.1-i2v-480p")
     asked = spec.resolve(Request("a ball", model="wan2.1-i2v-480p", image=image))
-    assert asked.to_dict()["image"] == "good.png", "and not where it lies"
+    assert asked.to_dict()["image"] == "good.png", "without its folder"

@@ -1,3 +1,5 @@
+"""Finding and loading models: defaults, presets, the hub's cache, and what is refused."""
+
 import os
 import shutil
 import subprocess
@@ -105,7 +107,7 @@ def test_devices_and_precisions():
         resolve_device(f"cuda:{torch.cuda.device_count()}")
 
 
-def test_the_shipped_model_needs_nothing_of_ours(tmp_path):
+def test_the_shipped_model_runs_without_our_code(tmp_path):
     script = f"""
 import sys
 from diffusers import WanPipeline
@@ -122,7 +124,7 @@ assert not {{"svg2", "kernels", "viz"}} & set(sys.modules)
 
 
 def hub_cache(folder, root, hub_id):
-    """A cache as the hub's own client lays it out: blobs, and a snapshot of links to them."""
+    """Make a cache in the hub client's layout: blobs, and a snapshot of links to them."""
     base = root / f"models--{hub_id.replace('/', '--')}"
     commit = "0" * 40
     (base / "refs").mkdir(parents=True)
@@ -172,14 +174,14 @@ assert spec.source == {hub_id!r} and not spec.is_local
     assert done.returncode == 0, done.stderr
 
 
-def test_a_download_that_broke_off_is_none(folder, offline_hub):
+def test_an_interrupted_download_is_not_a_snapshot(folder, offline_hub):
     base = hub_cache(folder, offline_hub, "someone/tiny")
     assert snapshot("someone/tiny") is not None
     next(base.rglob("transformer/*.safetensors")).unlink()
     assert snapshot("someone/tiny") is None
 
 
-def test_a_download_that_broke_off_at_its_small_files_goes_on(folder, offline_hub):
+def test_a_download_without_its_small_files_is_refused_offline(folder, offline_hub):
     base = hub_cache(folder, offline_hub, "someone/tiny")
     assert model_spec("someone/tiny").source == "someone/tiny"
     next(base.rglob("vae/config.json")).unlink()
@@ -188,7 +190,7 @@ def test_a_download_that_broke_off_at_its_small_files_goes_on(folder, offline_hu
 
 
 @pytest.mark.parametrize("model", ["wan2.1-1.3b", "wan2.2-t2v-a14b", "hunyuanvideo"])
-def test_without_network_and_weights_it_says_what_to_download_and_how_much(model, offline_hub):
+def test_without_network_and_weights_the_message_names_the_download_and_its_size(model, offline_hub):
     spec = model_spec(model)
     with pytest.raises(ModelUnavailable) as caught:
         load_pipeline(spec, "fp32", "cpu")
@@ -200,7 +202,7 @@ def test_without_network_and_weights_it_says_what_to_download_and_how_much(model
         model_spec("someone/else")
 
 
-def test_a_short_gpu_says_so(monkeypatch):
+def test_a_gpu_with_too_little_memory_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
         torch.cuda,
@@ -241,7 +243,7 @@ def test_a_draft_is_shorter_or_has_fewer_steps(model, frames, steps):
     assert draft.resolve(Request("a red ball", model=model)).num_frames == frames
 
 
-def test_no_message_says_where_our_files_are(monkeypatch, tmp_path):
+def test_no_message_gives_the_path_of_our_files(monkeypatch, tmp_path):
     monkeypatch.setattr("svg2.models.finding.BUILTIN_FOLDER", tmp_path / "gone")
     with pytest.raises(RequestError) as caught:
         model_spec("builtin")

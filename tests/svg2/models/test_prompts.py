@@ -1,4 +1,4 @@
-"""Prompts and scenes translate into each other, and a model's knowledge travels with it."""
+"""Prompts and scenes translate into each other, and a model's tokenizer says what it knows."""
 
 import random
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_synonyms_fold_and_order_is_free():
     assert (both.ground, both.camera) == ("grassy field", "pan left")
 
 
-def test_what_moves_without_saying_how_rolls_if_it_is_a_ball():
+def test_moving_means_rolling_for_a_ball_and_sliding_otherwise():
     assert grammar.parse("a red ball moving to the left").bodies[0].motion == "roll"
     assert grammar.parse("a red ring moving to the left").bodies[0].motion == "slide"
     assert grammar.parse("a red cube rolling to the left").bodies[0].motion == "slide"
@@ -57,7 +57,7 @@ def test_what_moves_without_saying_how_rolls_if_it_is_a_ball():
 @pytest.mark.parametrize(
     "prompt", ["a dog in the park", "a ball", "a red and blue ball", "", "red ball " * 3]
 )
-def test_what_is_no_scene_is_an_error_and_outside(prompt):
+def test_a_prompt_without_a_scene_is_an_error_and_outside_the_grammar(prompt):
     with pytest.raises(GrammarError, match="one colour"):
         grammar.parse(prompt)
     assert not EVERYTHING.covers(prompt)
@@ -78,7 +78,7 @@ def test_an_unknown_part_of_a_scene_names_the_known_ones():
         Body("red", "cube", "spin", "left")
 
 
-def test_a_scene_survives_json_and_two_mirrors():
+def test_a_scene_is_the_same_after_json_or_two_mirrors():
     for i in range(50):
         scene = grammar.random_scene(random.Random(i))
         assert Scene.from_json(scene.to_json()) == scene
@@ -115,6 +115,6 @@ def test_the_shipped_model_is_offered_only_what_it_knows():
         prompt = known.random_prompt(seed)
         assert known.covers(prompt)
         assert prompt == known.random_prompt(seed)
-        # Said as these weights were trained to read it.
+        # These weights were trained on the usual wording.
         assert any(f" a {ground}" in prompt for ground in grammar.GROUNDS)
         assert prompt.count("left") + prompt.count("right") == prompt.count("to the ")

@@ -1,3 +1,5 @@
+"""Requests: invalid ones are refused, valid ones get the model's defaults."""
+
 import math
 
 import pytest
@@ -38,7 +40,7 @@ NAN, INF = math.nan, math.inf
         {"device": "cpu:1"},
     ],
 )
-def test_what_no_model_could_take_is_refused_in_one_sentence(fields):
+def test_values_out_of_every_models_range_are_refused_in_one_sentence(fields):
     with pytest.raises(RequestError) as caught:
         Request(**({"prompt": "a red ball"} | fields))
     message = str(caught.value)
@@ -56,7 +58,7 @@ def test_what_no_model_could_take_is_refused_in_one_sentence(fields):
         {"height": 4096, "width": 4096, "num_frames": 81},
     ],
 )
-def test_sizes_that_the_model_cannot_make_are_refused(fields):
+def test_sizes_that_the_model_does_not_support_are_refused(fields):
     with pytest.raises(RequestError):
         _WAN_1_3B.resolve(Request("a red ball", **fields))
 

@@ -1,4 +1,4 @@
-"""A file of prompts in one process: what is there is kept, what differs is made again."""
+"""A file of prompts: results of the same run are kept, others are made again."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def run(model, folder, share=ALONE, dtype="auto", **watch):
     return compare_all(PROMPTS, Run.of(request), folder, share, Watch(**watch))
 
 
-def test_it_goes_on_where_it_stopped(model, tmp_path):
+def test_a_second_run_continues_where_the_first_stopped(model, tmp_path):
     with pytest.raises(Cancelled):
         run(model, tmp_path, should_cancel=(tmp_path / "0000" / "result.json").exists)
     assert (tmp_path / "0000" / "result.json").is_file()
@@ -68,7 +68,7 @@ def test_prompts_are_the_lines_of_a_text(tmp_path):
         read_prompts(str(tmp_path / "nowhere.txt"))
 
 
-def test_who_this_is_comes_from_the_launcher(monkeypatch):
+def test_processes_are_read_from_the_launchers_environment(monkeypatch):
     assert processes() == ALONE
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)

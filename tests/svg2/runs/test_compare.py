@@ -1,3 +1,5 @@
+"""Comparing a dense and a sparse run: result, trace, progress, cancelling and files."""
+
 import json
 import math
 
@@ -109,7 +111,7 @@ def test_keeping_everything_equals_dense(pipe, run, comparison):
     assert result["psnr_db"] is None or result["psnr_db"] >= 60
 
 
-def test_a_seed_means_the_same_frames_and_another_seed_others(pipe, run, comparison, folder):
+def test_a_seed_repeats_its_frames_and_another_seed_does_not(pipe, run, comparison, folder):
     again = compare(run, pipe)
     np.testing.assert_array_equal(again.dense.frames, comparison.dense.frames)
     np.testing.assert_array_equal(again.sparse.frames, comparison.sparse.frames)
@@ -117,7 +119,7 @@ def test_a_seed_means_the_same_frames_and_another_seed_others(pipe, run, compari
     assert not np.array_equal(other.frames, comparison.dense.frames)
 
 
-def test_a_dense_run_serves_again_for_the_same_runonly(pipe, run, comparison, folder):
+def test_a_dense_run_is_reused_for_the_same_request_only(pipe, run, comparison, folder):
     result = compare(run.with_settings(method="svg2-comp"), pipe, dense=comparison.dense).result
     assert result["dense_reused"] is True
     assert result["dense_seconds"] == comparison.result["dense_seconds"]
@@ -127,7 +129,7 @@ def test_a_dense_run_serves_again_for_the_same_runonly(pipe, run, comparison, fo
         compare(run_of(folder, seed=1), pipe, dense=comparison.dense)
 
 
-def test_the_trace_tells_the_run(comparison):
+def test_the_trace_holds_the_run(comparison):
     trace = load_trace(trace_bytes(comparison.trace))
     stats, result = comparison.sparse.stats, comparison.result
     assert trace.grid == (3, 4, 8)
@@ -143,9 +145,9 @@ def test_the_trace_tells_the_run(comparison):
     # 3 sparse steps, all of them recorded, 3 layers, 2 heads, the conditional branch
     assert len(trace.records) == 3 * 3 * 2
     for record in trace.records:
-        place = (run.call == (record.step, record.layer, record.branch)).all(axis=1)
+        is_call = (run.call == (record.step, record.layer, record.branch)).all(axis=1)
         density = record.q_sizes @ record.kept @ record.k_sizes / trace.n_tokens**2
-        assert density == pytest.approx(run.density[place][0, record.head], abs=1e-6)
+        assert density == pytest.approx(run.density[is_call][0, record.head], abs=1e-6)
         assert record.P.sum(axis=1) == pytest.approx(1, abs=1e-2)
         assert 0 < record.recall <= 1
 
@@ -180,7 +182,7 @@ def test_one_step_is_all_warm_up(pipe, folder, tmp_path):
     assert load_trace(tmp_path / "trace.npz").records == ()
 
 
-def test_progress_counts_steps_and_tells_the_time_left(pipe, run):
+def test_progress_counts_steps_and_estimates_the_time_left(pipe, run):
     seen: list[Progress] = []
     compare(run, pipe, watch=Watch(seen.append))
     for run in ("dense", "svg2"):
@@ -195,7 +197,7 @@ def test_progress_counts_steps_and_tells_the_time_left(pipe, run):
     assert known[-1] == 0
 
 
-def test_previews_show_the_latent_and_change_nothing(pipe, run, comparison, monkeypatch):
+def test_previews_show_the_latent_and_leave_the_frames_unchanged(pipe, run, comparison, monkeypatch):
     monkeypatch.setattr(progress, "GLIMPSE_SECONDS", 0.0)
     seen: list[Progress] = []
     watched = compare(run, pipe, watch=Watch(seen.append, preview=True))
@@ -213,14 +215,14 @@ def test_previews_show_the_latent_and_change_nothing(pipe, run, comparison, monk
     assert not np.array_equal(per_step[0], per_step[-1])
 
 
-def test_without_being_asked_progress_carries_no_pictures(pipe, run):
+def test_progress_has_no_previews_by_default(pipe, run):
     seen: list[Progress] = []
     compare(run, pipe, watch=Watch(seen.append))
     assert all(p.preview is None and p.density == () for p in seen)
 
 
 @pytest.mark.parametrize("in_run", ["dense", "svg2"])
-def test_cancel_stops_within_a_step_and_the_next_run_is_as_ever(pipe, run, comparison, in_run):
+def test_cancel_stops_within_a_step_and_leaves_the_next_run_unchanged(pipe, run, comparison, in_run):
     seen: list[Progress] = []
 
     def should_cancel():
@@ -239,7 +241,7 @@ def test_cancel_stops_within_a_step_and_the_next_run_is_as_ever(pipe, run, compa
     np.testing.assert_array_equal(again.sparse.frames, comparison.sparse.frames)
 
 
-def test_what_cannot_work_is_refused_where_a_run_is_made(folder):
+def test_invalid_requests_and_settings_are_refused_when_a_run_is_made(folder):
     with pytest.raises(ConfigError, match="num_k_clusters is 97"):
         run_of(folder, {"num_k_clusters": 97})
     with pytest.raises(ConfigError, match="Unknown method 'svg3'"):

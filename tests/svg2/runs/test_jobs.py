@@ -106,12 +106,12 @@ def test_a_run_takes_defaults_from_the_model(studio: Studio) -> None:
         ({"prompt": "a ball", "height": 1e9}, RequestError, "height"),
     ],
 )
-def test_a_bad_run_is_refused_in_a_sentence(studio: Studio, values, error, sentence) -> None:
+def test_an_invalid_run_is_refused_in_one_sentence(studio: Studio, values, error, sentence) -> None:
     with pytest.raises(error, match=sentence):
         studio.run(values)
 
 
-def test_a_studio_without_its_model_says_so(tmp_path: Path) -> None:
+def test_a_studio_with_an_unknown_model_refuses_runs(tmp_path: Path) -> None:
     studio = Studio(str(tmp_path))
     with pytest.raises(RequestError, match="Unknown model"):
         studio.run({"prompt": "a ball"})

@@ -1,4 +1,4 @@
-"""Previews of a run: never at its cost."""
+"""Previews never fail or slow down a run."""
 
 import logging
 
@@ -36,7 +36,7 @@ def denoising(seen):
     return [p for p in seen if p.stage == "denoise" and p.step]
 
 
-def test_a_preview_that_fails_ends_no_run_and_is_said_once(
+def test_a_failing_preview_ends_no_run_and_is_logged_once(
     pipe, run, at_every_step, monkeypatch, caplog
 ):
     plain = generate_sparse(pipe, run)

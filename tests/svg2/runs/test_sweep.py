@@ -1,3 +1,5 @@
+"""Sweeps: every method at every budget, and what a cancelled sweep leaves."""
+
 import json
 
 import pytest
@@ -54,14 +56,14 @@ def test_sweep_measures_every_method_and_budget(folder, pipe, tmp_path):
     assert {record.run for record in trace.records} == {0, 1, 2, 3}
 
 
-def test_keeping_all_is_measured_once_and_is_a_point_when_asked(folder, pipe, tmp_path):
+def test_top_p_1_is_measured_once_and_is_a_point_if_requested(folder, pipe, tmp_path):
     content = sweep(SweepPlan.of(run_of(folder), ["svg2"], [1.0]), tmp_path, pipe)
     (point,) = content["points"]
     assert point["sparsity_speedup"] == 1
     assert point["svg2_seconds"] == content["baselines"]["svg2"]["svg2_seconds"]
 
 
-def test_what_was_done_stays_when_cancelled(folder, pipe, tmp_path):
+def test_completed_runs_are_kept_when_cancelled(folder, pipe, tmp_path):
     seen = []
 
     def should_cancel():

@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
 
+from svg2.config import SVG2Config
 from svg2.trace.file import trace_bytes
-from svg2.trace.recording import attention_recall, centroid_colours, fit, nearest_clusters
+from svg2.trace.recording import (
+    Selection,
+    attention_recall,
+    centroid_colours,
+    choose,
+    fit,
+    nearest_clusters,
+)
+from svg2.trace.records import RecordingPolicy
 from tests.traces import make_synthetic_trace
 
 
@@ -31,15 +40,31 @@ def test_neighbours():
 
 
 def test_recall_is_the_mass_on_kept_keys():
-    rng = np.random.default_rng(0)
-    q, k = rng.normal(size=(4, 8)), rng.normal(size=(30, 8))
-    q_labels, k_labels = np.array([0, 0, 1, 1]), np.arange(30) % 3
+    """The first query weighs all four keys alike; the second one the first key nine times more."""
+    queries = np.array([[0.0, 0.0], [np.sqrt(2) * np.log(9), 0.0]])
+    keys = np.array([[1.0, 5.0], [0.0, 5.0], [0.0, -5.0], [0.0, 0.0]])
+    key_labels = np.array([0, 0, 1, 2])
     kept = np.array([[True, False, True], [False, True, False]])
-    weights = np.exp(q @ k.T / np.sqrt(8))
-    weights /= weights.sum(axis=1, keepdims=True)
-    expected = np.mean([weights[i, kept[q_labels[i]][k_labels]].sum() for i in range(4)])
-    assert attention_recall(q, k, q_labels, k_labels, kept) == pytest.approx(expected, abs=1e-6)
-    assert attention_recall(q, k, q_labels, k_labels, np.ones((2, 3), bool)) == pytest.approx(1)
+
+    def recall(*rows):
+        return attention_recall(queries[[*rows]], keys, np.array([*rows]), key_labels, kept)
+
+    assert recall(0) == pytest.approx(3 / 4)
+    assert recall(1) == pytest.approx(1 / 12)
+    assert recall(0, 1) == pytest.approx((3 / 4 + 1 / 12) / 2)
+
+
+def test_what_is_recorded_leaves_room_for_clips_and_says_what_it_left_out():
+    config = SVG2Config(num_q_clusters=10, num_k_clusters=20, warmup_fraction=0.5, dense_layers=1)
+    run = {"num_steps": 10, "num_layers": 3, "num_heads": 4, "n_tokens": 1000}
+    whole = choose(RecordingPolicy(), config, **run)
+    assert whole == Selection((5, 6, 8, 9), (1, 2), (0, 1), "")
+    asked = RecordingPolicy(steps=(0, 7, 9), layers=(0, 2), heads=(3, 9))
+    assert choose(asked, config, **run) == Selection((7, 9), (2,), (3,), "")
+    # A record takes 4 x 1000 + 2 x 200 + 25 + 30 + 220 = 4,675 bytes: six fit three quarters.
+    few = choose(RecordingPolicy(max_bytes=6 * 4675 * 4 // 3), config, **run)
+    assert few == Selection((5, 8, 9), (1, 2), (0,), few.note)
+    assert few.note.startswith("Recorded 3 of 4 steps, 1 of 2 heads to stay under")
 
 
 def test_a_trace_is_thinned_to_a_size_heads_first():
