@@ -16,12 +16,13 @@ pass.
 
 from kernels.cluster_attention.api import Compensation, cluster_attention
 from kernels.cpu import bf16_is_native
-from kernels.impl import Impl, ImplUnavailable, resolve_impl
+from kernels.impl import MAX_K_CLUSTERS, Impl, ImplUnavailable, resolve_impl
 from kernels.kmeans.api import KMeansResult, cluster_means, init_centroids, kmeans
 from kernels.permutation.api import Permutation, permute, sort_by_label, unpermute
 from kernels.precision import full_fp32
 
 __all__ = [
+    "MAX_K_CLUSTERS",
     "Compensation",
     "Impl",
     "ImplUnavailable",

@@ -18,6 +18,8 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "
 """Whether Triton kernels run in Triton's interpreter, on CPU tensors; for tests."""
 
 _OLDEST_CAPABILITY = (8, 0)
+# Of the fused kernels: one program holds a row of the map in registers, and more would spill.
+MAX_K_CLUSTERS = 2048
 
 _faults_here: list[str | None] = []
 

@@ -53,8 +53,8 @@ def permute(
 ) -> Shaped[Tensor, "B H R D"]:
     """Tokens from their original order into that of their clusters.
 
-    R is N + `room`. The last `room` rows of each head hold anything: the caller fills them with other tokens,
-    which spares a copy of all.
+    R is N + `room`. The last `room` rows of each head hold anything: the caller fills them with
+    other tokens, which spares a copy of all.
 
     Raises:
         ValueError: x requires a gradient.

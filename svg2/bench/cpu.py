@@ -1,12 +1,11 @@
-"""The CPU suite: the ops of a sparse step against dense SDPA, in one process.
+"""The CPU suite: the operations of a sparse call against dense SDPA, in one process.
 
-Every number is a median over interleaved rounds, each of which runs all the contestants once, so
-that a slow moment of the machine falls on all of them.
+Every time is a median over the rounds of one `svg2.bench.race.race`.
 """
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,29 @@ import torch.nn.functional as F
 
 from kernels import bf16_is_native, cluster_attention, kmeans, permute, sort_by_label
 from svg2.bench.race import race
+from svg2.bench.suite import Progress, save_record
 from svg2.bench.workload import (
-    Clustered,
+    WARM_KMEANS_ITERS,
+    ClusteredWorkload,
     Workload,
     compute_density_of,
     make_clustered,
+    published_selection,
     select_density,
     spread,
 )
-from svg2.method.plan import cluster_mass
 from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
-from svg2.method.selection.top_p import keep_top_p
 from svg2.runs.provenance import provenance
-from svg2.trace.atomic import json_bytes, write_atomic
 
 _TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 DEFAULT_WORKLOADS = (
-    # the clusters that the built-in model ships with, then coarser and finer ones
+    # The clusters of the built-in model, then coarser and finer ones.
     Workload((9, 24, 24), 24, 400, densities=_TENTHS),
     Workload((9, 24, 24), num_q_clusters=16, num_k_clusters=96, densities=(0.1, 0.2, 0.3, 0.5)),
     Workload((9, 24, 24), num_q_clusters=100, num_k_clusters=300, densities=(0.1, 0.2, 0.3, 0.5)),
     Workload((9, 16, 16), num_q_clusters=50, num_k_clusters=100, densities=(0.1, 0.2, 0.3, 0.5)),
 )
-_KMEANS_ITERS = 2  # of a warm step
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
-
-Progress = Callable[[str], object]
 
 
 def run_cpu_suite(
@@ -50,11 +46,19 @@ def run_cpu_suite(
     workloads: Sequence[Workload] = DEFAULT_WORKLOADS,
     rounds: int = 11,
 ) -> dict[str, Any]:
-    """Measure every workload, write the record to `out_path` as JSON, whole or not at all.
+    """Measure every workload and write the record to `out_path` as JSON, whole or not at all.
 
-    Of each row, `speedup` is dense / sparse, `kernel_gain` dense / (everything kept) and
-    `sparsity_speedup` (everything kept) / sparse; `flop_ratio` is 1 / compute_density and no
-    measurement. The machine should have nothing else to do: `load_before` says whether it had.
+    The rows under `attention` hold ratios of median times: `speedup` is dense over sparse,
+    `kernel_gain` is dense over our kernel with every cluster kept, and `sparsity_speedup` is our
+    kernel with every cluster kept over sparse. `flop_ratio` is computed, not measured:
+    1 / compute_density. The rows under `steps` hold the times of the other operations.
+    Other work on the machine disturbs the times; `load_before` is its load average at the start.
+
+    Args:
+        rounds: number of rounds per race.
+
+    Raises:
+        OSError: `out_path` can't be written.
     """
     record: dict[str, Any] = {
         "suite": "cpu",
@@ -81,14 +85,14 @@ def run_cpu_suite(
                         f"{workload.title}, density {row['density']:.2f}, {row['method']}: "
                         f"{row['sparse_ms']:.1f} ms, {row['speedup']:.2f}x dense"
                     )
-    write_atomic(Path(out_path), json_bytes(record))
+    save_record(out_path, record)
     return record
 
 
 def _measure_attention(
-    workload: Workload, clustered: Clustered, density_asked: float, rounds: int
+    workload: Workload, clustered: ClusteredWorkload, density_asked: float, rounds: int
 ) -> list[dict[str, Any]]:
-    """One row per method at one density."""
+    """Rows of one density, one per method."""
     top_p, kept, density = select_density(clustered, density_asked)
     everything = torch.ones_like(kept)
 
@@ -147,8 +151,10 @@ def _measure_attention(
     return rows
 
 
-def _measure_steps(workload: Workload, clustered: Clustered, rounds: int) -> dict[str, Any]:
-    """What a sparse call costs beside its attention: a warm k-means, the sort, the selection."""
+def _measure_steps(
+    workload: Workload, clustered: ClusteredWorkload, rounds: int
+) -> dict[str, Any]:
+    """Times of a sparse call without its attention: warm k-means, sort, selection."""
     q_clusters, k_clusters = clustered.q_clusters, clustered.k_clusters
 
     def sort_and_permute() -> None:
@@ -161,20 +167,17 @@ def _measure_steps(workload: Workload, clustered: Clustered, rounds: int) -> dic
     ms = race(
         {
             "dense": lambda: F.scaled_dot_product_attention(clustered.q, clustered.k, clustered.v),
-            "kmeans_q": lambda: kmeans(clustered.q, q_clusters.centroids, _KMEANS_ITERS),
-            "kmeans_k": lambda: kmeans(clustered.k, k_clusters.centroids, _KMEANS_ITERS),
+            "kmeans_q": lambda: kmeans(clustered.q, q_clusters.centroids, WARM_KMEANS_ITERS),
+            "kmeans_k": lambda: kmeans(clustered.k, k_clusters.centroids, WARM_KMEANS_ITERS),
             "permute": sort_and_permute,
-            "select": lambda: keep_top_p(
-                cluster_mass(q_clusters.centroids, k_clusters.centroids, k_clusters.sizes),
-                *(k_clusters.sizes, 0.9, 0.1),
-            ),
+            "select": lambda: published_selection(clustered),
         },
         rounds,
     )
     return {
         "op": "steps",
         **workload.sizes,
-        "kmeans_iters": _KMEANS_ITERS,
+        "kmeans_iters": WARM_KMEANS_ITERS,
         **{f"{name}_ms": statistics.median(times) for name, times in ms.items()},
         "q_cluster_sizes": spread(q_clusters.sizes),
         "k_cluster_sizes": spread(k_clusters.sizes),
@@ -182,7 +185,7 @@ def _measure_steps(workload: Workload, clustered: Clustered, rounds: int) -> dic
 
 
 def _cpu_flags() -> list[str]:
-    """Which of the instruction sets that matter here the chip lists."""
+    """Those of the instruction sets in `_FLAGS` that the CPU has."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

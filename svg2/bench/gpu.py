@@ -1,8 +1,8 @@
-"""The GPU suite: our kernels at the sizes of real models, against dense and other sparse ones.
+"""The GPU suite: our kernels at the sizes of real models, against dense and other sparse kernels.
 
-Nothing is timed before it was found right: a contestant whose result is off gets an error in the
-record and no number. Each row is written as soon as it is measured, so what an interrupted run
-has found is kept.
+A contestant is timed only after its result was checked. One whose result is wrong is listed under
+`left_out` with its error. The record is saved after each density, so an interrupted run keeps
+what it has measured.
 """
 
 import statistics
@@ -31,34 +31,30 @@ from svg2.bench.baselines import (
 )
 from svg2.bench.exact import ERROR_BUDGET, ExactRows
 from svg2.bench.race import race
+from svg2.bench.suite import Progress, reason, save_record, suite_device
 from svg2.bench.workload import (
-    Clustered,
+    WARM_KMEANS_ITERS,
+    ClusteredWorkload,
     Workload,
     compute_density_of,
     make_clustered,
+    published_selection,
     select_density,
     spread,
 )
 from svg2.config import SVG2Config
-from svg2.errors import SuiteUnavailable
 from svg2.method.call import sparse_call
 from svg2.method.clustering import CacheKey, Centroids
-from svg2.method.plan import cluster_mass
 from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
-from svg2.method.selection.top_p import keep_top_p
 from svg2.method.stages import StageClock
 from svg2.runs.provenance import peak_memory, provenance
-from svg2.trace.atomic import json_bytes, write_atomic
 
-_KMEANS_ITERS = 2  # of a warm step, as the paper has it
-_OTHERS_AT = 0.3  # the density at which the slower sparse baselines run
-
-Progress = Callable[[str], object]
+_OTHERS_AT = 0.3  # the only density at which the other sparse kernels run, which are slow
 
 
 @dataclass(frozen=True)
 class Case:
-    """A workload under the name of the model whose attention has its sizes."""
+    """A workload, and the name of the model whose attention has these sizes."""
 
     name: str
     workload: Workload
@@ -66,7 +62,7 @@ class Case:
 
 _TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 _SOME = (0.1, 0.2, 0.3, 0.5, 1.0)
-# The most telling first, since time may run out.
+# In order of importance: the last ones are left out when the time budget is spent.
 CASES = (
     Case("wan-720p", Workload((21, 45, 80), 300, 1000, _TENTHS, heads=40, head_dim=128)),
     Case(
@@ -85,22 +81,6 @@ TOY_CASES = (
 )
 
 
-def suite_device(suite: str, toy: bool) -> torch.device:
-    """Where a GPU suite runs: on the GPU, and as a toy on whatever there is.
-
-    Raises:
-        SuiteUnavailable: there is no GPU, and no toy was asked for.
-    """
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if toy:
-        return torch.device("cpu")
-    raise SuiteUnavailable(
-        f"The {suite} suite needs an NVIDIA GPU, and none was found; --toy tries out the harness "
-        "at toy sizes."
-    )
-
-
 def run_gpu_suite(
     out_path: Path,
     on_progress: Progress,
@@ -109,11 +89,16 @@ def run_gpu_suite(
     rounds: int = 7,
     budget_seconds: float = 450,
 ) -> dict[str, Any]:
-    """Measure all cases on the GPU and write the record to `out_path` after every row.
+    """Measure all cases on the GPU and write the record to `out_path` after each density.
 
-    Useful TFLOP/s are 4·D·(kept pairs) over time, virtual keys not counted. A row's `share` is
-    that over the TFLOP/s of the best dense kernel in the same rounds. With `toy` the harness runs
-    at toy sizes on any device, and every row says so.
+    `useful_tflops` of a row is 4·D operations per kept pair, over the time; virtual keys are not
+    counted. `share` is that over the TFLOP/s of the fastest dense kernel in the same rounds.
+
+    Args:
+        toy: run the harness at toy sizes on any device; every row then has `toy: true`.
+        rounds: number of rounds per race.
+        budget_seconds: after this time no new case or density begins; the rest is listed under
+            `left_out`.
 
     Raises:
         SuiteUnavailable: there is no GPU, and no toy was asked for.
@@ -159,7 +144,7 @@ class _Suite:
         self.errors: dict[str, float] = {}
 
     def save(self) -> None:
-        write_atomic(self.path, json_bytes(self.record))
+        save_record(self.path, self.record)
 
     def run(self, case: Case) -> None:
         workload = case.workload
@@ -178,7 +163,7 @@ class _Suite:
         )
         self._steps(case, clustered, dense[best])
         self._call(case, clustered, dense[best])
-        # 0.3 first: it is what the floors are about.
+        # 0.3 first: the throughput that the project promises is stated at this density.
         for density in sorted(workload.densities, key=lambda d: (d != _OTHERS_AT, d)):
             if self._is_late():
                 left = {"case": case.name, "density_asked": density, **workload.sizes}
@@ -188,9 +173,9 @@ class _Suite:
             self.save()
 
     def _attention(
-        self, case: Case, clustered: Clustered, asked: float, dense: dict, best: str
+        self, case: Case, clustered: ClusteredWorkload, asked: float, dense: dict, best: str
     ) -> None:
-        """One row per contestant at one density."""
+        """Rows of one density, one per contestant."""
         workload = case.workload
         top_p, kept, density = select_density(clustered, asked)
 
@@ -243,7 +228,9 @@ class _Suite:
                 f"TFLOP/s, {row['share']:.2f} of {best}"
             )
 
-    def _others(self, case: Case, clustered: Clustered, kept: Tensor) -> dict[str, Callable]:
+    def _others(
+        self, case: Case, clustered: ClusteredWorkload, kept: Tensor
+    ) -> dict[str, Callable]:
         found: dict[str, Callable] = {}
         for name, build in (("flex_padded", flex_padded), ("flashinfer", flashinfer_blocks)):
             try:
@@ -256,12 +243,12 @@ class _Suite:
         self,
         case: Case,
         contestants: dict[str, Callable],
-        clustered: Clustered,
+        clustered: ClusteredWorkload,
         kept: Tensor | None,
         *,
         has_virtual: bool,
     ) -> dict[str, Callable]:
-        """The contestants whose result is right; the others go to the record with the reason."""
+        """The contestants whose result is right; the others are recorded under `left_out`."""
         expected = ExactRows(clustered, kept, has_virtual)
         right = {}
         for name, attend in contestants.items():
@@ -279,12 +266,12 @@ class _Suite:
         return right
 
     def _leave_out(self, case: Case, name: str, why: object) -> None:
-        reason = " ".join(str(why).split())[:300]
-        self.record["left_out"].append({"case": case.name, "contestant": name, "why": reason})
-        self.on_progress(f"  {name} left out: {reason}")
+        left = {"case": case.name, "contestant": name, "why": reason(why)}
+        self.record["left_out"].append(left)
+        self.on_progress(f"  {name} left out: {left['why']}")
 
-    def _steps(self, case: Case, clustered: Clustered, dense: Callable) -> None:
-        """What a sparse call does beside its attention, as shares of one dense call."""
+    def _steps(self, case: Case, clustered: ClusteredWorkload, dense: Callable) -> None:
+        """Times of a sparse call without its attention, and their share of one dense call."""
         workload = case.workload
         q_clusters, k_clusters = clustered.q_clusters, clustered.k_clusters
         num_q, num_k, impl = workload.num_q_clusters, workload.num_k_clusters, self.impl
@@ -294,35 +281,32 @@ class _Suite:
                 "dense": dense,
                 "assign_k": lambda: kmeans(clustered.k, k_clusters.centroids, 1, impl=impl),
                 "kmeans_q": lambda: kmeans(
-                    clustered.q, q_clusters.centroids, _KMEANS_ITERS, impl=impl
+                    clustered.q, q_clusters.centroids, WARM_KMEANS_ITERS, impl=impl
                 ),
                 "kmeans_k": lambda: kmeans(
-                    clustered.k, k_clusters.centroids, _KMEANS_ITERS, impl=impl
+                    clustered.k, k_clusters.centroids, WARM_KMEANS_ITERS, impl=impl
                 ),
                 "sort": lambda: (
                     sort_by_label(q_clusters.labels, num_q, impl=impl),
                     sort_by_label(k_clusters.labels, num_k, impl=impl),
                 ),
-                # queries are gathered, and their results scattered, by attention itself
+                # Attention itself gathers the queries and scatters the output.
                 "gather": lambda: (
                     permute(clustered.k, k_order, impl=impl),
                     permute(clustered.v, k_order, impl=impl),
                 ),
-                "select": lambda: keep_top_p(
-                    cluster_mass(q_clusters.centroids, k_clusters.centroids, k_clusters.sizes),
-                    *(k_clusters.sizes, 0.9, 0.1),
-                ),
+                "select": lambda: published_selection(clustered),
             }
         )
         medians = {name: statistics.median(times) for name, times in ms.items()}
-        # An assignment and a sort are part of k-means, and timed by themselves for scale.
+        # `assign_k` and `sort` are parts of k-means, so they are not counted again.
         overhead = sum(medians[name] for name in ("kmeans_q", "kmeans_k", "gather", "select"))
         self.record["steps"].append(
             {
                 "case": case.name,
                 "toy": self.record["toy"],
                 **workload.sizes,
-                "kmeans_iters": _KMEANS_ITERS,
+                "kmeans_iters": WARM_KMEANS_ITERS,
                 **{f"{name}_ms": value for name, value in medians.items()},
                 "share_of_dense": overhead / medians["dense"],
                 "q_cluster_sizes": spread(q_clusters.sizes),
@@ -331,16 +315,17 @@ class _Suite:
         )
         self.on_progress(f"  all but attention: {overhead / medians['dense']:.1%} of dense")
 
-    def _call(self, case: Case, clustered: Clustered, dense: Callable) -> None:
-        """One whole sparse call of the video's tokens: its time, its memory beyond its inputs.
+    def _call(self, case: Case, clustered: ClusteredWorkload, dense: Callable) -> None:
+        """Time and extra memory of one whole sparse call of the video tokens.
 
-        On a GPU also: what made the host wait, and whether a CUDA graph can hold the call.
+        On a GPU also whether the host waits for the device, and whether a CUDA graph can capture
+        the call.
         """
         workload = case.workload
         config = SVG2Config(
             num_q_clusters=workload.num_q_clusters,
             num_k_clusters=workload.num_k_clusters,
-            kmeans_iters_step=_KMEANS_ITERS,
+            kmeans_iters_step=WARM_KMEANS_ITERS,
             impl=self.impl,
         )
         shape = tuple(clustered.q.shape)
@@ -349,7 +334,7 @@ class _Suite:
         centroids.k = clustered.k_clusters.centroids.to(self.dtype)
 
         def call() -> Tensor:
-            clock = StageClock(torch.device("cpu"))  # lays no event into the stream
+            clock = StageClock(torch.device("cpu"))  # records no CUDA events
             return sparse_call(clustered.q, clustered.k, clustered.v, config, centroids, clock).out
 
         call()
@@ -383,19 +368,19 @@ class _Suite:
 
 
 def _host_syncs(call: Callable[[], object]) -> str:
-    """ "none", or what made the host wait."""
+    """What made the host wait for the device, or "none"."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         call()
     except RuntimeError as error:
-        return " ".join(str(error).split())[:300]
+        return reason(error)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return "none"
 
 
 def _captured(call: Callable[[], Tensor]) -> str:
-    """ "replayed" where a graph of the call was captured and gave finite numbers, or why not."""
+    """Capture the call in a CUDA graph and replay it: "replayed", "not finite" or the error."""
     try:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -404,5 +389,5 @@ def _captured(call: Callable[[], Tensor]) -> str:
         torch.cuda.synchronize()
     except RuntimeError as error:
         torch.cuda.synchronize()
-        return " ".join(str(error).split())[:300]
+        return reason(error)
     return "replayed" if bool(replayed.isfinite().all()) else "not finite"

@@ -1,4 +1,9 @@
-"""Timing contestants against each other, round by round, so that a slow moment falls on all."""
+"""How all suites time: contestants run in turns, so that a slow moment falls on each of them.
+
+A contestant is any function without arguments, such as a dense or a sparse kernel bound to its
+inputs. This module only takes times. The suites choose the contestants, check their results
+before the race (`svg2.bench.exact`) and write the records.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,9 +17,18 @@ def race(
     device: torch.device | str = "cpu",
     warm_ups: int = 2,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each contestant in each round, after warm-up; each round runs all.
+    """Time every contestant once per round, in the order given.
 
-    On a GPU they are read from events in its own stream.
+    Args:
+        contestants: functions to time, by name.
+        rounds: number of rounds that are timed.
+        device: where the contestants run. On a GPU the times come from CUDA events in the current
+            stream, elsewhere from the host's clock.
+        warm_ups: number of rounds before those, which are not timed.
+
+    Returns:
+        Milliseconds per contestant, one value per round. The values of one round are a pair (or
+        more) measured one after another, so their ratio is a fair comparison.
     """
     for _ in range(warm_ups):
         for run in contestants.values():

@@ -52,7 +52,10 @@ def run_tests() -> dict[str, int]:
         RuntimeError: pytest did not get to its end.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not browser and not nightly", "-p", "no:cacheprovider"],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("-m", "not browser and not nightly"),
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

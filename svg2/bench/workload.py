@@ -1,4 +1,4 @@
-"""What the benchmarks attend to: tokens of a smooth moving field, clustered by real k-means."""
+"""The input of the benchmarks: synthetic tokens that vary smoothly, clustered by k-means."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,11 @@ from kernels import (
 from svg2.method.plan import cluster_mass
 from svg2.method.selection.top_p import keep_top_p
 
-_COLD_ITERS = 10
+WARM_KMEANS_ITERS = 2
+"""k-means iterations of a warm step, as published."""
+
+_COLD_KMEANS_ITERS = 10
+_PUBLISHED_TOP_P, _PUBLISHED_MIN_KEEP_RATIO = 0.9, 0.1
 _BISECTIONS = 30
 
 
@@ -30,10 +34,11 @@ class Workload:
     """Sizes of one problem.
 
     Attributes:
-        grid: latent frames, rows, columns.
-        densities: kept shares of the attention matrix to aim at, each in (0, 1].
-        text_tokens: tokens after the video's that see all and are seen by all, as one more
-            cluster of either side.
+        grid: latent frames, rows and columns; one video token each.
+        num_q_clusters, num_k_clusters: clusters of the video tokens.
+        densities: densities to measure at, each in (0, 1].
+        text_tokens: prompt tokens after the video tokens. They attend to all tokens and all
+            tokens attend to them. They form one more query cluster and one more key cluster.
     """
 
     grid: tuple[int, int, int]
@@ -47,17 +52,17 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """N, the text included."""
+        """Number of tokens, N, with the prompt tokens."""
         return math.prod(self.grid) + self.text_tokens
 
     @property
     def title(self) -> str:
-        """Tokens and clusters, for a person."""
+        """Number of tokens and of clusters, for progress messages."""
         return f"N {self.tokens}, {self.num_q_clusters}/{self.num_k_clusters} clusters"
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What every row of a record says of its problem."""
+        """The sizes as every row of a record holds them."""
         return {
             "tokens": self.tokens,
             "text_tokens": self.text_tokens,
@@ -71,14 +76,17 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Clustered:
-    """The tokens of a workload in the order of their clusters.
+class ClusteredWorkload:
+    """The tokens of a workload, clustered and sorted by cluster.
+
+    N counts video tokens; S counts prompt tokens too. Q1 and K1 are the numbers of clusters plus
+    one; prompt tokens, if any, are the last cluster of each side.
 
     Attributes:
-        q, k, v: the video's tokens in their own order.
-        q_clusters, k_clusters: of the video's tokens.
-        q_sorted, k_sorted, v_sorted, q_offsets, k_offsets, compensation: what cluster attention
-            takes, with the text as the last cluster where there is some.
+        q, k, v: video tokens in their own order.
+        q_clusters, k_clusters: clusters of the video tokens.
+        q_sorted, k_sorted, v_sorted, q_offsets, k_offsets, compensation: arguments of
+            `kernels.cluster_attention`.
     """
 
     q: Float[Tensor, "B H N D"]
@@ -94,7 +102,7 @@ class Clustered:
     compensation: Compensation
 
     def with_text(self, kept: Bool[Tensor, "B H Q K"]) -> Bool[Tensor, "B H Q2 K2"]:
-        """The map of the video's clusters with the text's row and column, all kept."""
+        """Add the prompt tokens' row and column, all kept, to a selection of video clusters."""
         extra_q = self.q_offsets.shape[-1] - 1 - kept.shape[2]
         extra_k = self.k_offsets.shape[-1] - 1 - kept.shape[3]
         return torch.nn.functional.pad(kept, (0, extra_k, 0, extra_q), value=True)
@@ -105,11 +113,19 @@ def make_clustered(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     impl: Impl = "auto",
-) -> Clustered:
-    """Draw the tokens of `workload` and cluster them from a cold start."""
+) -> ClusteredWorkload:
+    """Draw the tokens of a workload from its seed and cluster them from a cold start.
+
+    Args:
+        device, dtype: of the tokens.
+        impl: kernels that cluster and sort.
+
+    Raises:
+        kernels.ImplUnavailable: `impl` can't run here.
+    """
     generator = torch.Generator(device).manual_seed(workload.seed)
-    # Queries and keys share a field and differ by a weaker one each, so that attention is local
-    # in what tokens look like, as a trained model's is.
+    # Queries and keys are one shared field plus a weaker field of their own. So a query attends
+    # mostly to keys that look like it, as in a trained model.
     shared, of_q, of_k, v = (_field(workload, generator) for _ in range(4))
     q, k = of_q.mul_(0.3).add_(shared).to(dtype), of_k.mul_(0.3).add_(shared).to(dtype)
     v = v.to(dtype)
@@ -134,11 +150,11 @@ def make_clustered(
             torch.cat([x, x[..., -1:] + workload.text_tokens], dim=-1)
             for x in (q_offsets, k_offsets)
         )
-        # The text is never skipped, so nothing ever stands for it.
+        # Zeros: the text is never skipped, so its centroids are not read.
         k_centroids, v_centroids = (
             torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (k_centroids, v_centroids)
         )
-    return Clustered(
+    return ClusteredWorkload(
         q=q,
         k=k,
         v=v,
@@ -154,15 +170,15 @@ def make_clustered(
 
 
 def select_density(
-    clustered: Clustered, density: float
+    clustered: ClusteredWorkload, density: float
 ) -> tuple[float, Bool[Tensor, "B H Q K"], float]:
-    """The `top_p` whose selection comes nearest above `density`, its map, and its density.
+    """Search the smallest `top_p` whose selection has at least the given density.
 
-    The map is over all clusters, the text's among them, and so is the density.
+    Returns:
+        The `top_p`, the selection and its density. The selection and the density include the
+        prompt tokens.
     """
-    P = cluster_mass(
-        clustered.q_clusters.centroids, clustered.k_clusters.centroids, clustered.k_clusters.sizes
-    )
+    P = _mass(clustered)
 
     def select(top_p: float) -> tuple[float, Bool[Tensor, "B H Q K"], float]:
         kept = keep_top_p(P, clustered.k_clusters.sizes, top_p, 0.0)
@@ -179,22 +195,35 @@ def select_density(
     return best
 
 
-def density_of(clustered: Clustered, kept: Bool[Tensor, "B H Q K"]) -> float:
-    """Kept query-key pairs over all of them."""
+def published_selection(clustered: ClusteredWorkload) -> Bool[Tensor, "B H Q K"]:
+    """Select key clusters at the published settings: top-p 0.9, at least 10 % of the clusters.
+
+    Only the video clusters are selected from. The suites time this function.
+    """
+    return keep_top_p(
+        _mass(clustered),
+        clustered.k_clusters.sizes,
+        _PUBLISHED_TOP_P,
+        _PUBLISHED_MIN_KEEP_RATIO,
+    )
+
+
+def density_of(clustered: ClusteredWorkload, kept: Bool[Tensor, "B H Q K"]) -> float:
+    """Kept share of all query-key pairs, in (0, 1]."""
     q_sizes, k_sizes = _sizes(clustered)
     kept_keys = (kept.float() @ k_sizes.float().unsqueeze(-1)).squeeze(-1).double()
     return ((kept_keys * q_sizes).sum() / _pairs(q_sizes, k_sizes)).item()
 
 
-def compute_density_of(clustered: Clustered, kept: Bool[Tensor, "B H Q K"]) -> float:
-    """Density and the virtual keys that stand for skipped clusters, over all pairs."""
+def compute_density_of(clustered: ClusteredWorkload, kept: Bool[Tensor, "B H Q K"]) -> float:
+    """Density plus what compensation computes: one key per query and skipped key cluster."""
     q_sizes, k_sizes = _sizes(clustered)
     virtual = (~kept & (k_sizes > 0).unsqueeze(-2)).sum(-1) * q_sizes
     return density_of(clustered, kept) + (virtual.sum() / _pairs(q_sizes, k_sizes)).item()
 
 
 def spread(sizes: Int[Tensor, "B H C"]) -> dict[str, int]:
-    """How ragged clusters are."""
+    """Smallest, median and largest cluster, in tokens."""
     flat = sizes.flatten()
     return {
         "min": int(flat.min()),
@@ -203,7 +232,12 @@ def spread(sizes: Int[Tensor, "B H C"]) -> dict[str, int]:
     }
 
 
-def _sizes(clustered: Clustered) -> tuple[Tensor, Tensor]:
+def _mass(clustered: ClusteredWorkload) -> Float[Tensor, "B H Q K"]:
+    q_clusters, k_clusters = clustered.q_clusters, clustered.k_clusters
+    return cluster_mass(q_clusters.centroids, k_clusters.centroids, k_clusters.sizes)
+
+
+def _sizes(clustered: ClusteredWorkload) -> tuple[Tensor, Tensor]:
     return clustered.q_offsets.diff(dim=-1).double(), clustered.k_offsets.diff(dim=-1).double()
 
 
@@ -212,7 +246,7 @@ def _pairs(q_sizes: Tensor, k_sizes: Tensor) -> Tensor:
 
 
 def _field(workload: Workload, generator: torch.Generator) -> Float[Tensor, "1 H N D"]:
-    """Random waves over frames, rows and columns, of unit variance, and some noise."""
+    """Random waves over frames, rows and columns, of unit variance, plus noise."""
     device = generator.device
     axes = [torch.linspace(0, 1, length, device=device) for length in workload.grid]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
@@ -228,4 +262,4 @@ def _field(workload: Workload, generator: torch.Generator) -> Float[Tensor, "1 H
 def _cluster(
     x: Float[Tensor, "B H N D"], num_clusters: int, generator: torch.Generator, impl: Impl
 ) -> KMeansResult:
-    return kmeans(x, init_centroids(x, num_clusters, generator), _COLD_ITERS, impl=impl)
+    return kmeans(x, init_centroids(x, num_clusters, generator), _COLD_KMEANS_ITERS, impl=impl)

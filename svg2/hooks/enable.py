@@ -85,7 +85,7 @@ def measure_dense(pipe: Any) -> Handle:
 def _install(
     pipe: Any, config: SVG2Config | None, observer: Callable[[CallSample], None] | None
 ) -> Handle:
-    from kernels import ImplUnavailable, resolve_impl
+    from kernels import MAX_K_CLUSTERS, ImplUnavailable, resolve_impl
     from svg2.hooks.families import Place, check_replaceable, family_of, transformers_of
     from svg2.hooks.session import Session
     from svg2.hooks.stats import StatsRecorder
@@ -93,9 +93,15 @@ def _install(
 
     if config is not None:
         try:
-            resolve_impl(config.impl)
+            impl = resolve_impl(config.impl)
         except ImplUnavailable as error:
             raise ConfigError(str(error)) from error
+        most = MAX_K_CLUSTERS - 1  # a prompt that attends with the video is one cluster more
+        if impl == "fused" and config.num_k_clusters > most:
+            raise ConfigError(
+                f"num_k_clusters is {config.num_k_clusters}, and the GPU kernels take at most "
+                f"{most}: ask for fewer clusters, or for impl=reference."
+            )
 
     transformers = transformers_of(pipe)
     family = family_of(transformers[0]) if transformers else None

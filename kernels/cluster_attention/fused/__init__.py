@@ -17,11 +17,9 @@ a chip, and its tiles.
 """
 
 from kernels.cluster_attention.fused.launch import attend_with, cluster_attention, device_config
-from kernels.cluster_attention.fused.lists import MAX_K_CLUSTERS
 from kernels.cluster_attention.fused.tiling import Config, Tiling, config_for
 
 __all__ = [
-    "MAX_K_CLUSTERS",
     "Config",
     "Tiling",
     "attend_with",

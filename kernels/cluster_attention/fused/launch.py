@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kernels.cluster_attention.fused.lists import MAX_K_CLUSTERS, MAX_KEYS, make_lists
+from kernels.cluster_attention.fused.lists import MAX_KEYS, make_lists
 from kernels.cluster_attention.fused.problem import Problem
 from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for
-from kernels.impl import INTERPRETING, chip_of, dense_rows, device_of
+from kernels.impl import INTERPRETING, MAX_K_CLUSTERS, chip_of, dense_rows, device_of
 
 
 @torch.library.custom_op("svg2::cluster_attention", mutates_args=())

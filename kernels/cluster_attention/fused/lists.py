@@ -14,12 +14,11 @@ from kernels.build import Build
 from kernels.cluster_attention.fused.problem import Items, Lists, Problem
 from kernels.cluster_attention.fused.tiling import BIAS_UNIT, Config
 from kernels.cluster_attention.fused.tiling import LENGTH_BITS as BITS
+from kernels.impl import MAX_K_CLUSTERS
 
 LENGTH_BITS = tl.constexpr(BITS)
 MAX_KEYS = 1 << 24
 """Below this, a key's place times the largest head dimension fits an int32."""
-MAX_K_CLUSTERS = 2048
-"""One program holds a row of the map in registers; with more key clusters they spill."""
 
 # Sizes are never specialised: no new length, whatever it divides by, compiles anything anew.
 # Strides are, for wide loads.

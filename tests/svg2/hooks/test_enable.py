@@ -415,3 +415,10 @@ def test_in_bf16_the_whole_budget_is_as_near_as_another_order_of_the_keys(
     assert permuted > 0
     # PSNR at least that of the yardstick, less 1 dB
     assert ours <= permuted * 10**0.1, -10 * np.log10([ours / 4, permuted / 4])
+
+
+def test_more_key_clusters_than_the_gpu_kernels_take_are_refused(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr("kernels.resolve_impl", lambda impl: "fused")
+    with pytest.raises(svg2.ConfigError, match="at most 2047"):
+        svg2.enable(tiny_pipeline, svg2.SVG2Config(num_k_clusters=2048))
+    svg2.enable(tiny_pipeline, svg2.SVG2Config(num_k_clusters=2047)).disable()
