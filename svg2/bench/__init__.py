@@ -1,1 +1,1 @@
-"""Benchmarks: ops against dense attention on a CPU and on a GPU, and whole transformers."""
+"""Benchmarks: operations against dense attention, whole transformers, tuning and versions."""

@@ -1,7 +1,7 @@
-"""What cluster attention is measured against on a GPU: dense kernels and other block-sparse ones.
+"""The kernels that cluster attention is compared with on a GPU: dense and block-sparse ones.
 
-Every baseline takes the tokens in cluster order and gives attention in that order, over the kept
-pairs if it is sparse and over all if it is dense.
+Each takes the tokens sorted by cluster and returns the output in the same order. A dense kernel
+attends to all keys, a sparse one to those of the kept clusters.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import Impl, cluster_attention
-from svg2.bench.workload import Clustered
+from svg2.bench.workload import ClusteredWorkload
 
 Attend = Callable[[], Float[Tensor, "B H N D"]]
 
@@ -22,14 +22,17 @@ _FLEX_BLOCK = 128
 
 
 class BaselineUnavailable(RuntimeError):
-    """A baseline can't run here; the message says why."""
+    """Baseline that can't run here. The message says why."""
 
 
-def dense_baselines(clustered: Clustered, impl: Impl) -> dict[str, Attend]:
-    """Dense attention by name: PyTorch's kernels, and ours with one cluster of everything.
+def dense_baselines(clustered: ClusteredWorkload, impl: Impl) -> dict[str, Attend]:
+    """Dense attention by name: PyTorch's kernels, and ours (`dense_ours`).
 
-    The last is plain Triton: its share of the best tells what Triton costs from what ragged
-    clusters do.
+    `dense_ours` is our kernel with all tokens in one cluster. Against PyTorch's kernels it shows
+    the cost of our inner loop alone, without the cost of clusters of different sizes.
+
+    Args:
+        impl: kernels that `dense_ours` uses.
     """
     q, k, v = clustered.q_sorted, clustered.k_sorted, clustered.v_sorted
     whole = clustered.q_offsets[..., [0, -1]].contiguous()
@@ -53,10 +56,11 @@ def dense_baselines(clustered: Clustered, impl: Impl) -> dict[str, Attend]:
     } | ours
 
 
-def flex_padded(clustered: Clustered, kept: Bool[Tensor, "B H Q K"]) -> Attend:
-    """`flex_attention` over clusters padded to whole blocks of 128 tokens, of batch 1.
+def flex_padded(clustered: ClusteredWorkload, kept: Bool[Tensor, "B H Q K"]) -> Attend:
+    """`flex_attention` over clusters that are padded to whole blocks of 128 tokens; batch 1.
 
-    Padding the tokens is left out of the time, as it could be part of the permutation.
+    The tokens are padded here, so a race does not time the padding: a permutation could write
+    padded tokens at no extra cost.
     """
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -64,7 +68,7 @@ def flex_padded(clustered: Clustered, kept: Bool[Tensor, "B H Q K"]) -> Attend:
     k, k_owner, k_place, k_real = _padded(clustered.k_sorted, clustered.k_offsets)
     v = _spread_out(clustered.v_sorted, k_place, k.shape[2])
     heads = torch.arange(q.shape[1], device=q.device)[:, None, None]
-    # Blocks past a head's last cluster belong to none, and see none.
+    # Blocks after the last cluster of a head belong to no cluster and attend to nothing.
     pairs = kept[0][heads, q_owner[:, :, None].clamp(min=0), k_owner[:, None, :].clamp(min=0)]
     pairs &= (q_owner >= 0)[:, :, None] & (k_owner >= 0)[:, None, :]
     is_full = k_real.unflatten(1, (-1, _FLEX_BLOCK)).all(-1)[:, None, :]
@@ -84,7 +88,7 @@ def flex_padded(clustered: Clustered, kept: Bool[Tensor, "B H Q K"]) -> Attend:
         *partial,
         *full,
         BLOCK_SIZE=_FLEX_BLOCK,
-        # uncompiled it looks at no block, and at each pair alone
+        # Without compilation `flex_attention` ignores the blocks and calls the mask per pair.
         mask_mod=is_token if q.is_cuda else is_kept_token,
         seq_lengths=(q.shape[2], k.shape[2]),
     )
@@ -97,11 +101,13 @@ def flex_padded(clustered: Clustered, kept: Bool[Tensor, "B H Q K"]) -> Attend:
     return lambda: attend().gather(2, place)
 
 
-def flashinfer_blocks(clustered: Clustered, kept: Bool[Tensor, "B H Q K"]) -> Attend:
-    """FlashInfer's variable-block wrapper, planned outside of the time, of batch 1.
+def flashinfer_blocks(clustered: ClusteredWorkload, kept: Bool[Tensor, "B H Q K"]) -> Attend:
+    """FlashInfer's kernel for blocks of variable size; batch 1.
+
+    Its plan is made here, so a race does not time it.
 
     Raises:
-        BaselineUnavailable: the package is not installed, or has no such wrapper.
+        BaselineUnavailable: the package can't be imported.
     """
     try:
         sparse = importlib.import_module("flashinfer.sparse")
@@ -123,10 +129,11 @@ def flashinfer_blocks(clustered: Clustered, kept: Bool[Tensor, "B H Q K"]) -> At
 
 
 def _padded(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens spread out to whole blocks per cluster, of batch 1.
+    """Pad each cluster to whole blocks; batch 1.
 
-    Gives them; the cluster of each block, -1 for none; the place of each token; and which places
-    hold a token.
+    Returns:
+        The padded tokens; the cluster of each block, -1 if none; the padded place of each token;
+        and whether each padded place holds a token.
     """
     sizes = offsets[0].diff(dim=-1).long()
     blocks = -(-sizes // _FLEX_BLOCK)

@@ -1,8 +1,8 @@
 """The end-to-end suite: whole transformers in their published sizes, with random weights.
 
-Random weights cost what trained ones cost and attend to nothing in particular, so a density is
-asked for and the budget that gives it is searched. A run of many steps is put together from
-measured forwards: dense, sparse from a cold start, and sparse from warm centroids.
+Random weights take the same time as trained ones, but their attention has no structure. So a
+setting names a density, and the suite searches the top-p that gives it. The time of a whole run
+is the sum of measured forwards: dense, sparse from a cold start, and sparse from warm centroids.
 """
 
 import math
@@ -18,17 +18,16 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
-from svg2.bench.gpu import Progress, suite_device
 from svg2.bench.race import race
+from svg2.bench.suite import Progress, reason, save_record, suite_device
 from svg2.config import SVG2Config, ceil_fraction
 from svg2.hooks.enable import Handle, enable, measure_dense
 from svg2.hooks.stats import RunStats
 from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
 from svg2.method.stages import STAGES
 from svg2.runs.provenance import peak_memory, provenance
-from svg2.trace.atomic import json_bytes, write_atomic
 
-# diffusers' names; the fastest is what sparse runs are held against
+# diffusers' names; sparse runs are compared with the fastest one.
 _BACKENDS = ("native", "_native_flash", "_native_cudnn")
 _CALIBRATION_BLOCKS = 2
 _BISECTIONS = 7
@@ -36,7 +35,7 @@ _BISECTIONS = 7
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run asks of the method: a density over the sparse calls, and a dense warm-up."""
+    """Settings of the method; `density` is over the sparse calls and takes the place of top-p."""
 
     density: float
     warmup_fraction: float
@@ -51,9 +50,11 @@ class Model:
 
     Attributes:
         latent: channels, frames, rows, columns.
-        config: where it differs from the class's defaults, which are the largest model's.
-        text_tokens: real prompt tokens; HunyuanVideo has them in its self-attention.
-        branches: forwards a step; guidance takes two where it is not distilled.
+        num_steps: denoising steps of a run.
+        config: arguments of the transformer's class that differ from its defaults, which are
+            those of the largest model.
+        text_tokens: prompt tokens without padding; HunyuanVideo has them in its self-attention.
+        branches: forwards per step: 2 with classifier-free guidance, 1 if guidance is distilled.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Model:
 
     @property
     def tokens(self) -> int:
-        """Video tokens, at patches of 1x2x2."""
+        """Number of video tokens; a patch is 1x2x2."""
         return self.latent[1] * (self.latent[2] // 2) * (self.latent[3] // 2)
 
 
@@ -138,13 +139,20 @@ def run_e2e_suite(
 ) -> dict[str, Any]:
     """Measure all models and write the record to `out_path` after every row.
 
-    Of each row, `stock_forward_ms` is what the model takes by itself, and `dense_forward_ms` with
-    padding of the prompt dropped, which is what counts as dense. `speedup` is the whole dense run
-    over the whole sparse one, on the fastest dense backend, and `bound` what no kernel could pass:
-    1 / (1 - a(1 - w)(1 - density)), a the share of self-attention in a dense forward and w the
-    warm-up. `predicted` is the same with what was measured of the parts in place of the density:
-    1 / (1 - a(1 - w)(1 - (attention + overheads) / dense attention)); `unexplained` is the share
-    of the sparse run that it does not account for.
+    The fields of a row:
+
+    - `stock_forward_ms`: a forward of the unchanged model.
+    - `dense_forward_ms`: a dense forward without the padding of the prompt, on the fastest
+      backend. This one is compared with sparse forwards.
+    - `speedup`: time of the whole dense run over that of the whole sparse run.
+    - `bound`: `speedup_limit` if sparse attention took `density` of the time of dense attention
+      and nothing else.
+    - `predicted`: `speedup_limit` with the measured time of sparse attention and its overheads.
+    - `unexplained`: share of the sparse run's time that `predicted` leaves out.
+
+    Args:
+        toy: run the harness at toy sizes on any device; every row then has `toy: true`.
+        rounds: number of timed forwards per median.
 
     Raises:
         SuiteUnavailable: there is no GPU, and no toy was asked for.
@@ -161,9 +169,6 @@ def run_e2e_suite(
         "left_out": [],
     }
 
-    def save() -> None:
-        write_atomic(Path(out_path), json_bytes(record))
-
     for model in TOY_MODELS if toy else MODELS:
         on_progress(f"{model.name}: random weights, {model.tokens:,} tokens")
         try:
@@ -171,21 +176,31 @@ def run_e2e_suite(
             for setting in model.settings:
                 row = {"toy": toy, **bench.run(setting)}
                 record["runs"].append(row)
-                save()
+                save_record(out_path, record)
                 on_progress(
                     f"  density {row['density']:.3f}, warm-up {row['warmup_fraction']}: "
                     f"{row['speedup']:.2f}x of at most {row['bound']:.2f}x"
                 )
         except (RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            record["left_out"].append({"model": model.name, "why": reason})
-            on_progress(f"  left out: {reason}")
-    save()
+            record["left_out"].append({"model": model.name, "why": reason(error)})
+            on_progress(f"  left out: {reason(error)}")
+    save_record(out_path, record)
     return record
 
 
+def speedup_limit(attention_share: float, warmup_fraction: float, relative_cost: float) -> float:
+    """Speedup of a run whose self-attention alone becomes cheaper: Amdahl's law.
+
+    Args:
+        attention_share: share of self-attention in the time of a dense forward.
+        warmup_fraction: share of the steps that stay dense.
+        relative_cost: time of sparse over dense self-attention in the other steps.
+    """
+    return 1 / (1 - attention_share * (1 - warmup_fraction) * (1 - relative_cost))
+
+
 class _Bench:
-    """One transformer on its device, its dense forward timed on the fastest backend."""
+    """A transformer on its device, and the time of its dense forward on the fastest backend."""
 
     def __init__(self, model: Model, device: torch.device, rounds: int) -> None:
         self.model, self.device, self.rounds = model, device, rounds
@@ -207,7 +222,7 @@ class _Bench:
             raise RuntimeError(f"no attention backend works here: {self.backend_errors}")
         self.backend = min(self.backend_ms, key=self.backend_ms.__getitem__)
         self.transformer.set_attention_backend(self.backend)
-        # With the mask over the prompt's padding, where the model has one.
+        # Models with a mask over the prompt's padding apply it here.
         self.stock_ms, _ = self._timed()
         with measure_dense(self.pipe) as handle:
             self.dense_ms, self.dense_peak = self._timed()
@@ -218,7 +233,7 @@ class _Bench:
         self.attention_share = attention_seconds * 1e3 / _forwards(stats) / self.dense_ms
 
     def run(self, setting: Setting) -> dict[str, Any]:
-        """The row of one setting."""
+        """Measure one setting; returns its row."""
         config = SVG2Config(
             num_q_clusters=setting.num_q_clusters,
             num_k_clusters=setting.num_k_clusters,
@@ -229,13 +244,13 @@ class _Bench:
         )
         config = config.replace(top_p=self._calibrate(config, setting.density))
         with self._enabled(config):
-            self._forward()  # compiles
+            self._forward()  # compiles kernels
         with self._enabled(config) as handle:
             (cold_ms,) = race({"cold": self._forward}, 1, self.device, warm_ups=0)["cold"]
             cold = handle.stats
             warm_ms, peak_bytes = self._timed()
             stats = handle.stats
-        # the first row of calls is the cold forward
+        # The first calls are those of the cold forward.
         warm_calls = stats.call_stage_ms[len(cold.call) :].astype(float)
         sums_ms = warm_calls.sum(axis=0) / (_forwards(stats) - 1)
         stage_ms = dict(zip(STAGES, sums_ms.tolist(), strict=True))
@@ -249,7 +264,7 @@ class _Bench:
         a = self.attention_share
         dense_attention_ms = a * self.dense_ms
         ours_ms = sum(ms for stage, ms in stage_ms.items() if stage != "other")
-        predicted = 1 / (1 - a * (1 - warmup) * (1 - ours_ms / dense_attention_ms))
+        predicted = speedup_limit(a, warmup, ours_ms / dense_attention_ms)
         return {
             "model": model.name,
             "weights": "random",
@@ -274,7 +289,7 @@ class _Bench:
             "dense_seconds": model.branches * dense_run / 1e3,
             "svg2_seconds": model.branches * sparse_run / 1e3,
             "speedup": dense_run / sparse_run,
-            "bound": 1 / (1 - a * (1 - warmup) * (1 - density)),
+            "bound": speedup_limit(a, warmup, density),
             "attention_share_of_dense_tflops": density
             * dense_attention_ms
             / stage_ms["attention"],
@@ -287,7 +302,7 @@ class _Bench:
         }
 
     def _backends(self) -> dict[str, float]:
-        """Milliseconds of a dense forward by backend, of those that work."""
+        """Milliseconds of a dense forward per backend that works here."""
         found: dict[str, float] = {}
         for name in _BACKENDS if self.device.type == "cuda" else _BACKENDS[:1]:
             try:
@@ -295,7 +310,7 @@ class _Bench:
                 with measure_dense(self.pipe):
                     times = race({name: self._forward}, 1, self.device, warm_ups=1)
             except (RuntimeError, ValueError) as error:
-                self.backend_errors[name] = " ".join(str(error).split())[:200]
+                self.backend_errors[name] = reason(error)
                 continue
             found[name] = times[name][0]
         return found
@@ -306,7 +321,7 @@ class _Bench:
         return statistics.median(times["forward"]), peak.nbytes
 
     def _calibrate(self, config: SVG2Config, density: float) -> float:
-        """The top-p that comes nearest to `density`, searched on the first blocks alone."""
+        """The top-p whose density is nearest to `density`, searched on the first blocks alone."""
         low, high, best = 0.0, 1.0, (math.inf, 1.0)
         lists = {
             name: module
@@ -344,7 +359,7 @@ class _Bench:
 
 
 def _inputs(transformer: nn.Module, model: Model) -> dict[str, Tensor]:
-    """Random inputs of one forward; every prompt token is a real one."""
+    """Random inputs of one forward; the prompt has no padding."""
     config = transformer.config
     inputs = {
         "hidden_states": torch.randn(1, *model.latent),

@@ -1,37 +1,39 @@
-"""What a contestant's result must be before it is timed: some rows of it, computed in fp64."""
+"""The check of a result before it is timed: some of its rows, against the same rows in fp64."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from svg2.bench.workload import Clustered
+from svg2.bench.workload import ClusteredWorkload
 
 ERROR_BUDGET = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
-"""The largest relative error, in norm, by the dtype of q, k and v."""
+"""Largest relative error, in norm, of a right result; by the dtype of q, k and v."""
 
 _CHECKED_HEADS, _CHECKED_ROWS = 3, 64
 
 
 class ExactRows:
-    """Exact attention of some rows of some heads, in fp64.
+    """Attention of some query rows of some heads, in fp64, over the tokens sorted by cluster.
 
-    `kept` is None for dense attention; `has_virtual` counts what compensation adds.
+    Args:
+        kept: the selection; None is dense attention.
+        has_virtual: whether skipped clusters contribute through their centroids (compensation).
     """
 
     def __init__(
-        self, clustered: Clustered, kept: Bool[Tensor, "B H Q K"] | None, has_virtual: bool
+        self, clustered: ClusteredWorkload, kept: Bool[Tensor, "B H Q K"] | None, has_virtual: bool
     ) -> None:
         q = clustered.q_sorted
         generator = torch.Generator().manual_seed(clustered.q_offsets.shape[-1])
         count = min(_CHECKED_HEADS, q.shape[1])
         self.heads = torch.randperm(q.shape[1], generator=generator)[:count].tolist()
         rows = torch.randint(q.shape[2], (_CHECKED_ROWS,), generator=generator)
-        # The first and the last row lie on edges of the work.
+        # Also the first and the last row, where an error at an edge would show.
         self.rows = torch.cat([rows, torch.tensor([0, q.shape[2] - 1])]).to(q.device)
         self.out = torch.stack([self._head(clustered, h, kept, has_virtual) for h in self.heads])
 
     def _head(
-        self, clustered: Clustered, head: int, kept: Tensor | None, has_virtual: bool
+        self, clustered: ClusteredWorkload, head: int, kept: Tensor | None, has_virtual: bool
     ) -> Float[Tensor, "rows D"]:
         q, k, v = (
             x[0, head].double()
@@ -55,7 +57,7 @@ class ExactRows:
         return torch.softmax(scores, -1) @ v
 
     def error_of(self, out: Float[Tensor, "B H N D"]) -> float:
-        """Relative error in norm; nan where anything at all is not finite."""
+        """Relative error of the checked rows, in norm; nan if any value of `out` is not finite."""
         if not out.isfinite().all():
             return float("nan")
         some = torch.stack([out[0, head][self.rows].double() for head in self.heads])

@@ -1,4 +1,4 @@
-"""The README's numbers, written from assets/bench: `python -m svg2.bench.report`."""
+"""Write the README's section of numbers from assets/bench: `python -m svg2.bench.report`."""
 
 import json
 import re
@@ -14,7 +14,7 @@ _NOT_MEASURED = "not measured."
 
 
 def section(folder: Path) -> str:
-    """Markdown of all results in `folder`; what has no file there reads "not measured"."""
+    """Markdown of all results in `folder`; a result without a file reads "not measured"."""
     parts = [
         _builtin_model(_read(folder / "builtin_model.json")),
         _cpu(_read(folder / "cpu.json")),
@@ -26,7 +26,7 @@ def section(folder: Path) -> str:
 
 
 def with_numbers(readme: str, folder: Path) -> str:
-    """`readme` with its bench section written anew.
+    """`readme` with its section of numbers replaced.
 
     Raises:
         ValueError: the markers of the section are missing.
@@ -83,7 +83,7 @@ def _builtin_model(report: dict[str, Any] | None) -> str:
 
 
 def _looked_closer(report: dict[str, Any]) -> list[str]:
-    """Sentences of what else an evaluation measured."""
+    """Sentences about the other measurements of an evaluation."""
     told = []
     if "reconstruction_db" in report:
         told.append(
@@ -112,7 +112,7 @@ def _looked_closer(report: dict[str, Any]) -> list[str]:
 
 
 def _count(share: dict[str, Any], name: str) -> str:
-    """Prompts that were right, of all that were asked."""
+    """Number of right prompts, of how many."""
     total = share["pairs" if name.startswith("both") else "prompts"]
     return "" if share[name] is None else f"{round(share[name] * total)} of {total}"
 
@@ -151,7 +151,7 @@ def _gpu(record: dict[str, Any] | None) -> str:
     rows = {}
     for r in record["attention"]:
         sizes = f"{r['tokens']:,}, {r['heads']}, {r['num_q_clusters']}/{r['num_k_clusters']}"
-        # The best dense one is timed anew beside each density, for the speedups.
+        # The fastest dense kernel is timed again at each density; the first time is shown.
         rows.setdefault((r["case"], sizes, r["contestant"], r["density"]), r)
     cases = list(dict.fromkeys(key[:2] for key in rows))
     dense = ("sdpa", "dense")

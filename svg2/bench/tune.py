@@ -1,10 +1,10 @@
-"""Time the Triton kernels under other block sizes than the shipped ones.
+"""Time the Triton kernels with other block sizes than those that ship.
 
     python -m svg2.bench.tune --out FILE.json          on an NVIDIA GPU, at the size of Wan 720p
     TRITON_INTERPRET=1 python -m svg2.bench.tune --toy --out FILE.json    the harness alone
 
-A result is checked before it is timed. What ships is chosen by hand from what this finds: in
-`config_for` and `tiling_for` of the kernels.
+A configuration is timed only after its result was checked. The record changes no kernel: a person
+picks from it and edits `config_for` and `tiling_for` of the kernels.
 """
 
 import argparse
@@ -19,19 +19,18 @@ import torch
 from torch import Tensor
 
 from svg2.bench.exact import ERROR_BUDGET, ExactRows
-from svg2.bench.gpu import suite_device
 from svg2.bench.race import race
-from svg2.bench.workload import Clustered, Workload, make_clustered, select_density
+from svg2.bench.suite import Progress, reason, save_record, suite_device
+from svg2.bench.workload import ClusteredWorkload, Workload, make_clustered, select_density
 from svg2.errors import SuiteUnavailable
 from svg2.runs.provenance import provenance
-from svg2.trace.atomic import json_bytes, write_atomic
 
 _SIZES = Workload((21, 45, 80), 300, 1000, (0.3, 0.1), heads=40, head_dim=128)
 _TOY_SIZES = Workload((3, 4, 4), 3, 6, (0.3,), heads=1, head_dim=64)
 
 
 def attention_configs(toy: bool) -> dict[str, Any]:
-    """Configurations of attention by name; `shipped` is first."""
+    """Configurations of the attention kernel by name; `shipped` is first."""
     from kernels.cluster_attention import fused
 
     if toy:
@@ -58,7 +57,7 @@ def attention_configs(toy: bool) -> dict[str, Any]:
 
 
 def assign_tilings(toy: bool) -> dict[str, Any]:
-    """Tilings of the assignment by name; `shipped` is first."""
+    """Tilings of the k-means assignment kernel by name; `shipped` is first."""
     from kernels.kmeans import fused
 
     if toy:
@@ -75,12 +74,17 @@ def assign_tilings(toy: bool) -> dict[str, Any]:
 
 
 def run_tuning(
-    out_path: Path, on_progress: Callable[[str], object], *, toy: bool = False, rounds: int = 7
+    out_path: Path, on_progress: Progress, *, toy: bool = False, rounds: int = 7
 ) -> dict[str, Any]:
-    """Time every configuration and write the record to `out_path` after every row.
+    """Time every configuration and write the record to `out_path` after each race.
 
-    `over_shipped` of a row is the median, over rounds, of the shipped one's time over its own;
-    None where the shipped one was left out.
+    `over_shipped` of a row is the speedup over the shipped configuration, the median over rounds;
+    None if the shipped one was left out. A configuration that fails here, or whose result is
+    wrong, is listed under `left_out`.
+
+    Args:
+        toy: run the harness at toy sizes on any device; every row then has `toy: true`.
+        rounds: number of rounds per race.
 
     Raises:
         SuiteUnavailable: there is no GPU, and no toy was asked for.
@@ -110,11 +114,11 @@ def run_tuning(
         on_progress(" ".join(f"{name} {value}" for name, value in what.items()))
         runs = {}
         for name, config in configs.items():
-            # Too much shared memory, say: what does not run here is no candidate.
+            # Any failure rules a configuration out, such as too much shared memory.
             try:
                 fault = None if is_right(run(config)) else "wrong result"
             except Exception as error:
-                fault = " ".join(str(error).split())[:300] or type(error).__name__
+                fault = reason(error)
             if fault is None:
                 runs[name] = lambda run=run, config=config: run(config)
                 continue
@@ -132,12 +136,12 @@ def run_tuning(
             }
             record["rows"].append(row)
             on_progress(f"  {name}: {row['ms']:.3f} ms, {row['over_shipped']}× the shipped")
-        write_atomic(Path(out_path), json_bytes(record))
+        save_record(out_path, record)
     return record
 
 
 def _median_ratio(numerators: list[float] | None, denominators: list[float]) -> float | None:
-    """Median over rounds of one time over another; None where the first was not timed."""
+    """Median over rounds of one time over another; None if the first was not timed."""
     if numerators is None:
         return None
     pairs = zip(numerators, denominators, strict=True)
@@ -145,7 +149,7 @@ def _median_ratio(numerators: list[float] | None, denominators: list[float]) -> 
 
 
 def _attention(
-    clustered: Clustered, asked: float, compensate: bool
+    clustered: ClusteredWorkload, asked: float, compensate: bool
 ) -> tuple[dict[str, Any], Callable, Callable]:
     from kernels.cluster_attention import fused
 
@@ -168,7 +172,7 @@ def _attention(
     return {"op": "attention", "density": density, "compensate": compensate}, run, is_right
 
 
-def _assignment(clustered: Clustered) -> tuple[dict[str, Any], Callable, Callable]:
+def _assignment(clustered: ClusteredWorkload) -> tuple[dict[str, Any], Callable, Callable]:
     from kernels.kmeans import fused
 
     centroids = clustered.k_clusters.centroids
@@ -178,7 +182,7 @@ def _assignment(clustered: Clustered) -> tuple[dict[str, Any], Callable, Callabl
         return fused.lloyd(clustered.k, centroids, 1, tiling)[0]
 
     def is_right(labels: Tensor) -> bool:
-        # Sums in another order break near ties another way.
+        # Another order of summation may decide near ties differently.
         return (labels == expected).float().mean().item() > 0.999
 
     return {"op": "kmeans", "iters": 1, "clusters": centroids.shape[2]}, run, is_right
@@ -191,7 +195,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         with torch.inference_mode():
-            run_tuning(arguments.out, lambda text: print(text, file=sys.stderr), toy=arguments.toy)
+            run_tuning(
+                arguments.out,
+                lambda text: print(text, file=sys.stderr),
+                toy=arguments.toy,
+                rounds=2 if arguments.toy else 7,
+            )
     except (SuiteUnavailable, OSError) as error:
         print(error, file=sys.stderr)
         return 1

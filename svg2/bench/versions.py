@@ -1,10 +1,10 @@
-"""What holds on which versions: `make test-versions` writes assets/bench/versions.json.
+"""Test the oldest and the newest package versions: `make test-versions`.
 
-    python -m svg2.bench.versions oldest    all tests but the browser's, and every kernel compiled
-    python -m svg2.bench.versions newest    the kernels alone: the tests are `make test`
+    python -m svg2.bench.versions oldest    run the tests without a browser; compile every kernel
+    python -m svg2.bench.versions newest    compile every kernel; `make test` runs the tests
 
-The first runs in an environment of the oldest versions that requirements.txt allows; of torch, of
-the one that is installed anyway.
+`oldest` must run in an environment with the oldest versions that requirements.txt allows, except
+for torch, which is the newest. The results go to assets/bench/versions.json.
 """
 
 import argparse
@@ -27,7 +27,7 @@ RECORD = ROOT / "assets" / "bench" / "versions.json"
 
 
 def compile_chip(chip: str) -> dict[str, Any]:
-    """Compile every shipped kernel for one chip: how many, and what forbids shipping them."""
+    """Compile every shipped kernel for one chip; returns the number of builds and their faults."""
     from kernels.compile import compile_for, shipped_builds
 
     reports = [compile_for(build, chip) for build in shipped_builds(chip)]
@@ -38,7 +38,7 @@ def compile_chip(chip: str) -> dict[str, Any]:
 
 
 def compile_all() -> dict[str, Any]:
-    """`compile_chip` of all chips, a process a core."""
+    """`compile_chip` of all chips, one process per core."""
     from kernels.compile import SHARED_LIMITS
 
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -46,10 +46,10 @@ def compile_all() -> dict[str, Any]:
 
 
 def run_tests() -> dict[str, int]:
-    """Outcomes of all tests that need no browser, by pytest's own words for them.
+    """Run the tests of `make test` without a browser; returns the number per outcome.
 
     Raises:
-        RuntimeError: pytest did not get to its end.
+        RuntimeError: pytest stopped before the last test.
     """
     done = subprocess.run(
         [

@@ -248,7 +248,8 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
             **fields,
         )
     except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"The configuration of {title} is not valid: {error}.") from error
+        reason = str(error).rstrip(".")
+        raise RequestError(f"The configuration of {title} is not valid: {reason}.") from error
 
 
 def _num_layers(transformer: Mapping[str, Any]) -> int:

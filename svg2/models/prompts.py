@@ -440,7 +440,7 @@ def _random_body(colour: str, rng: random.Random) -> Body:
 
 
 def training_scene(seed: str) -> tuple[Scene, random.Random]:
-    """A random scene without held-out combinations, and the generator that goes on to place it."""
+    """A random scene without held-out combinations, and the generator that then places it."""
     rng = random.Random(seed)
     scene = random_scene(rng)
     while held_out(scene):

@@ -1,16 +1,13 @@
-"""Train the built-in model: `python -m svg2.training STAGE`, one stage after another, or `all`.
-
-The long stages resume from what the work folder holds. On more cores or GPUs, start render, vae,
-encode, dit and decoder with torchrun.
-"""
+"""Train the built-in model: `python -m svg2.training STAGE`, one stage after another, or `all`."""
 
 import argparse
 import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,28 +18,23 @@ from svg2.errors import ModelUnavailable, RequestError
 from svg2.method.selection import COMPENSATED_METHOD, METHODS, PAPER_METHOD
 from svg2.models.finding import BUILTIN_FOLDER
 from svg2.runs.distributed import Processes, process_group, processes
+from svg2.training.contact_sheet import make_contact_sheet
 from svg2.training.data import Store, TrainingError, checkpoint_record, render_clips
-from svg2.training.dit import encode_clips, load_denoiser, load_vae, redraw_with, train_dit
-from svg2.training.evaluate import evaluate_model, make_contact_sheet
+from svg2.training.decoder import redraw_with
+from svg2.training.denoiser import load_denoiser
+from svg2.training.dit import train_dit
+from svg2.training.evaluate import evaluate_model
+from svg2.training.latents import encode_clips, load_vae
 from svg2.training.pipeline import DEFAULTS, assemble, ship
 from svg2.training.text import train_text
 from svg2.training.vae import train_vae
 
 BENCH = Path(__file__).parents[2] / "assets" / "bench"
-# Shares of the time of `all`: of a first call, and of a later one, whose VAE is finished.
-_FIRST = {
-    "render": 0.05,
-    "vae": 0.25,
-    "encode": 0.15,
-    "text": 0.05,
-    "dit": 0.37,
-    "decoder": 0.05,
-}
-_LATER = {"render": 0.04, "encode": 0.1, "text": 0.03, "dit": 0.69, "decoder": 0.05}
+_UNLIMITED = math.inf
 
 
 class Training:
-    """The stages, over one work folder."""
+    """A work folder, and the stages over it. Every stage gets the minutes that it may take."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -51,49 +43,64 @@ class Training:
         work: Path = args.work
         work.mkdir(parents=True, exist_ok=True)
         self.clips, self.latents = Store(work / "clips"), Store(work / "latents")
-        self.vae_path, self.decoder_path = work / "vae.pt", work / "decoder.pt"
-        self.text_path, self.denoiser_path = work / "text.pt", work / "dit.pt"
         self.common = {"seed": args.seed, "device": args.device}
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where a stage writes its weights."""
+        return self.args.work / f"{stage}.pt"
 
     @property
     def encoder(self) -> Path:
-        """Where latents come from: the VAE trained here, or else the one to start from.
+        """The VAE that makes latents: the one trained here, or the one to start from.
 
         Raises:
             TrainingError: there is neither.
         """
         start: Path | None = self.args.pretrained
-        if start and not self.vae_path.exists():
+        if start and not self.checkpoint("vae").exists():
             return start
-        return _made(self.vae_path, "vae")
+        return _made(self.checkpoint("vae"), "vae")
 
     @property
     def needs_text(self) -> bool:
-        """Whether a denoiser is yet to begin, under a text encoder that it does not come with."""
-        return self.args.pretrained is None and not self.denoiser_path.exists()
+        """Whether the denoiser has yet to start, and without a pipeline's text encoder."""
+        return self.args.pretrained is None and not self.checkpoint("dit").exists()
 
-    def render(self, minutes: float = float("inf")) -> None:
+    def render(self, minutes: float) -> None:
         frames, size = int(DEFAULTS["num_frames"]), int(DEFAULTS["height"])
         render_clips(self.clips, self.args.vae_clips, frames, size, minutes=minutes, **self.common)
 
     def vae(self, minutes: float) -> None:
         _made(self.clips.folder, "render")
-        train_vae(self.clips, self.vae_path, minutes, start=self.args.pretrained, **self.common)
+        train_vae(
+            *(self.clips, self.checkpoint("vae"), minutes),
+            start=self.args.pretrained,
+            **self.common,
+        )
 
-    def encode(self, minutes: float = float("inf")) -> None:
+    def encode(self, minutes: float) -> None:
         count = self.args.clips
         encode_clips(
             *(self.clips, self.latents, self.encoder, count), minutes=minutes, **self.common
         )
 
-    def text(self, minutes: float = float("inf")) -> None:
-        if not self.text_path.exists():
-            train_text(self.text_path, minutes=minutes, **self.common)
+    def text(self, minutes: float) -> None:
+        if not self.checkpoint("text").exists():
+            train_text(self.checkpoint("text"), minutes=minutes, **self.common)
+
+    def before_dit(self) -> None:
+        """Run the stages whose output the denoiser reads, as far as they are not done."""
+        self.encode(_UNLIMITED)
+        share = processes()
+        if share.is_first and self.needs_text:
+            self.text(_UNLIMITED)
+        if share.world > 1:
+            dist.barrier()
 
     def dit(self, minutes: float) -> None:
         train_dit(
-            *(self.latents, self.denoiser_path, minutes),
-            text=self.text_path,
+            *(self.latents, self.checkpoint("dit"), minutes),
+            text=self.checkpoint("text"),
             start=self.args.pretrained,
             compile_blocks=self.args.compile,
             **self.common,
@@ -102,26 +109,27 @@ class Training:
     def decoder(self, minutes: float) -> None:
         _made(self.clips.folder, "render")
         redraw = None
-        if self.denoiser_path.exists():
-            redraw = redraw_with(self.denoiser_path, self.latents, **self.common)
+        if self.checkpoint("dit").exists():
+            redraw = redraw_with(self.checkpoint("dit"), self.latents, **self.common)
         encoder = self.encoder
-        if self.decoder_path.exists() and len(self.latents):
-            load_vae(self.decoder_path, self.latents)  # fails where the encoder is another by now
+        if self.checkpoint("decoder").exists() and len(self.latents):
+            # Fails if another encoder made the latents.
+            load_vae(self.checkpoint("decoder"), self.latents)
         train_vae(
-            *(self.clips, self.decoder_path, minutes),
+            *(self.clips, self.checkpoint("decoder"), minutes),
             frozen_encoder=encoder,
             redraw=redraw,
             **self.common,
         )
 
-    def ship(self) -> None:
-        model, record = load_denoiser(_made(self.denoiser_path, "dit"))
-        decoder = self.decoder_path if self.decoder_path.exists() else self.encoder
-        autoencoder = load_vae(decoder, self.latents)
+    def ship(self, minutes: float = _UNLIMITED) -> None:
+        model, record = load_denoiser(_made(self.checkpoint("dit"), "dit"))
+        decoder = self.checkpoint("decoder")
+        autoencoder = load_vae(decoder if decoder.exists() else self.encoder, self.latents)
         pipe = assemble(autoencoder, model.transformer, model.text_encoder, model.tokenizer)
         ship(pipe, self.args.out, record)
 
-    def evaluate(self, minutes: float = float("inf")) -> None:
+    def evaluate(self, minutes: float) -> None:
         args = self.args
         _check_pipeline(args.out, "run `ship` first, or name another with --out")
         is_shipped = args.out.resolve() == BUILTIN_FOLDER
@@ -140,32 +148,27 @@ class Training:
         )
         print(json.dumps({k: v for k, v in report.items() if k != "rows"}))
 
-    def sheet(self) -> None:
+    def sheet(self, minutes: float = _UNLIMITED) -> None:
         out: Path = self.args.out
         _check_pipeline(out, "run `ship` first, or name another with --out")
         make_contact_sheet(out, out / "contact_sheet.png", self.args.device)
 
     def all(self, minutes: float) -> None:
-        """A sensible whole within `minutes`; a later call goes on from it."""
+        """Run all stages within `minutes` in total; a later call resumes."""
         begun = time.monotonic()
-        trained = (checkpoint_record(self.vae_path) or {}).get("finished")
-        first = not trained and self.args.pretrained is None
-        shares = _FIRST if first else _LATER
-        timed: dict[str, Callable[[float], None]] = {
-            "render": self.render,
-            "encode": self.encode,
-            "text": lambda m: self.text(m) if self.needs_text else None,
-            "vae": lambda m: self.vae(m + _spent(self.vae_path)),
-            "dit": lambda m: self.dit(m + _spent(self.denoiser_path)),
-            "decoder": lambda m: self.decoder(m + _spent(self.decoder_path)),
-        }
-        # What a stage leaves of its time goes to those after it.
+        trained = (checkpoint_record(self.checkpoint("vae")) or {}).get("finished")
+        is_first = not trained and self.args.pretrained is None
+        shares = {name: s.shares[0 if is_first else 1] for name, s in STAGES.items()}
+        shares = {name: share for name, share in shares.items() if share}
+        # Time that a stage leaves goes to the stages after it.
         left = minutes
         for i, (name, share) in enumerate(shares.items()):
             tail = sum(list(shares.values())[i:]) + 1 - sum(shares.values())
             part = max(left, 0.01) * share / tail
             print(f"{name}: {part:.1f} minutes", file=sys.stderr, flush=True)
-            timed[name](part)
+            if name != "text" or self.needs_text:
+                resumed = _spent(self.checkpoint(name)) if STAGES[name].counts_earlier else 0.0
+                STAGES[name].run(self, part + resumed)
             left = minutes - (time.monotonic() - begun) / 60
         self.ship()
         self.evaluate(max(0.0, minutes - (time.monotonic() - begun) / 60))
@@ -173,18 +176,72 @@ class Training:
     def _records(self) -> dict[str, dict]:
         """What the checkpoints say of the compute spent."""
         found = {}
-        for name, path in (
-            ("vae", self.vae_path),
-            ("text", self.text_path),
-            ("dit", self.denoiser_path),
-            ("decoder", self.decoder_path),
-        ):
-            record = checkpoint_record(path)
+        for name in STAGES:
+            record = checkpoint_record(self.checkpoint(name))
             if record is not None:
                 kept = ("seed", "seconds", "steps", "clips", "accuracy")
                 found[name] = {k: record[k] for k in kept if k in record}
                 found[name]["last"] = record["log"][-1] if record["log"] else None
         return found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the training.
+
+    Attributes:
+        line: what it does, for `--help`.
+        run: takes the training and the minutes that it may take.
+        prepare: what to do first where the stage is run by itself.
+        is_timed: whether `--minutes` limits it where it is run by itself.
+        counts_earlier: whether its minutes include those of earlier calls.
+        on_all_ranks: whether all processes of torchrun share it; else the first one runs it.
+        shares: of the time of `all`: in the first call, and in later ones, whose VAE is trained.
+    """
+
+    line: str
+    run: Callable[[Training, float], None]
+    prepare: Callable[[Training], None] | None = None
+    is_timed: bool = False
+    counts_earlier: bool = False
+    on_all_ranks: bool = False
+    shares: tuple[float, float] = (0.0, 0.0)
+
+
+_TRAINED = {"is_timed": True, "counts_earlier": True, "on_all_ranks": True}
+STAGES: Mapping[str, Stage] = {
+    "render": Stage(
+        "render clips of the grammar's scenes",
+        Training.render,
+        on_all_ranks=True,
+        shares=(0.05, 0.04),
+    ),
+    "vae": Stage("train the autoencoder", Training.vae, **_TRAINED, shares=(0.25, 0.0)),
+    "encode": Stage(
+        "encode clips; renders the missing ones",
+        Training.encode,
+        on_all_ranks=True,
+        shares=(0.15, 0.1),
+    ),
+    "text": Stage("train the text encoder", Training.text, is_timed=True, shares=(0.05, 0.03)),
+    "dit": Stage(
+        "train the denoiser; first runs encode and text",
+        Training.dit,
+        prepare=Training.before_dit,
+        **_TRAINED,
+        shares=(0.37, 0.69),
+    ),
+    "decoder": Stage(
+        "train the decoder on latents that the denoiser draws",
+        Training.decoder,
+        **_TRAINED,
+        shares=(0.05, 0.05),
+    ),
+    "ship": Stage("write the pipeline into --out", Training.ship),
+    "evaluate": Stage("judge clips of held-out prompts", lambda t, m: t.evaluate(m)),
+    "sheet": Stage("draw clips of held-out prompts as one picture", Training.sheet),
+}
+"""Stages by name, in the order in which they run."""
 
 
 def _made(path: Path, stage: str) -> Path:
@@ -239,38 +296,27 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(training: Training, args: argparse.Namespace, share: Processes) -> None:
-    if args.stage in ("vae", "decoder", "all"):
-        getattr(training, args.stage)(args.minutes)
-    elif args.stage in ("render", "encode"):
-        getattr(training, args.stage)()
-    elif args.stage == "dit":
-        training.encode()
-        if share.is_first and training.needs_text:
-            training.text()
-        if share.world > 1:
-            dist.barrier()
-        training.dit(args.minutes)
-    elif share.is_first and args.stage == "text":
-        training.text(args.minutes)
-    elif share.is_first:
-        getattr(training, args.stage)()
+    if args.stage == "all":
+        training.all(args.minutes)
+        return
+    stage = STAGES[args.stage]
+    if stage.prepare is not None:
+        stage.prepare(training)
+    if share.is_first or stage.on_all_ranks:
+        stage.run(training, args.minutes if stage.is_timed else _UNLIMITED)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m svg2.training", description=__doc__)
-    stages = (
-        "render",
-        "vae",
-        "encode",
-        "text",
-        "dit",
-        "decoder",
-        "ship",
-        "evaluate",
-        "sheet",
-        "all",
+    rows = [*((name, stage.line) for name, stage in STAGES.items()), ("all", "all of them")]
+    parser = argparse.ArgumentParser(
+        prog="python -m svg2.training",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{__doc__}\n\n" + "\n".join(f"  {name:<10}{line}" for name, line in rows),
+        epilog="Long stages resume from the work folder. On several cores or GPUs, start "
+        f"{', '.join(name for name, stage in STAGES.items() if stage.on_all_ranks)}\n"
+        "with torchrun.",
     )
-    parser.add_argument("stage", choices=stages)
+    parser.add_argument("stage", choices=[name for name, _ in rows])
     parser.add_argument("--work", type=Path, default=Path("work"), help="clips and checkpoints")
     parser.add_argument(
         "--out", type=Path, default=BUILTIN_FOLDER, help="folder of the shipped pipeline"

@@ -19,7 +19,9 @@ from svg2.runs.distributed import processes
 from svg2.trace.atomic import write_atomic
 from svg2.training.placement import Placement, place
 from svg2.training.ranks import shared_clock
-from svg2.training.render import STRIPE, TILE, render
+from svg2.training.render import render
+from svg2.training.scenery import TILE
+from svg2.training.solids import STRIPE
 
 AT_ONCE = {"cpu": 1, "cuda": 24}  # clips rendered in one batch
 _ROUND = 4  # batches between which ranks wait for one another

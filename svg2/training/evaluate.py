@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -38,15 +37,15 @@ from svg2.runs.provenance import provenance
 from svg2.runs.run import Run
 from svg2.trace.atomic import json_bytes, write_atomic
 from svg2.trace.records import RecordingPolicy, Trace
+from svg2.training import clip_reader, shape_classifier
+from svg2.training.clip_reader import HUES, flicker, following, moves_as, track_bodies
 from svg2.training.data import TrainingError
 from svg2.training.placement import camera_effect
 from svg2.training.render import render_one
-from svg2.training.shapes import ShapeNet, load_or_train
-from svg2.training.sight import HUES, flicker, following, moves_as, sights
+from svg2.training.shape_classifier import ShapeNet, load_or_train
 from svg2.training.vae import psnr_of, to_model
 
 _FOLLOWED = 8  # prompts whose clusters are followed, and clips that the VAE reconstructs
-_SHEET = (4, 6)  # prompts of a contact sheet, across and down
 _IDENTICAL_DB = 99.0
 
 
@@ -74,7 +73,7 @@ def held_out_prompts(count: int, known: Knowledge, seed: int = 0) -> tuple[tuple
 def judge(frames: UInt8[ndarray, "F H W 3"], scene: Scene, shapes: ShapeNet) -> dict[str, Any]:
     """What of `scene` a clip shows."""
     growth = camera_effect(scene.camera)[1]
-    seen = sights(frames, [body.colour for body in scene.bodies], growth)
+    seen = track_bodies(frames, [body.colour for body in scene.bodies], growth)
     alone = len(scene.bodies) == 1
     colours = [s.has_colour(alone) for s in seen]
     found = [shapes.shape_of(frames, s.masks) if s.seen else None for s in seen]
@@ -116,9 +115,9 @@ def evaluate_model(
         TrainingError: other combinations were held out of its training than this code holds out.
     """
     end = time.monotonic() + 60 * minutes
-    model = _model_id(folder)
+    model = model_id(folder)
     spec = model_spec(model)
-    asked = _held_out_of(Path(spec.source), prompts)
+    asked = prompts_for(Path(spec.source), prompts)
     pipe = load_pipeline(spec, "auto", device)
     classifier, accuracy = load_or_train(shapes, str(pipe.device))
     about = {
@@ -151,7 +150,7 @@ def evaluate_model(
     return report
 
 
-def _held_out_of(folder: Path, count: int, seed: int = 0) -> tuple[tuple[Scene, str], ...]:
+def prompts_for(folder: Path, count: int, seed: int = 0) -> tuple[tuple[Scene, str], ...]:
     """Prompts that the model in `folder` was not trained on.
 
     Raises:
@@ -207,7 +206,7 @@ def cluster_following(
     trace: Trace, frames: UInt8[ndarray, "F H W 3"], scene: Scene
 ) -> dict[str, float]:
     """Share of tokens still on the first body, by "step/layer/head/side" of what was recorded."""
-    masks = sights(frames, [scene.bodies[0].colour])[0].masks
+    masks = track_bodies(frames, [scene.bodies[0].colour])[0].masks
     found = {}
     for record in trace.records:
         for side, labels in (("q", record.q_labels), ("k", record.k_labels)):
@@ -301,15 +300,15 @@ def _earlier_rows(path: Path, about: dict[str, Any], prompts: Sequence[str]) -> 
     return [row for row, _ in pairs]
 
 
-def _model_id(folder: Path) -> str:
+def model_id(folder: Path) -> str:
     return "builtin" if folder.resolve() == BUILTIN_FOLDER else str(folder)
 
 
 def _judge_hash() -> str:
     """Tells apart the code that looks at frames."""
     digest = hashlib.sha256()
-    for name in ("sight.py", "shapes.py"):
-        digest.update((Path(__file__).parent / name).read_bytes())
+    for module in (clip_reader, shape_classifier):
+        digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -330,51 +329,6 @@ def _reconstruction_db(pipe: Any, asked: Sequence[tuple[Scene, str]], spec: Any)
         for i, (scene, _) in enumerate(asked[:_FOLLOWED])
     ]
     return psnr_of(pipe.vae, to_model(torch.stack(clips)).to(pipe.device, pipe.vae.dtype))
-
-
-def make_contact_sheet(folder: Path, path: Path, device: str = "auto") -> None:
-    """Held-out prompts, three frames of each, as one PNG below 1 MB."""
-    model = _model_id(folder)
-    across, down = _SHEET
-    asked = _held_out_of(Path(model_spec(model).source), across * down, seed=1)
-    pipe = load_pipeline(spec, "auto", device)
-    cells = []
-    for i, (_, prompt) in enumerate(asked):
-        frames = generate_dense(pipe, Request(prompt=prompt, model=model, seed=i)).frames
-        cells.append(_cell(frames, prompt))
-        print(prompt, flush=True)
-    rows = [np.concatenate(cells[i : i + across], axis=1) for i in range(0, len(cells), across)]
-    write_atomic(path, png_below(np.concatenate(rows), 1_000_000))
-
-
-def png_below(image: UInt8[ndarray, "H W 3"], limit_bytes: int) -> bytes:
-    """`image` as PNG, made smaller by an eighth as often as it takes."""
-    while True:
-        ok, data = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
-        assert ok
-        if len(data) < limit_bytes:
-            return data.tobytes()
-        size = (image.shape[1] * 7 // 8, image.shape[0] * 7 // 8)
-        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-
-
-def _cell(frames: UInt8[ndarray, "F H W 3"], prompt: str) -> UInt8[ndarray, "Y X 3"]:
-    """First, middle and last frame beside each other, the prompt in up to three lines below."""
-    shown = np.concatenate([frames[i] for i in (0, len(frames) // 2, -1)], axis=1)
-    width = 360
-    shown = cv2.resize(shown, (width, width // 3), interpolation=cv2.INTER_AREA)
-    bar = np.full((40, width, 3), 16, dtype=np.uint8)
-    words, lines = prompt.split(), [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > 54:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    for i, line in enumerate(lines[:3]):
-        at = (4, 11 + 12 * i)
-        cv2.putText(bar, line, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (225,) * 3, 1, cv2.LINE_AA)
-    return cv2.copyMakeBorder(
-        np.concatenate([shown, bar]), 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(16, 16, 16)
-    )
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -6,9 +6,10 @@ traced in one batch. Runs on a CPU or a GPU.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 
 from svg2.models.prompts import GROUNDS, MAX_BODIES, SHAPES, Scene
 from svg2.training.placement import BOUND, FOCAL, PITCH, Placement, place
+from svg2.training.scenery import ALBEDOS, GROUND_SHIFT, LIGHTS, sky_detail
+from svg2.training.solids import DISTANCES, normal_of, pattern
 
 PALETTE = {
     "red": (0.86, 0.10, 0.10),
@@ -28,35 +31,8 @@ PALETTE = {
     "pink": (1.00, 0.42, 0.70),
     "white": (0.95, 0.95, 0.95),
 }
-_GROUND_SHIFT = 0.6
-# Side of a tile: smaller ones are lost in a token a few rows away. One has its middle at x = 0,
-# so that mirror images are as checkered.
-TILE = 1.8
-STRIPE = 0.62  # brightness of every other sector of a round body: turning shows, hue stays
 
 
-@dataclass(frozen=True)
-class _Light:
-    """Colours of the sky and the light under it; `blur` is the tangent of the sun's half angle."""
-
-    horizon: tuple[float, float, float]
-    zenith: tuple[float, float, float]
-    sun: tuple[float, float, float]
-    ambient: tuple[float, float, float]
-    blur: float
-
-
-_LIGHTS = {
-    "clear": _Light(
-        *((0.84, 0.90, 0.96), (0.44, 0.64, 0.90), (0.66, 0.65, 0.62), (0.37, 0.39, 0.42), 0.10)
-    ),
-    "sunset": _Light(
-        *((0.98, 0.76, 0.56), (0.44, 0.46, 0.68), (0.78, 0.66, 0.50), (0.36, 0.33, 0.36), 0.16)
-    ),
-    "cloudy": _Light(
-        *((0.86, 0.87, 0.88), (0.66, 0.69, 0.73), (0.26, 0.26, 0.26), (0.66, 0.67, 0.68), 0.55)
-    ),
-}
 _MARCH_STEPS = (7, 9, 16, 40)
 _SHADOW_STEPS = 12
 _XYZ = tuple[Tensor, Tensor, Tensor]
@@ -142,7 +118,7 @@ class _Batch:
         self.size = self._tensor([s for s, _, _ in slots])  # NO
         self.centre = self._tensor([c for _, c, _ in slots])  # NOF3
         self.turn = self._tensor([t for _, _, t in slots])  # NOF33
-        lights = [_LIGHTS[s.sky] for s in scenes]
+        lights = [LIGHTS[s.sky] for s in scenes]
         self.horizon, self.zenith, self.sun, self.ambient = (
             self._tensor([getattr(light, name) for light in lights])
             for name in ("horizon", "zenith", "sun", "ambient")
@@ -152,8 +128,6 @@ class _Batch:
         self.pixel = 2 / (shape[1] * FOCAL)  # angle between neighbouring rays
 
     def _tensor(self, values: list) -> Tensor:
-        import numpy as np
-
         return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(self.device)
 
     def render(self, supersample: int) -> tuple[Tensor, Tensor]:
@@ -206,7 +180,10 @@ class _Batch:
         horizon, zenith = (c[:, :, 0] for c in per_clip)
         up = ((y.clamp(min=0) / 0.42).clamp(max=1) ** 0.8)[..., None]
         sky = horizon * (1 - up) + zenith * up
-        sky = sky + self._clouds(ray)
+        side = torch.sign(self.light[:, 0])
+        sky = sky + torch.stack(
+            [sky_detail(s.sky, ray[i], side[i]) for i, s in enumerate(self.scenes)]
+        )
         haze = torch.where(is_ground, 1 - torch.exp(-((distance / 10.0) ** 2)), 1.0)[..., None]
         albedo = torch.zeros_like(ray)
         # A ray's footprint on the ground: across the view, and along it, where it is longer.
@@ -219,30 +196,10 @@ class _Batch:
             clips = [i for i, s in enumerate(self.scenes) if s.ground == ground]
             if clips:
                 at = torch.tensor(clips, device=self.device)
-                u, v = (point[at, ..., axis] + _GROUND_SHIFT for axis in (0, 2))
-                albedo[at] = _GROUNDS[ground](u, v, wide_u[at], wide_v[at])
+                u, v = (point[at, ..., axis] + GROUND_SHIFT for axis in (0, 2))
+                albedo[at] = ALBEDOS[ground](u, v, wide_u[at], wide_v[at])
         full = (self.ambient + self.sun * self.light[:, 1:2])[:, None, None]
         return albedo * full * (1 - haze), sky * haze, point, is_ground
-
-    def _clouds(self, ray: Tensor) -> Tensor:
-        """Soft clouds in a cloudy sky, and a glow about the sun's side at sunset."""
-        out = torch.zeros_like(ray)
-        x, y, z = ray.unbind(-1)
-        above = y.clamp(min=0)
-        for i, scene in enumerate(self.scenes):
-            if scene.sky == "cloudy":
-                u, v = x[i] / (above[i] + 0.25), z[i] / (above[i] + 0.25)
-                wave = torch.sin(2.1 * u + 1.3 * torch.sin(1.7 * v + u)) * torch.sin(
-                    2.9 * v + 0.9 * u
-                )
-                out[i] = (0.05 * wave * (above[i] * 8).clamp(max=1))[..., None]
-            elif scene.sky == "sunset":
-                side = torch.sign(self.light[i, 0])
-                glow = ((x[i] * side * 0.9 + 0.45).clamp(0, 1) * torch.exp(-5 * above[i]))[
-                    ..., None
-                ]
-                out[i] = glow * out.new_tensor((0.10, 0.05, -0.06))
-        return out
 
     def _ground_light(
         self, point: Tensor, is_ground: Tensor, n: int, frames: int, p: int
@@ -317,7 +274,7 @@ class _Batch:
         end = middle + BOUND[shape] * 1.3
         least = torch.ones_like(t)
         for _ in range(_SHADOW_STEPS):
-            gap = _SHAPES[shape](o[0] + d[0] * t, o[1] + d[1] * t, o[2] + d[2] * t)
+            gap = DISTANCES[shape](o[0] + d[0] * t, o[1] + d[1] * t, o[2] + d[2] * t)
             least = torch.minimum(least, gap / (blur * t.clamp(min=0.05)))
             t = torch.minimum(t + gap.abs().clamp(min=0.09), end)
         least = least.clamp(-1, 1)
@@ -359,7 +316,7 @@ class _Batch:
         """Rays that hit (their indices), their distance, point (world, local) and normal."""
         eye = self.eye[index[0], index[1] if self.eye.shape[1] > 1 else 0]
         (ox, oy, oz), (dx, dy, dz) = self._local(body, index, eye, ray)
-        distance_to = _SHAPES[shape]
+        distance_to = DISTANCES[shape]
         bound = BOUND[shape]
         middle = -(ox * dx + oy * dy + oz * dz)
         t = (middle - bound).clamp(min=0)
@@ -383,7 +340,7 @@ class _Batch:
         x, y, z, t = x[hit], y[hit], z[hit], (t * size)[hit]
         point = eye[hit] + ray[hit] * t[:, None]
         turn = self.turn[index[0][hit], body, index[1][hit]]
-        normal = (turn @ _normal(distance_to, x, y, z)[..., None])[..., 0]
+        normal = (turn @ normal_of(distance_to, x, y, z)[..., None])[..., 0]
         return hit, t, (point, torch.stack([x, y, z], dim=-1)), normal
 
     def _shade(
@@ -403,7 +360,7 @@ class _Batch:
             [s.bodies[body % len(s.bodies)].material == "shiny" for s in self.scenes],
             device=self.device,
         )
-        albedo = paint[clip] * _pattern(shape, local)[:, None]
+        albedo = paint[clip] * pattern(shape, local)[:, None]
         lit = torch.ones_like(clip, dtype=torch.float32)
         open_ = torch.ones_like(lit)
         start = world + 0.03 * normal
@@ -462,173 +419,3 @@ def _squared_gaps(point: Float[Tensor, "M C P 3"], centre: Float[Tensor, "M F 3"
     """Squared distances [M, F, P]."""
     cross = _dots(point, centre)
     return point.square().sum(-1) - 2 * cross + centre.square().sum(-1)[..., None]
-
-
-def _normal(distance_to: Callable, x: Tensor, y: Tensor, z: Tensor) -> Float[Tensor, "M 3"]:
-    """Gradient of a distance, from four points around."""
-    e = 6e-3
-    total = torch.zeros((len(x), 3), device=x.device)
-    for a, b, c in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
-        gap = distance_to(x + e * a, y + e * b, z + e * c)
-        total += gap[:, None] * total.new_tensor((a, b, c))
-    return total / total.norm(dim=-1, keepdim=True).clamp(min=1e-9)
-
-
-def _pattern(shape: str, local: Tensor) -> Float[Tensor, " M"]:
-    """Brightness of a body's paint: sectors on round bodies, so that their turning shows."""
-    x, y, z = local.unbind(-1)
-    if shape in ("cube", "pyramid"):
-        return torch.ones_like(x)
-    angle = torch.atan2(y, x) if shape == "ring" else torch.atan2(z, x)
-    edge = (torch.sin(3 * angle) * 9).clamp(-1, 1)
-    return (1 + STRIPE) / 2 + (1 - STRIPE) / 2 * edge
-
-
-def _ball(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    return (x * x + y * y + z * z).sqrt() - 1
-
-
-def _cube(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    half, bevel = 0.85, 0.06
-    qx, qy, qz = (a.abs() - (half - bevel) for a in (x, y, z))
-    px, py, pz = (q.clamp(min=0) for q in (qx, qy, qz))
-    outside = (px * px + py * py + pz * pz).sqrt()
-    return outside + torch.maximum(qx, torch.maximum(qy, qz)).clamp(max=0) - bevel
-
-
-def _cylinder(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    bevel = 0.04
-    return _turned((x * x + z * z).sqrt() - (0.72 - bevel), y.abs() - (0.95 - bevel)) - bevel
-
-
-def _turned(side: Tensor, cap: Tensor) -> Tensor:
-    a, b = side.clamp(min=0), cap.clamp(min=0)
-    return (a * a + b * b).sqrt() + torch.maximum(side, cap).clamp(max=0)
-
-
-def _cone(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Apex at y = 0.95, base of radius 0.92 at y = -0.95."""
-    radius, height, bevel = 0.92, 1.9, 0.03
-    return _to_slope((x * x + z * z).sqrt(), y + 0.95, radius, height, bevel)
-
-
-def _to_slope(r: Tensor, up: Tensor, radius: float, height: float, bevel: float) -> Tensor:
-    """Distance in a half plane to the triangle of axis, base and slope, grown by `bevel`."""
-    slant = math.hypot(radius, height)
-    # Shrink the triangle by the bevel on all sides.
-    base = bevel
-    tip = height - bevel * slant / radius
-    wide = radius * (tip - base) / height
-    # nearest point of the base, then of the slope
-    bx = r - r.clamp(max=wide)
-    by = up - base
-    dx, dy = -wide, tip - base
-    share = (((r - wide) * dx + (up - base) * dy) / (dx * dx + dy * dy)).clamp(0, 1)
-    sx, sy = r - wide - dx * share, up - base - dy * share
-    outside = (torch.minimum(bx * bx + by * by, sx * sx + sy * sy)).clamp(min=1e-12).sqrt()
-    inside = (up > base) & ((r - wide) * dy - (up - base) * dx < 0)
-    return torch.where(inside, -outside, outside) - bevel
-
-
-def _pyramid(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """A square base of half side 0.95 at y = -0.85, apex at y = 0.85; a bound outside it."""
-    half, height = 0.95, 1.7
-    bevel = 0.03
-    slant = math.hypot(half, height)
-    up = y + 0.85
-    side = torch.maximum(x.abs(), z.abs())
-    face = (side * height + (up - height) * half) / slant
-    base = -up
-    corner = (x.abs() * height + (up - height) * half) / slant
-    other = (z.abs() * height + (up - height) * half) / slant
-    planes = torch.maximum(face, base) + bevel
-    round_ = (
-        (corner + bevel).clamp(min=0).square()
-        + (other + bevel).clamp(min=0).square()
-        + (base + bevel).clamp(min=0).square()
-    ).sqrt()
-    # The planes' own distances underestimate nothing; near an edge their norm overestimates.
-    return torch.where(planes > 0, torch.maximum(planes, 0.72 * round_), planes) - bevel
-
-
-def _ring(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """A torus that stands: its axis is z."""
-    r = (x * x + y * y).sqrt() - 0.69
-    return (r * r + z * z).sqrt() - 0.31
-
-
-_SHAPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "ball": _ball,
-    "cube": _cube,
-    "cylinder": _cylinder,
-    "cone": _cone,
-    "pyramid": _pyramid,
-    "ring": _ring,
-}
-
-
-def _wave(x: Tensor, wide: Tensor, frequency: float) -> Tensor:
-    """A sine, faded where a ray covers much of its period."""
-    return torch.sin(frequency * x) * torch.exp(-0.12 * (frequency * wide).square())
-
-
-def _square_wave(x: Tensor, wide: Tensor) -> Tensor:
-    """+1 and -1 over periods of 2, averaged over a width."""
-    half = (0.5 * wide).clamp(min=5e-3)
-
-    def area(at: Tensor) -> Tensor:
-        return (torch.remainder(at, 2) - 1).abs()
-
-    return (area(x - half) - area(x + half)) / (2 * half)
-
-
-def _mix(share: Tensor, a: tuple, b: tuple) -> Float[Tensor, "... 3"]:
-    return share[..., None] * share.new_tensor(a) + (1 - share[..., None]) * share.new_tensor(b)
-
-
-def _checkered(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
-    u, v = (at - _GROUND_SHIFT + TILE / 2 for at in (u, v))
-    odd = _square_wave(u / TILE, wide_u / TILE) * _square_wave(v / TILE, wide_v / TILE)
-    return _mix(0.5 + 0.5 * odd, (0.90, 0.89, 0.86), (0.28, 0.29, 0.33))
-
-
-def _wooden(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
-    width = 0.6
-    plank = torch.floor(u / width)
-    tint = 0.12 * torch.sin(plank * 12.9898) * torch.exp(-((wide_u / width) ** 2))
-    along = 1.3 * v + 3.1 * torch.sin(plank * 7.1)
-    grain = 0.045 * _wave(along + 0.35 * torch.sin(9 * u), wide_u + wide_v, 4.2)
-    edge = (u / width - plank - 0.5).abs() * 2  # 0 in the middle of a plank, 1 at its seam
-    seam_width = (0.05 + wide_u / width).clamp(max=1)
-    seam = ((edge - (1 - seam_width)) / seam_width).clamp(0, 1) * 0.05 / seam_width
-    bright = 0.94 + tint + grain - 0.42 * seam
-    return bright[..., None] * u.new_tensor((0.70, 0.51, 0.34))
-
-
-def _grassy(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
-    wide = wide_u + wide_v
-    big = _wave(1.1 * u + 0.8 * torch.sin(0.9 * v), wide, 1.0) * _wave(v - 0.4 * u, wide, 1.2)
-    small = _wave(u + 0.3 * torch.sin(2 * v), wide, 5.1) * _wave(v + 0.2 * u, wide, 4.3)
-    bright = 0.92 + 0.13 * big + 0.09 * small
-    return bright[..., None] * u.new_tensor((0.44, 0.64, 0.28))
-
-
-def _gray(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
-    return u.new_tensor((0.64, 0.64, 0.66)).expand(*u.shape, 3)
-
-
-def _sandy(u: Tensor, v: Tensor, wide_u: Tensor, wide_v: Tensor) -> Tensor:
-    wide = wide_u + wide_v
-    ripple = _wave(v + 0.28 * torch.sin(1.1 * u) + 0.12 * torch.sin(2.3 * u + v), wide, 5.2)
-    dune = _wave(u + 0.5 * v, wide, 0.8)
-    bright = 0.95 + 0.065 * ripple + 0.05 * dune
-    return bright[..., None] * u.new_tensor((0.88, 0.77, 0.56))
-
-
-_GROUNDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "checkered floor": _checkered,
-    "wooden floor": _wooden,
-    "grassy field": _grassy,
-    "gray floor": _gray,
-    "sandy beach": _sandy,
-}

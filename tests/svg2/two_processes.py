@@ -1,4 +1,4 @@
-"""The two-process runs of the tests. torchrun starts this once; the tests read the files it writes.
+"""The two-process runs of the tests: torchrun starts them once, and the tests read their files.
 
     python -m tests.svg2.two_processes FOLDER PORT...
 

@@ -9,14 +9,14 @@ const READERS = {
   float32: Float32Array,
 };
 
-function bytesOf(base64) {
+export function bytesOf(base64) {
   const text = atob(base64);
   const bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i += 1) bytes[i] = text.charCodeAt(i);
   return bytes;
 }
 
-/** An array of the payload: {dtype, shape, data}. float16 stays as its bit patterns. */
+/** An array of the payload: {dtype, shape, data}. float16 stays as bit patterns. */
 export function arrayOf(packed) {
   const Reader = packed.dtype === "float16" ? Uint16Array : READERS[packed.dtype];
   if (!Reader) throw new Error(`The payload has an array of unknown type ${packed.dtype}.`);
@@ -85,9 +85,27 @@ function decodeRecord(raw, index, textTokens) {
   };
 }
 
-/** "svg2 · top-p 0.9", with the clusters where the runs of a trace differ in them. */
+/**
+ * The methods of a payload by name, in the registry's order. One that the registry does not know goes
+ * by its name, and nobody knows its rule; a payload without a registry is of the top-p rule alone.
+ */
+function methodsOf({ methods, runs }) {
+  const fallback = (name) => ({
+    name,
+    title: name,
+    line: "",
+    symbol: "circle",
+    colour: null,
+    rule: methods ? null : "top_p",
+  });
+  const known = new Map((methods ?? []).map((m) => [m.name, { ...fallback(m.name), ...m }]));
+  for (const { method } of runs) if (!known.has(method)) known.set(method, fallback(method));
+  return known;
+}
+
+/** "TITLE · top-p 0.9", with the clusters where the runs of a trace differ in them. */
 function nameOf(run, differ) {
-  const parts = [run.method];
+  const parts = [run.title];
   if (isNumber(run.config.top_p)) parts.push(`top-p ${budget(run.config.top_p)}`);
   if (differ) parts.push(run.clusters);
   return parts.join(" · ");
@@ -100,9 +118,12 @@ export function readPayload(payload) {
   }
   if (!payload.runs.length) throw new Error("The trace holds no sparse run.");
   const decoded = new Map();
+  const methods = methodsOf(payload);
   const runs = payload.runs.map((run, index) => ({
     index,
     method: run.method,
+    title: methods.get(run.method).title,
+    compensates: Boolean(methods.get(run.method).compensates ?? run.config.compensate),
     config: run.config,
     clusters: `${run.config.num_q_clusters ?? "?"}/${run.config.num_k_clusters ?? "?"}`,
     result: run.result,
@@ -125,6 +146,7 @@ export function readPayload(payload) {
     frameCount: payload.num_frames,
     latentFrames: payload.latent_frames,
     dense: { video: bytesOf(payload.dense.mp4) },
+    methods,
     runs,
     index: payload.records.map(({ run, step, layer, branch, head }) => ({
       run,
@@ -150,5 +172,3 @@ export async function parsePayload(bytes) {
   ).text();
   return JSON.parse(text);
 }
-
-export { bytesOf };

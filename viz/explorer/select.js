@@ -1,4 +1,4 @@
-// The top-p rule on recorded masses, the same as `selection_at` of svg2/trace.py to the last bit.
+// The top-p rule on recorded masses, equal to `selection_at` of svg2/trace/records.py to the last bit.
 
 /** Budgets that the slider can stand on: 1/200 … 200/200. */
 export const TICKS = 200;

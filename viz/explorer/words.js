@@ -13,7 +13,7 @@ const WORDS = {
     "The mean of the queries (or keys) of a cluster. SVG2 estimates attention between clusters from their centroids, which is far cheaper than from all tokens.",
   "k-means":
     "The clustering: assign each token to its nearest centroid, move each centroid to the mean of its tokens, repeat. The centroids of one step start the next.",
-  mask: "Which query–key pairs are computed. Rows are queries, columns are keys. What is skipped adds nothing in svg2; in svg2-comp its centroid stands in for it.",
+  mask: "Which query–key pairs are computed. Rows are queries, columns are keys. What is skipped adds nothing, or, in methods with compensation, its centroid stands in for it.",
   "top-p":
     "The budget. Each query cluster keeps its heaviest key clusters until they hold this share of its estimated attention mass. At 1 everything is kept.",
   permutation:
@@ -21,14 +21,14 @@ const WORDS = {
   density:
     "The share of all query–key token pairs that is computed, over the calls that ran sparse. 100 % is dense attention.",
   "FLOP ratio":
-    "All query–key pairs over those that are computed, in the calls that ran sparse. It counts work, not time. What stands in for skipped clusters in svg2-comp counts as computed.",
+    "All query–key pairs over those that are computed, in the calls that ran sparse. It counts work, not time. What stands in for skipped clusters in methods with compensation counts as computed.",
   "kept mass":
     "The share of the attention weights (after softmax) that falls on what is kept, estimated from centroids.",
   recall:
     "The true share of the attention weights that falls on what is kept, measured on 64 random queries.",
   tile: "Kernels compute attention in square tiles of token pairs. A tile with one kept pair costs as much as a full one; the rest of it is waste.",
   compensation:
-    "What svg2-comp adds to svg2: a skipped key cluster still adds its centroid, weighted by its size, in place of its tokens.",
+    "In methods with compensation a skipped key cluster still adds its centroid, weighted by its size, in place of its tokens.",
   "warm-up":
     "The first denoising steps run dense, since they decide the layout of the video.",
   psnr: "Peak signal-to-noise ratio of the sparse clip against the dense one, in decibels, on raw frames. Higher is closer; each 6 dB halves the error. It is no measure of beauty.",

@@ -36,11 +36,12 @@ def select_slowly(P, sizes, top_p, min_keep_ratio):
     kept = torch.zeros_like(P, dtype=torch.bool)
     num_min = max(1, math.ceil(min_keep_ratio * P.shape[-1]))
     for b, h, q in itertools.product(*map(range, P.shape[:3])):
-        row = P[b, h, q].tolist()
+        row, filled = P[b, h, q].tolist(), (sizes[b, h] > 0).tolist()
+        order = sorted(range(len(row)), key=lambda k: (not filled[k], -row[k], k))
         before = 0.0
-        for rank, k in enumerate(sorted(range(len(row)), key=lambda k: (-row[k], k))):
+        for rank, k in enumerate(order):
             wanted = before < top_p or rank < num_min or top_p == 1.0
-            kept[b, h, q, k] = wanted and sizes[b, h, k] > 0
+            kept[b, h, q, k] = wanted and filled[k]
             before += row[k]
     return kept
 

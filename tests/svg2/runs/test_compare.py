@@ -197,7 +197,9 @@ def test_progress_counts_steps_and_estimates_the_time_left(pipe, run):
     assert known[-1] == 0
 
 
-def test_previews_show_the_latent_and_leave_the_frames_unchanged(pipe, run, comparison, monkeypatch):
+def test_previews_show_the_latent_and_leave_the_frames_unchanged(
+    pipe, run, comparison, monkeypatch
+):
     monkeypatch.setattr(progress, "GLIMPSE_SECONDS", 0.0)
     seen: list[Progress] = []
     watched = compare(run, pipe, watch=Watch(seen.append, preview=True))
@@ -222,7 +224,9 @@ def test_progress_has_no_previews_by_default(pipe, run):
 
 
 @pytest.mark.parametrize("in_run", ["dense", "svg2"])
-def test_cancel_stops_within_a_step_and_leaves_the_next_run_unchanged(pipe, run, comparison, in_run):
+def test_cancel_stops_within_a_step_and_leaves_the_next_run_unchanged(
+    pipe, run, comparison, in_run
+):
     seen: list[Progress] = []
 
     def should_cancel():

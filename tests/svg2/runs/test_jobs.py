@@ -106,7 +106,9 @@ def test_a_run_takes_defaults_from_the_model(studio: Studio) -> None:
         ({"prompt": "a ball", "height": 1e9}, RequestError, "height"),
     ],
 )
-def test_an_invalid_run_is_refused_in_one_sentence(studio: Studio, values, error, sentence) -> None:
+def test_an_invalid_run_is_refused_in_one_sentence(
+    studio: Studio, values, error, sentence
+) -> None:
     with pytest.raises(error, match=sentence):
         studio.run(values)
 

@@ -17,8 +17,8 @@ from svg2.training.dit import Denoiser
 from svg2.training.evaluate import checkpoint_hash, evaluate_model, held_out_prompts, judge
 from svg2.training.pipeline import assemble, ship
 from svg2.training.render import render_one
-from svg2.training.shapes import ShapeNet, crop, load_or_train, rendered_crops, train
-from svg2.training.sight import sights
+from svg2.training.shape_classifier import ShapeNet, crop, load_or_train, rendered_crops, train
+from svg2.training.clip_reader import track_bodies
 from svg2.training.vae import build_vae
 
 EVERYTHING = Knowledge(frozenset(vocabulary()))
@@ -132,7 +132,7 @@ def test_the_hash_tells_weights_apart(untrained, tmp_path):
 
 @pytest.mark.slow
 def test_shapes_of_rendered_clips_are_told_apart(monkeypatch):
-    monkeypatch.setattr("svg2.training.shapes._FRAME", 96)
+    monkeypatch.setattr("svg2.training.shape_classifier._FRAME", 96)
     net = ShapeNet()
     accuracy = train(net, *rendered_crops(400, "test shapes"), epochs=25)
     assert accuracy > 0.8  # the stage trains on fifteen times as many
@@ -148,7 +148,7 @@ def test_shapes_of_rendered_clips_are_told_apart(monkeypatch):
 
 
 def test_a_trained_classifier_is_loaded_and_not_trained_again(classifier, monkeypatch):
-    monkeypatch.setattr("svg2.training.shapes.train", None)
+    monkeypatch.setattr("svg2.training.shape_classifier.train", None)
     _, accuracy = load_or_train(classifier)
     assert accuracy == 0
 
@@ -156,7 +156,7 @@ def test_a_trained_classifier_is_loaded_and_not_trained_again(classifier, monkey
 def test_a_crop_holds_brightness_within_the_body_alone():
     scene = Scene((Body("green", "cone"),))
     frame = render_one(scene, 1, 96, random.Random(0)).frames[0, 0].numpy()
-    mask = sights(frame[None], ["green"])[0].masks[0]
+    mask = track_bodies(frame[None], ["green"])[0].masks[0]
     found = crop(frame, mask)
     assert found is not None
     assert found.shape == (2, 40, 40)

@@ -18,8 +18,9 @@ from svg2.models.prompts import (
     random_scene,
 )
 from svg2.training.placement import camera_effect, place, project
-from svg2.training.render import _GROUNDS, _Batch, render, render_one
-from svg2.training.sight import HUES, flicker, following, moves_as, object_mask, sights
+from svg2.training.render import _Batch, render, render_one
+from svg2.training.scenery import ALBEDOS
+from svg2.training.clip_reader import HUES, flicker, following, moves_as, object_mask, track_bodies
 
 
 def clip(scene: Scene, seed: int, size: int = 64, num_frames: int = 9) -> np.ndarray:
@@ -122,8 +123,8 @@ def test_far_checkers_are_averaged_and_not_sampled(monkeypatch):
         return frames[:, 26:32].numpy().astype(int)
 
     fine, filtered = horizon(6), horizon(1)
-    floor = _GROUNDS["checkered floor"]
-    monkeypatch.setitem(_GROUNDS, "checkered floor", lambda u, v, a, b: floor(u, v, 0 * a, 0 * b))
+    floor = ALBEDOS["checkered floor"]
+    monkeypatch.setitem(ALBEDOS, "checkered floor", lambda u, v, a, b: floor(u, v, 0 * a, 0 * b))
     sampled = horizon(1)
     assert np.square(filtered - fine).mean() < 0.4 * np.square(sampled - fine).mean()
 
@@ -183,7 +184,7 @@ def test_the_evaluation_passes_rendered_clips(record_property):
             scene = random_scene(rng)
         frames = clip(scene, i, 96, 17)
         growth = camera_effect(scene.camera)[1]
-        found = sights(frames, [body.colour for body in scene.bodies], growth)
+        found = track_bodies(frames, [body.colour for body in scene.bodies], growth)
         for seen, body in zip(found, scene.bodies, strict=True):
             right["bodies"] += 1
             right["colour"] += seen.has_colour(len(scene.bodies) == 1)
@@ -197,20 +198,20 @@ def test_the_evaluation_passes_rendered_clips(record_property):
 
 def test_the_evaluation_fails_the_wrong_colour_and_the_wrong_movement():
     scene = one("red", "ball", "roll", "right", ground="grassy field")
-    seen = sights(clip(scene, seed=0, size=96, num_frames=17), ["red"])[0]
+    seen = track_bodies(clip(scene, seed=0, size=96, num_frames=17), ["red"])[0]
     assert moves_as(seen, scene.bodies[0], scene)
     for motion, direction in (("roll", "left"), ("roll", "towards"), ("roll", "away")):
         assert not moves_as(seen, Body("red", "ball", motion, direction), scene)
     for motion in ("still", "spin", "bounce", "orbit"):
         assert not moves_as(seen, Body("red", "ball", motion), scene)
-    assert not sights(clip(scene, seed=0, size=96), ["blue"])[0].has_colour()
+    assert not track_bodies(clip(scene, seed=0, size=96), ["blue"])[0].has_colour()
 
 
 def test_a_body_that_another_hides_for_a_while_is_not_said_to_move():
     scene = parse("a green ball sliding to the right and a red cube resting over a grassy field")
     cube = scene.bodies[1]
     frames = clip(scene, seed=4, size=96, num_frames=17)
-    by_itself, beside = sights(frames, ["red"])[0], sights(frames, ["red", "green"])[0]
+    by_itself, beside = track_bodies(frames, ["red"])[0], track_bodies(frames, ["red", "green"])[0]
     assert by_itself.is_whole.all()
     assert not moves_as(by_itself, cube, scene), "else this clip shows nothing"
     assert 5 <= beside.is_whole.sum() < len(frames)
@@ -222,7 +223,7 @@ def test_a_body_that_another_hides_for_a_while_is_not_said_to_move():
 def test_a_blue_cube_is_seen_to_turn():
     scene = one("blue", "cube", "spin")
     for seed in range(3):
-        turning = sights(clip(scene, seed=seed, size=96, num_frames=17), ["blue"])[0]
+        turning = track_bodies(clip(scene, seed=seed, size=96, num_frames=17), ["blue"])[0]
         assert moves_as(turning, scene.bodies[0], scene)
         assert not moves_as(turning, Body("blue", "cube", "still"), scene)
 
@@ -231,13 +232,13 @@ def test_noise_shows_nothing_and_flickers():
     noise = torch.randint(
         0, 256, (9, 64, 64, 3), dtype=torch.uint8, generator=torch.manual_seed(0)
     ).numpy()
-    assert not sights(noise, ["green"])[0].has_colour()
+    assert not track_bodies(noise, ["green"])[0].has_colour()
     assert flicker(noise) > 20 * flicker(clip(one("red", "ball", "spin"), seed=0))
 
 
 def test_a_cluster_that_travels_with_its_body_is_told_from_one_that_stays():
     scene = one("red", "cube", "slide", "right")
-    masks = sights(clip(scene, seed=0, size=96, num_frames=9), ["red"])[0].masks
+    masks = track_bodies(clip(scene, seed=0, size=96, num_frames=9), ["red"])[0].masks
     grid = (5, 12, 12)
     tokens = np.stack([masks[i].reshape(12, 8, 12, 8).mean((1, 3)) > 0.34 for i in range(0, 9, 2)])
     travels = following(tokens.astype(int).ravel(), grid, masks)

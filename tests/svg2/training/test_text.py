@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from svg2.models import prompts
 from svg2.models.prompts import Body, Scene
-from svg2.training import grammar
 from svg2.training.pipeline import build_tokenizer
 from svg2.training.text import Reader, load_text_encoder, read, say, train_text
 
@@ -20,25 +20,25 @@ def test_each_word_of_an_object_is_to_tell_all_of_that_object():
     words = "a red ball rolling right and a shiny blue cube spinning on a sandy beach at sunset"
     owners = [0] * 5 + [-1] + [1] * 5 + [-1] * 6
     reading = read(build_tokenizer(), [(PAIR, list(zip(words.split(), owners, strict=True)))])
-    red, blue = grammar.COLOURS.index("red"), grammar.COLOURS.index("blue")
-    ball, cube = grammar.SHAPES.index("ball"), grammar.SHAPES.index("cube")
+    red, blue = prompts.COLOURS.index("red"), prompts.COLOURS.index("blue")
+    ball, cube = prompts.SHAPES.index("ball"), prompts.SHAPES.index("cube")
     colours, shapes, *_, grounds, skies, _ = reading.targets[0].unbind(-1)
     assert colours.tolist() == [red] * 5 + [-100] + [blue] * 5 + [-100] * 7
     assert shapes.tolist() == [ball] * 5 + [-100] + [cube] * 5 + [-100] * 7
-    assert set(grounds.tolist()) == {grammar.GROUNDS.index("sandy beach")}
-    assert set(skies.tolist()) == {grammar.SKIES.index("sunset")}
+    assert set(grounds.tolist()) == {prompts.GROUNDS.index("sandy beach")}
+    assert set(skies.tolist()) == {prompts.SKIES.index("sunset")}
     assert reading.attention_mask.sum() == len(owners) + 1
 
 
 @pytest.mark.parametrize("seed", range(200))
 def test_what_is_said_loosely_keeps_what_parses(seed):
     rng = random.Random(seed)
-    scene = grammar.random_scene(rng)
+    scene = prompts.random_scene(rng)
     said = say(scene, rng)
-    assert grammar.parse(" ".join(word for word, _ in said)) == scene
+    assert prompts.parse(" ".join(word for word, _ in said)) == scene
     for i, body in enumerate(scene.bodies):
         own = " ".join(word for word, owner in said if owner == i)
-        alone = grammar.parse(own).bodies
+        alone = prompts.parse(own).bodies
         assert alone == (body,)
 
 

@@ -11,10 +11,10 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from svg2.models.prompts import SHAPES, Scene, random_scene
+from svg2.training.clip_reader import HUES, object_mask
 from svg2.training.data import AT_ONCE
 from svg2.training.placement import Placement, place
 from svg2.training.render import render
-from svg2.training.sight import HUES, object_mask
 
 _SIDE = 40
 _FRAME = 144  # pixels of the rendered frames that crops are taken from

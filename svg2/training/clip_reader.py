@@ -44,7 +44,7 @@ _FEWEST = 5  # frames that tell a movement
 
 
 @dataclass(frozen=True)
-class Sight:
+class BodyTrack:
     """A body of one colour in a clip.
 
     Attributes:
@@ -85,21 +85,21 @@ def object_mask(frame: UInt8[ndarray, "H W 3"], colour: str) -> Bool[ndarray, "H
     return np.isin(labels, np.nonzero(areas >= _PIECE * areas.max())[0])
 
 
-def sights(
+def track_bodies(
     frames: UInt8[ndarray, "F H W 3"], colours: Sequence[str], growth: float = 1.0
-) -> list[Sight]:
+) -> list[BodyTrack]:
     """Follow the bodies of `colours` through a clip; the camera makes them grow by `growth`."""
     masks = [np.stack([object_mask(frame, colour) for frame in frames]) for colour in colours]
     grown = growth ** np.linspace(0, 1, len(frames))
     return [
-        _sight(frames, mine, [other for other in masks if other is not mine], grown)
+        _body_track(frames, mine, [other for other in masks if other is not mine], grown)
         for mine in masks
     ]
 
 
-def _sight(
+def _body_track(
     frames: ndarray, masks: ndarray, others: Sequence[ndarray], grown: Float[ndarray, " F"]
-) -> Sight:
+) -> BodyTrack:
     track = np.full((len(frames), 3), np.nan)
     for i, mask in enumerate(masks):
         ys, xs = np.nonzero(mask)
@@ -111,7 +111,7 @@ def _sight(
         touched = np.any([_touch(masks, other) for other in others], axis=0)
         size = track[:, 2] / grown
         is_whole &= ~(touched & (size < _WHOLE * np.nanmax(size)))
-    return Sight(masks, track, is_whole, _change(frames, masks, track, is_whole))
+    return BodyTrack(masks, track, is_whole, _change(frames, masks, track, is_whole))
 
 
 def _touch(masks: ndarray, others: ndarray) -> Bool[ndarray, " F"]:
@@ -154,7 +154,7 @@ def _change(frames: ndarray, masks: ndarray, track: ndarray, shown: ndarray) -> 
     return float(np.quantile(found, _STEADILY)) if found else math.nan
 
 
-def moves_as(seen: Sight, body: Body, scene: Scene) -> bool:
+def moves_as(seen: BodyTrack, body: Body, scene: Scene) -> bool:
     """Whether the movement is the asked one, the camera's own taken out."""
     if not seen.has_colour(len(scene.bodies) == 1):
         return False
