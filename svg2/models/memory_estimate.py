@@ -80,10 +80,10 @@ def memory_need(shape: TransformerShape, tokens: int, config: SVG2Config) -> Mem
     num_q, num_k = config.num_q_clusters, config.num_k_clusters
     if shape.joint_text:
         # A single-stream block. Held: its input, the normed input, the MLP part, q, k and v.
-        # On top, dense: RoPE of one of q and k in fp32. Sparse, at most: sorted copies of the
-        # tokens, the output, and copies joined with the text.
+        # On top, dense: RoPE of one of q and k in fp32. Sparse: sorted keys and values, and the
+        # output.
         held = 2 * layer + mlp + 3 * layer
-        dense, sparse = held + 7 * layer, held + (2 + 3 + 1) * layer
+        dense, sparse = held + 7 * layer, held + (2 + 1) * layer
     else:
         # Held: the residual, the normed residual, q, k and v. On top, dense: RoPE of one of q and
         # k in fp32. Sparse: sorted keys and values, and the output. The feed-forward part holds

@@ -21,15 +21,21 @@ import { makeTour } from "./tour.js";
 import { makeTradeoff } from "./tradeoff.js";
 
 /**
- * `name` is what links and the tour call a view. `needsRecords`: it is left out where a trace holds no
- * recorded clusters. `onSlide(name)`: whether it is shown on the slide of that view.
+ * `name` is what links, slides and the tour call a view. `needsRecords`: it is left out where a trace
+ * holds no recorded clusters. `isSlide`: it can stand on a slide alone (`?embed=1&view=NAME`), and
+ * `besideSlide(view)` says whether it also stands on the slide of another view.
  */
 export const VIEWS = [
   { name: "head", make: makeHeader },
   { name: "compare", make: makeCompare, isSlide: true },
-  { name: "place", make: makePlaceBar, needsRecords: true },
+  {
+    name: "place",
+    make: makePlaceBar,
+    needsRecords: true,
+    besideSlide: ({ needsRecords }) => needsRecords,
+  },
   { name: "clusters", make: makeClusters, needsRecords: true, isSlide: true },
   { name: "masks", make: makeMasks, needsRecords: true, isSlide: true },
   { name: "tradeoff", make: makeTradeoff, isSlide: true },
-  { name: "tour", make: makeTour },
+  { name: "tour", make: makeTour, besideSlide: () => true },
 ];

@@ -1,0 +1,148 @@
+// What the state selects: the record on show, the mask at its budget, and the ways to move on.
+
+import { curve, heaviestBlock, measure, selectionAt, TICKS } from "./select.js";
+import { measuredBudget, nearestPlace, PLACE, placesOf, recordAt, recordedRun } from "./state.js";
+
+/** What the views read of the state. */
+export function makeReading(data, store) {
+  let memo = {}; // the mask on show, until the record or the budget changes
+  const source = () => recordedRun(data, store.get().run);
+  const reading = {
+    /** The run whose records are shown; -1 where the trace holds none. */
+    source,
+    recordIndex: () => recordAt(data, store.get(), source()),
+    record: () => data.record(reading.recordIndex()),
+    measuredBudget: () => measuredBudget(data, store.get().run),
+    isMeasured: () => store.get().top_p === reading.measuredBudget(),
+    /** Whether the browser can repeat the selection of the run on show at another budget. */
+    canRedo() {
+      const { method } = data.runs[source() < 0 ? store.get().run : source()];
+      return data.methods.get(method).rule === "top_p";
+    },
+    /** Whether the mask on show is the one that the method computed. */
+    isOwnMask: () => reading.isMeasured() || !reading.canRedo(),
+    /** The selection on show: the method's own at the measured budget, else by the same rule from P. */
+    kept() {
+      const record = reading.record();
+      const { top_p } = store.get();
+      if (memo.record !== record || memo.top_p !== top_p) {
+        const mask = reading.isOwnMask()
+          ? record.kept
+          : selectionAt(record, top_p, reading.minKeepRatio());
+        memo = { record, top_p, mask, stats: measure(record, mask) };
+      }
+      return memo.mask;
+    },
+    stats() {
+      reading.kept();
+      return memo.stats;
+    },
+    minKeepRatio: () => data.runs[source()].config.min_keep_ratio ?? 0,
+    curve: (record) => curve(record, reading.minKeepRatio()),
+    /** What is pointed at, or else pinned: every view marks the same clusters. */
+    marked({ hover, side, cluster, pair }) {
+      if (hover) return [hover];
+      if (cluster === null) return [];
+      const pinned = { side, cluster };
+      return pair === null ? [pinned] : [pinned, { side: side === "q" ? "k" : "q", cluster: pair }];
+    },
+    /** The pinned block of the mask; where only a cluster is pinned, its heaviest one. */
+    block() {
+      const { side, cluster, pair } = store.get();
+      return heaviestBlock(
+        reading.record(),
+        side === "q" ? { q: cluster, k: pair } : { q: pair, k: cluster },
+      );
+    },
+  };
+  return reading;
+}
+
+/** Changes of the state that are more than one value. */
+export function makeMoves(data, store, reading) {
+  const { source } = reading;
+  const recorded = (name) => placesOf(data, source(), name).recorded;
+  const moves = {
+    selectRun(index) {
+      const state = store.get();
+      const from = recordedRun(data, index);
+      if (from === source()) return store.set({ run: index });
+      return store.set({
+        ...nearestPlace(data, state, from),
+        run: index,
+        cluster: null,
+        hover: null,
+        top_p: measuredBudget(data, index),
+      });
+    },
+    selectPlace(patch) {
+      const state = store.get();
+      const next = nearestPlace(data, { ...state, ...patch }, source());
+      const sameHead = ["layer", "branch", "head"].every((n) => next[n] === state[n]);
+      store.set({
+        ...Object.fromEntries(PLACE.map((n) => [n, next[n]])),
+        hover: null,
+        cluster: sameHead ? state.cluster : null, // labels live on from step to step, not from head to head
+      });
+    },
+    /** Go to the next recorded step, layer, head or branch; at the end stay. */
+    movePlace(name, by) {
+      const values = recorded(name);
+      const next = values[values.indexOf(store.get()[name]) + by];
+      if (next !== undefined) moves.selectPlace({ [name]: next });
+    },
+    /** Go to the next recorded head; from the last to the first. */
+    nextHead() {
+      const heads = recorded("head");
+      moves.selectPlace({ head: heads[(heads.indexOf(store.get().head) + 1) % heads.length] });
+    },
+    selectBudget(p) {
+      const measured = reading.measuredBudget();
+      store.set({ top_p: Math.abs(p - measured) < 0.5 / TICKS ? measured : p });
+    },
+    stepFrame(by) {
+      const { frame } = store.get();
+      store.set({ playing: false, frame: (frame + by + data.frameCount) % data.frameCount });
+    },
+  };
+  return moves;
+}
+
+/**
+ * Density of every recorded call of a run at every budget, one record at a time so that the page
+ * stays quick; `onDone` is called when all are known.
+ */
+export function makeSummaries(data, reading, onDone) {
+  const known = new Map();
+  let timer = 0;
+  const own = () => data.index.flatMap((r, i) => (r.run === reading.source() ? [i] : []));
+
+  function step() {
+    const next = own().find((i) => !known.has(i));
+    if (next === undefined) return onDone();
+    const record = data.record(next);
+    known.set(next, {
+      kept: measure(record, record.kept).density,
+      density: reading.canRedo() ? reading.curve(record).density : null,
+    });
+    if (next !== reading.recordIndex()) data.forget(next);
+    return start(0);
+  }
+  function start(delayMs) {
+    clearTimeout(timer);
+    timer = setTimeout(step, delayMs);
+  }
+  return {
+    start,
+    /** Mean density of the recorded calls at a budget, null until it is known, and their number. */
+    meanDensity(top_p) {
+      const all = own();
+      const found = all.map((i) => known.get(i)).filter(Boolean);
+      if (!all.length || found.length < all.length) return { value: null, count: all.length };
+      const at = Math.round(top_p * TICKS);
+      const of = ({ kept, density }) => (reading.isOwnMask() ? kept : density[at]);
+      return { value: found.reduce((sum, one) => sum + of(one), 0) / all.length, count: all.length };
+    },
+    close: () => clearTimeout(timer),
+  };
+}
