@@ -13,7 +13,7 @@ from svg2.trace.records import Trace
 from viz.payload import explorer_payload, payload_bytes
 
 FOLDER = Path(__file__).parent / "explorer"
-ENTRY = "main.js"
+ENTRY = "mount.js"
 
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "(\.\.?/[a-z/]+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (async function|function|const|class) ([A-Za-z]\w*)", re.MULTILINE)
@@ -53,10 +53,12 @@ def _as_function(name: str, source: str) -> str:
     exports = [found for _, found in _EXPORT.findall(source)]
     for names in _EXPORT_LIST.findall(source):
         exports += [n.strip() for n in names.split(",") if n.strip()]
-    source = _IMPORT.sub(
-        lambda m: f"const {{{m[1].replace(' as ', ': ').strip()}}} = {_variable(_resolve(m[2], name))};\n",
-        source,
-    )
+
+    def as_constant(found: re.Match[str]) -> str:
+        names = found[1].replace(" as ", ": ").strip()
+        return f"const {{{names}}} = {_variable(_resolve(found[2], name))};\n"
+
+    source = _IMPORT.sub(as_constant, source)
     source = _EXPORT_LIST.sub("", _EXPORT.sub(r"\1 \2", source))
     if re.search(r"^(import|export)\b", source, re.MULTILINE):
         raise ValueError(f"{name} uses a form of import or export that is not understood here.")

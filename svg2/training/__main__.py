@@ -245,18 +245,18 @@ STAGES: Mapping[str, Stage] = {
 
 
 def _made(path: Path, stage: str) -> Path:
-    """`path`, which a stage before has made.
+    """`path`, the output of an earlier stage.
 
     Raises:
-        TrainingError: it has not.
+        TrainingError: it does not exist.
     """
     if not path.exists():
-        raise TrainingError(f"{path} is not there: run `{stage}` first.")
+        raise TrainingError(f"{path} does not exist: run `{stage}` first.")
     return path
 
 
 def _check_pipeline(folder: Path, otherwise: str) -> None:
-    """See that a shipped pipeline lies in `folder`.
+    """Check that `folder` holds a shipped pipeline.
 
     Raises:
         TrainingError: it does not.
@@ -266,7 +266,7 @@ def _check_pipeline(folder: Path, otherwise: str) -> None:
 
 
 def _spent(checkpoint: Path) -> float:
-    """Minutes that a checkpoint has been trained for."""
+    """Minutes of training in a checkpoint; 0 without one."""
     return (checkpoint_record(checkpoint) or {"seconds": 0.0})["seconds"] / 60
 
 
@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU here; cpu would do.")
+        parser.error("--device cuda: torch finds no GPU here. Use --device cpu.")
     if args.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
@@ -283,10 +283,10 @@ def main(argv: list[str] | None = None) -> None:
     group = nullcontext()
     if share.world > 1:
         if args.stage == "all":
-            sys.exit("`all` is one process: start its stages with torchrun, one by one")
+            sys.exit("`all` is one process: start its stages with torchrun, one by one.")
         if args.device == "cuda":
             torch.cuda.set_device(share.local_rank)
-        # The first reads and ships while the others wait.
+        # The other processes wait while the first one trains the text encoder or ships.
         group = process_group(args.device, timeout=timedelta(days=1))
     try:
         with group:
@@ -307,7 +307,10 @@ def _run(training: Training, args: argparse.Namespace, share: Processes) -> None
 
 
 def _parser() -> argparse.ArgumentParser:
-    rows = [*((name, stage.line) for name, stage in STAGES.items()), ("all", "all of them")]
+    rows = [
+        *((name, stage.line) for name, stage in STAGES.items()),
+        ("all", "render to evaluate, within --minutes"),
+    ]
     parser = argparse.ArgumentParser(
         prog="python -m svg2.training",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -317,17 +320,19 @@ def _parser() -> argparse.ArgumentParser:
         "with torchrun.",
     )
     parser.add_argument("stage", choices=[name for name, _ in rows])
-    parser.add_argument("--work", type=Path, default=Path("work"), help="clips and checkpoints")
+    parser.add_argument(
+        "--work", type=Path, default=Path("work"), help="folder of clips and checkpoints"
+    )
     parser.add_argument(
         "--out", type=Path, default=BUILTIN_FOLDER, help="folder of the shipped pipeline"
     )
-    parser.add_argument("--pretrained", type=Path, help="shipped pipeline to go on from")
+    parser.add_argument("--pretrained", type=Path, help="shipped pipeline to continue from")
     parser.add_argument(
         "--vae-clips", type=_above_0(int), default=1000, help="clips for the autoencoder"
     )
     parser.add_argument("--clips", type=_above_0(int), default=2000, help="clips for the denoiser")
     parser.add_argument(
-        "--minutes", type=_above_0(float), default=30, help="wall time of a stage, or of all"
+        "--minutes", type=_above_0(float), default=30, help="wall time of the stage, or of `all`"
     )
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument(
@@ -343,7 +348,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         *("--sparse-prompts",),
         type=_above_0(int),
-        help="how many of the prompts they get; all unless given",
+        help="how many of the prompts to run with these methods (default: all)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -361,7 +366,7 @@ def _above_0(kind: type[int] | type[float]) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text} is not above 0")
         return value
 
-    parse.__name__ = kind.__name__  # argparse names it where `kind` refuses
+    parse.__name__ = kind.__name__  # argparse uses it in its messages
     return parse
 
 

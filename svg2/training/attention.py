@@ -1,7 +1,7 @@
-"""Attention written out as bf16 matrix products, for training on CPUs that have them.
+"""Attention as bf16 matrix products with a backward pass, for CPUs that multiply in bf16.
 
-On a core with AMX torch's fused kernel took 1.2 times (one clip of 5,184 tokens) to 1.7 times as
-long (six clips of 576), most of it on the way back.
+On a core with AMX, torch's fused kernel took 1.2 times as long for one clip of 5,184 tokens, and
+1.7 times as long for six clips of 576. Most of the difference is in the backward pass.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ _ROWS = 576  # queries at once
 
 @torch.library.custom_op("svg2_training::attend", mutates_args=())
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [G, N, D] and weights [G, N, M], which the way back needs; q is scaled already."""
+    """Output [G, N, D], and the weights [G, N, M] for the backward pass; q is already scaled."""
     weights = q.new_empty((len(q), q.shape[1], k.shape[1]))
     out = torch.empty_like(q)
     for g in range(len(q)):
@@ -58,7 +58,9 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)  # zeros for the weights', which nobody uses
+    ctx.set_materialize_grads(
+        False
+    )  # or autograd makes zeros for the unused gradient of the weights
     ctx.save_for_backward(*inputs, output[1])
 
 
@@ -76,14 +78,14 @@ def _chunks(total: int) -> list[slice]:
 def attention(
     q: Float[Tensor, "B H N D"], k: Float[Tensor, "B H M D"], v: Float[Tensor, "B H M D"]
 ) -> Float[Tensor, "B H N D"]:
-    """Exact softmax attention in bf16, with a way back: it keeps 2 N M bytes of weights a head."""
+    """Exact softmax attention in bf16. For the backward pass, it keeps 2 N M bytes per head."""
     scale = q.shape[-1] ** -0.5
     folded = (x.bfloat16().flatten(0, 1).contiguous() for x in (q * scale, k, v))
     return _attend(*folded)[0].unflatten(0, q.shape[:2])
 
 
 class WrittenOutProcessor:
-    """Attention of a Wan block, to itself or to text, by `attention`."""
+    """Attention processor of diffusers that computes Wan's self- and cross-attention in bf16."""
 
     def __call__(
         self,
@@ -113,10 +115,10 @@ class WrittenOutProcessor:
 def _projected(
     rows: Float[Tensor, "B N inner"], to: nn.Linear, norm: nn.RMSNorm, heads: int | None
 ) -> Float[Tensor, "B N inner"]:
-    """Normalised queries or keys; with `heads`, first the even then the odd dimensions of each.
+    """Normalised queries or keys. With `heads`, each head has its even dimensions before its odd.
 
-    Rotary embedding turns pairs of them. Weights are small, so it is they that are sorted: turning
-    every other number of q and k took six times as long as turning halves.
+    Rotary embedding rotates pairs of dimensions, and rotating halves is six times as fast as
+    rotating alternate dimensions. The small weights are reordered in place of the tokens.
     """
     weight, bias, scale = to.weight, to.bias, norm.weight
     if heads is not None:

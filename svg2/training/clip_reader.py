@@ -1,6 +1,6 @@
-"""What a clip shows, from its frames alone: where the body of a colour is, and how it moves.
+"""Reads from the frames of a clip where a body of a colour is, and how it moves.
 
-Bodies are found by hue. White ones can't be: floors and clouds are as white.
+Bodies are found by hue. White bodies can't be found, because floors and clouds are white too.
 """
 
 import functools
@@ -16,7 +16,7 @@ from numpy import ndarray
 from svg2.models.prompts import Body, Scene
 from svg2.training.placement import camera_effect
 
-# OpenCV hue (0 to 180), how far from it, and the least saturation that no ground or sky reaches.
+# OpenCV hue (0 to 180), the largest distance to it, and a saturation above all grounds and skies.
 HUES = {
     "red": (0, 6, 140),
     "orange": (13, 6, 190),
@@ -29,18 +29,18 @@ HUES = {
 }
 _LEAST_VALUE = 40
 _LEAST_AREA = 0.0025  # of the frame
-_PIECE = 0.2  # of the largest region: smaller ones are no part of the body
+_PIECE = 0.2  # of the largest region: the body has no smaller parts
 _MOVED_X = 0.14  # of the width, first to last
 _MOVED_Y = 0.07  # of the height, highest to lowest
 _GROWN, _SHRUNK = 1.2, 0.83
-_WOUND = 3.4  # radians around its middle that a body on its orbit goes at least
+_WOUND = 3.4  # radians that an orbit goes around its middle, at least
 _LAG = 4  # frames over which a body's inside may change
-_TURNED = 7.0  # change inside a turning body, of 255, in that time
-_STEADILY = 0.25  # quantile of that: another body's shadow passes, a turn goes on
+_TURNED = 7.0  # change inside a turning body in that time, of 255
+_STEADILY = 0.25  # quantile of the change: a passing shadow is brief, a turn lasts
 _PATCH = 32
-_WHOLE = 0.8  # of its largest size: as little of a body beside another is hidden by it
+_WHOLE = 0.8  # of its largest size: a smaller body beside another is partly hidden by it
 _TOUCHING = 2  # pixels between bodies that touch
-_FEWEST = 5  # frames that tell a movement
+_FEWEST = 5  # frames from which a movement can be read
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class BodyTrack:
     """A body of one colour in a clip.
 
     Attributes:
-        masks: its pixels; all false where it is unseen.
-        track: centre (x, y) in shares of width and height, and the root of its area in shares of
-            the frame's; nan where unseen.
-        is_whole: frames that show all of it; in the others another body hides a part.
-        change: how much its inside changes over four frames, of 255, most of the time; nan where
-            no frames show it twice.
+        masks: its pixels; all false in frames without it.
+        track: centre (x, y) as shares of width and height, and the root of its share of the
+            frame's area; nan in frames without it.
+        is_whole: frames in which no other body hides a part of it.
+        change: how much its inside changes over four frames, of 255, in most of the clip; nan if
+            too few frames show it.
     """
 
     masks: Bool[ndarray, "F H W"]
@@ -67,12 +67,12 @@ class BodyTrack:
         return float(np.isfinite(self.track[:, 0]).mean())
 
     def has_colour(self, alone: bool = True) -> bool:
-        """Whether most frames show it; another body may hide it for a while."""
+        """Whether most frames show it. A second body in the clip may hide it for a while."""
         return self.seen >= (0.8 if alone else 0.6)
 
 
 def object_mask(frame: UInt8[ndarray, "H W 3"], colour: str) -> Bool[ndarray, "H W"]:
-    """The largest regions of `colour`, empty where none is large enough."""
+    """The largest regions of `colour`; empty if none is large enough."""
     hue, spread, saturation = HUES[colour]
     hsv = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV).astype(np.int16)
     distance = np.abs((hsv[..., 0] - hue + 90) % 180 - 90)
@@ -88,7 +88,7 @@ def object_mask(frame: UInt8[ndarray, "H W 3"], colour: str) -> Bool[ndarray, "H
 def track_bodies(
     frames: UInt8[ndarray, "F H W 3"], colours: Sequence[str], growth: float = 1.0
 ) -> list[BodyTrack]:
-    """Follow the bodies of `colours` through a clip; the camera makes them grow by `growth`."""
+    """Follow the bodies of `colours` through a clip in which the camera enlarges by `growth`."""
     masks = [np.stack([object_mask(frame, colour) for frame in frames]) for colour in colours]
     grown = growth ** np.linspace(0, 1, len(frames))
     return [
@@ -122,9 +122,9 @@ def _touch(masks: ndarray, others: ndarray) -> Bool[ndarray, " F"]:
 
 
 def _change(frames: ndarray, masks: ndarray, track: ndarray, shown: ndarray) -> float:
-    """Mean difference of patches around the body over `_LAG` frames that show it.
+    """Difference of patches around the body over `_LAG` frames, of 255.
 
-    In the brightest channel: grey is nearly blind to blue.
+    In the brightest channel, because a change of blue hardly changes grey.
     """
     height, width = frames.shape[1:3]
     patches: list[tuple[ndarray, ndarray] | None] = []
@@ -155,13 +155,13 @@ def _change(frames: ndarray, masks: ndarray, track: ndarray, shown: ndarray) -> 
 
 
 def moves_as(seen: BodyTrack, body: Body, scene: Scene) -> bool:
-    """Whether the movement is the asked one, the camera's own taken out."""
+    """Whether a body moves as asked, after the camera's movement is subtracted."""
     if not seen.has_colour(len(scene.bodies) == 1):
         return False
     shown = np.isfinite(seen.track[:, 0])
     stays = body.motion in ("still", "spin", "bounce")
     if stays and seen.is_whole.sum() >= _FEWEST:
-        shown = seen.is_whole  # the rest of it would seem to move away from what hides it
+        shown = seen.is_whole  # the visible part seems to move away from what hides the rest
     frames = np.nonzero(shown)[0]
     share = frames / max(len(seen.track) - 1, 1)
     camera_x, camera_growth = camera_effect(scene.camera)
@@ -169,7 +169,7 @@ def moves_as(seen: BodyTrack, body: Body, scene: Scene) -> bool:
     x, y = 0.5 + (seen.track[frames, :2].T - 0.5) / zoom
     x = x - camera_x * share
     size = seen.track[frames, 2] / zoom
-    # A few frames at each end, since one body may hide another at one of them.
+    # A few frames at each end, because one body may hide another in a single frame.
     first, last = slice(None, 3), slice(-3, None)
     shift = float(np.median(x[last]) - np.median(x[first])) * len(x) / max(len(x) - 2, 1)
     growth = float(np.median(size[last]) / np.median(size[first]))
@@ -193,7 +193,7 @@ def moves_as(seen: BodyTrack, body: Body, scene: Scene) -> bool:
 
 
 def _winding(x: ndarray, y: ndarray) -> float:
-    """Angle that a path goes about its middle, in radians, each axis scaled to its range."""
+    """Angle of a path around its middle in radians, with each axis scaled to its range."""
     ends = [np.array([v.min(), v.max()]) for v in (x, y)]
     scaled = [
         (v - e.mean()) / max(float(np.ptp(e)), 0.02) for v, e in zip((x, y), ends, strict=True)
@@ -203,7 +203,7 @@ def _winding(x: ndarray, y: ndarray) -> float:
 
 
 def flicker(frames: UInt8[ndarray, "F H W 3"]) -> float:
-    """Mean second difference over time, of 255: what moves evenly counts little, noise counts."""
+    """Mean second difference over time, of 255: low for even movement, high for noise."""
     values = frames.astype(np.float32)
     return float(np.abs(values[2:] - 2 * values[1:-1] + values[:-2]).mean() / 2)
 
@@ -211,14 +211,17 @@ def flicker(frames: UInt8[ndarray, "F H W 3"]) -> float:
 def following(
     labels: ndarray, grid: tuple[int, int, int], masks: Bool[ndarray, "F H W"]
 ) -> float | None:
-    """Share of a cluster's last-frame tokens on the body under which it has most in the first.
+    """Whether a cluster follows a body: its share of last-frame tokens that lie on the body.
+
+    The cluster is the one with the most tokens on the body in the first frame.
 
     Args:
-        labels: cluster of each token, tokens in (frame, row, column) order.
+        labels: cluster of each token, in (frame, row, column) order.
         masks: pixels of the body.
+
     Returns:
-        None where the body is unseen in the first or the last frame; 0 where the cluster has no
-        tokens left.
+        None if the first or the last frame does not show the body; 0 if the cluster has no tokens
+        in the last frame.
     """
     t, y, x = grid
     tokens = labels.reshape(t, y, x)
@@ -231,6 +234,6 @@ def following(
 
 
 def _on_tokens(mask: Bool[ndarray, "H W"], rows: int, columns: int) -> Bool[ndarray, "Y X"]:
-    """Tokens that the body covers by a third or more, so that its rim counts as its own."""
+    """Tokens of which the body covers a third or more, so that its rim is included."""
     covered = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
     return covered >= 1 / 3

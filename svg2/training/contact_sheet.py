@@ -19,7 +19,7 @@ _SHEET = (4, 6)  # prompts across and down
 
 
 def make_contact_sheet(folder: Path, path: Path, device: str = "auto") -> None:
-    """Held-out prompts, three frames of each, as one PNG below 1 MB."""
+    """Write one PNG below 1 MB with held-out prompts and three frames of each clip."""
     model = model_id(folder)
     across, down = _SHEET
     spec = model_spec(model)
@@ -36,7 +36,7 @@ def make_contact_sheet(folder: Path, path: Path, device: str = "auto") -> None:
 
 
 def png_below(image: UInt8[ndarray, "H W 3"], limit_bytes: int) -> bytes:
-    """`image` as PNG, made smaller by an eighth as often as it takes."""
+    """`image` as PNG, reduced by an eighth of its size until it is below the limit."""
     while True:
         ok, data = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
         assert ok
@@ -47,7 +47,7 @@ def png_below(image: UInt8[ndarray, "H W 3"], limit_bytes: int) -> bytes:
 
 
 def _cell(frames: UInt8[ndarray, "F H W 3"], prompt: str) -> UInt8[ndarray, "Y X 3"]:
-    """First, middle and last frame beside each other, the prompt in up to three lines below."""
+    """First, middle and last frame side by side, over up to three lines of prompt."""
     shown = np.concatenate([frames[i] for i in (0, len(frames) // 2, -1)], axis=1)
     width = 360
     shown = cv2.resize(shown, (width, width // 3), interpolation=cv2.INTER_AREA)

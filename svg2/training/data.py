@@ -1,4 +1,4 @@
-"""What stages leave on disk: rendered clips and latents, in files that grow, and checkpoints."""
+"""Files of the stages: stores of rendered clips and of latents, and checkpoints."""
 
 import hashlib
 import json
@@ -24,47 +24,48 @@ from svg2.training.scenery import TILE
 from svg2.training.solids import STRIPE
 
 AT_ONCE = {"cpu": 1, "cuda": 24}  # clips rendered in one batch
-_ROUND = 4  # batches between which ranks wait for one another
-_STAGED = 8  # clips whose placement stands for that of all
+_ROUND = 4  # batches per rank before all ranks wait for one another
+_STAGED = 8  # clips whose placements are hashed
 
 
 class TrainingError(ValueError):
-    """A stage can't go on from what is there; the message is one sentence."""
+    """A stage can't continue from the files of earlier stages; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Equal arrays, one a scene, in `folder`: `rows.bin`, `scenes.jsonl` and `about.json`.
+    """Arrays of one shape, one per scene, in `rows.bin`, `scenes.jsonl` and `about.json`.
 
-    What a broken-off `append` left is ignored, and overwritten by the next.
+    The remains of an interrupted `append` are ignored, and the next `append` overwrites them.
     """
 
     folder: Path
 
     @property
     def about(self) -> dict[str, Any]:
-        """`shape` and `dtype` of a row, and what its maker noted.
+        """`shape` and `dtype` of a row, and the notes of the first `append`.
 
         Raises:
-            FileNotFoundError: nothing was stored yet.
+            FileNotFoundError: the store is empty.
         """
         return json.loads((self.folder / "about.json").read_text())
 
     @property
     def scenes(self) -> tuple[Scene, ...]:
+        """The scenes of all rows."""
         return tuple(Scene.from_json(line) for line in self._lines())
 
     def __len__(self) -> int:
         return len(self._lines())
 
     def rows(self) -> np.ndarray:
-        """All rows [n, *shape], memory-mapped."""
+        """All rows `[n, *shape]`, memory-mapped."""
         about = self.about
         shape = (len(self), *about["shape"])
         return np.memmap(self.folder / "rows.bin", dtype=about["dtype"], mode="r", shape=shape)
 
     def append(self, rows: np.ndarray, scenes: Sequence[Scene], **about: Any) -> None:
-        """Add one row a scene; the first call fixes the rows' shape and `about`."""
+        """Add one row per scene. The first call fixes the shape of the rows, and `about`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = self._lines()
         if not lines:
@@ -80,13 +81,13 @@ class Store:
         _write_at(self.folder / "scenes.jsonl", whole, added.encode())
 
     def _lines(self) -> list[str]:
-        """One a row; what has no end yet was broken off."""
+        """One line per row, without an unfinished last line."""
         path = self.folder / "scenes.jsonl"
         return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:
-    """Write `data` from `offset` on, where the file then ends."""
+    """Write `data` at `offset`, and end the file after it."""
     with path.open("r+b" if path.exists() else "wb") as out:
         out.seek(offset)
         out.truncate()
@@ -94,7 +95,7 @@ def _write_at(path: Path, offset: int, data: bytes) -> None:
 
 
 def save_checkpoint(path: Path, record: dict, **states: dict[str, Tensor]) -> None:
-    """Weights under their names and the `record` of their training, whole or not at all."""
+    """Write states by name and the `record` of their training, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save({**states, "record": json.dumps(record)}, part)
@@ -102,18 +103,18 @@ def save_checkpoint(path: Path, record: dict, **states: dict[str, Tensor]) -> No
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """The states and the record of `save_checkpoint`."""
+    """Read the states and the record that `save_checkpoint` wrote."""
     states = torch.load(path, map_location="cpu", weights_only=True)
     return states, json.loads(states.pop("record"))
 
 
 def checkpoint_record(path: Path) -> dict | None:
-    """What a checkpoint says of its training; None where there is none."""
+    """The record of a checkpoint; None without one."""
     return load_checkpoint(path)[1] if path.exists() else None
 
 
 def staging_of(num_frames: int, seed: int) -> str:
-    """Tells apart how clips of a seed are staged: bodies, by the first of them, and patterns."""
+    """Hash of how the clips of a seed are staged: patterns, and the bodies of the first clips."""
     digest = hashlib.sha256(str((TILE, STRIPE)).encode())
     for _, placement in place_training(0, _STAGED, num_frames, seed):
         digest.update(placement.centres.round(6).tobytes())
@@ -122,10 +123,10 @@ def staging_of(num_frames: int, seed: int) -> str:
 
 
 def check_staging(store: Store, num_frames: int, seed: int) -> None:
-    """See that what is stored shows the clips that would be rendered now.
+    """Check that a store holds the clips that would be rendered today.
 
     Raises:
-        TrainingError: it is of another seed or staging.
+        TrainingError: its clips have another seed or staging.
     """
     if not len(store):
         return
@@ -139,7 +140,7 @@ def check_staging(store: Store, num_frames: int, seed: int) -> None:
 def place_training(
     start: int, count: int, num_frames: int, seed: int
 ) -> list[tuple[Scene, Placement]]:
-    """Training scenes `start` to `start + count` of a seed, none of a held-out combination."""
+    """Training scenes `start` to `start + count` of a seed; no held-out combinations."""
     drawn = [training_scene(f"{seed}/{i}") for i in range(start, start + count)]
     return [(scene, place(scene, num_frames, rng)) for scene, rng in drawn]
 
@@ -147,7 +148,7 @@ def place_training(
 def render_training(
     start: int, count: int, num_frames: int, size: int, seed: int, device: str
 ) -> tuple[list[Scene], UInt8[Tensor, "count F size size 3"]]:
-    """Clips of `place_training`."""
+    """The scenes of `place_training` and their clips."""
     placed = place_training(start, count, num_frames, seed)
     scenes, placements = [scene for scene, _ in placed], [placement for _, placement in placed]
     return scenes, render(scenes, placements, size, size, device=device).frames
@@ -163,10 +164,10 @@ def render_clips(
     device: str = "cpu",
     minutes: float = float("inf"),
 ) -> None:
-    """Render training clips until `store` holds `count`, or the time is over; resumes.
+    """Render training clips until `store` holds `count` or the time is over; resumes.
 
     Raises:
-        TrainingError: it holds clips of another seed or staging.
+        TrainingError: the store holds clips of another seed or staging.
     """
     check_staging(store, num_frames, seed)
     about = {"seed": seed, "staging": staging_of(num_frames, seed)}
@@ -188,12 +189,12 @@ def grow(
     minutes: float = float("inf"),
     device: str = "cpu",
 ) -> None:
-    """Append to `store` until it holds `count`, or the time is over; all ranks share the work.
+    """Append to `store` until it holds `count` or the time is over; all ranks share the work.
 
     Args:
-        make: scenes and rows of so many, from a first index on.
-        about: what to note of the store, from the rows of the first round.
-        least: rows of the first round.
+        make: takes a first index and a count, and returns that many scenes and rows.
+        about: takes the rows of the first round and returns the notes of the store.
+        least: the fewest rows of the first round.
     """
     share, at_once = processes(), AT_ONCE[torch.device(device).type]
     group = dist.new_group(backend="gloo") if share.world > 1 else None

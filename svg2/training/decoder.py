@@ -1,4 +1,4 @@
-"""Stage `decoder`: latents as the denoiser draws them, which the decoder is trained on."""
+"""Stage `decoder`: latents with the errors of the denoiser, to train the decoder on."""
 
 import random
 from collections.abc import Sequence
@@ -26,9 +26,13 @@ def redraw_with(
     seed: int = 0,
     device: str = "cpu",
 ) -> Redraw:
-    """Noises latents a little, and denoises them in one step.
+    """A function that adds a little noise to latents and removes it in one denoising step.
 
-    So they err as samples do, and a decoder can learn to make good for it.
+    The result has errors like those of sampled latents, and the decoder learns to correct them.
+
+    Args:
+        checkpoint: of the denoiser.
+        latents: store whose mean and standard deviation the denoiser was trained with.
     """
     model = load_denoiser(checkpoint)[0].to(device)
     mean, std = (torch.tensor(latents.about[name]).view(-1, 1, 1, 1) for name in ("mean", "std"))

@@ -23,7 +23,7 @@ from svg2.training.views import Places
 
 
 class Denoiser(nn.Module):
-    """Transformer and the frozen text encoder that it listens to, for a vocabulary."""
+    """Transformer, its frozen text encoder for a vocabulary, and the guide of the training."""
 
     def __init__(
         self,
@@ -40,12 +40,12 @@ class Denoiser(nn.Module):
 
     @property
     def record(self) -> dict:
-        """What a checkpoint must say of the model to build it again."""
+        """What a checkpoint stores in order to build the model again."""
         config = self.transformer.config
         return {"words": list(self.words), "sizes": {name: config[name] for name in SIZES}}
 
     def encode(self, prompts: list[str], length: int) -> Float[Tensor, "B length text"]:
-        """Embeddings as WanPipeline makes them: zeros after the end of each prompt."""
+        """Embeddings as in `WanPipeline`: zeros after the end of each prompt."""
         tokens = self.tokenizer(prompts, padding="longest", return_tensors="pt")
         mask = tokens.attention_mask.to(self.transformer.device)
         ids = tokens.input_ids.to(self.transformer.device)
@@ -55,7 +55,7 @@ class Denoiser(nn.Module):
     def forward(
         self, noisy: Tensor, sigma: Tensor, prompts: list[str], places: Places, length: int
     ) -> tuple[Tensor, Tensor]:
-        """Velocity at `places`, and the tokens [B, N, inner] inside that the guide reads."""
+        """Velocity at `places`, and the hidden tokens `[B, N, inner]` that the guide reads."""
         with positions(self.transformer, places), _tap(self.transformer) as inside:
             velocity = self.transformer(
                 noisy, sigma * 1000, self.encode(prompts, length), return_dict=False
@@ -65,7 +65,7 @@ class Denoiser(nn.Module):
 
 @contextmanager
 def positions(transformer: WanTransformer3DModel, places: Places) -> Iterator[None]:
-    """Give the transformer's rotary embedding the true places of some tokens."""
+    """Give a transformer's rotary embedding the true positions of the tokens at `places`."""
     rope = transformer.rope
 
     def at_places(hidden_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def positions(transformer: WanTransformer3DModel, places: Places) -> Iterator[No
 
 @contextmanager
 def _tap(transformer: WanTransformer3DModel) -> Iterator[list[Tensor]]:
-    """What the first half of the blocks makes, in a list."""
+    """A list that receives the output of the first half of the blocks."""
     tokens: list[Tensor] = []
     block = transformer.blocks[len(transformer.blocks) // 2]
     handle = block.register_forward_pre_hook(lambda _, args: tokens.append(args[0]))
@@ -94,7 +94,7 @@ def _tap(transformer: WanTransformer3DModel) -> Iterator[list[Tensor]]:
 
 
 def load_shipped(folder: Path) -> Denoiser:
-    """The weights of a shipped pipeline, in fp32."""
+    """The model of a shipped pipeline, in fp32."""
     transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer")
     model = Denoiser(words_of(folder), transformer.float())
     text_encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder")
@@ -103,10 +103,10 @@ def load_shipped(folder: Path) -> Denoiser:
 
 
 def check_rule(source: Path, words: Sequence[str], trained_by: str | None) -> None:
-    """See that weights know the grammar's words, and not what is held out today.
+    """Check that weights were trained on the words and the held-out combinations of today.
 
     Raises:
-        TrainingError: they don't, or do.
+        TrainingError: they use other words, or other combinations were held out.
     """
     if set(words) != set(vocabulary()):
         problem = "knows other words than the grammar"
@@ -114,11 +114,11 @@ def check_rule(source: Path, words: Sequence[str], trained_by: str | None) -> No
         problem = "was trained with other combinations held out"
     else:
         return
-    raise TrainingError(f"{source} {problem}, so it can't be gone on from: train from the start.")
+    raise TrainingError(f"{source} {problem}, so it can't be continued: train from the start.")
 
 
 def load_training(checkpoint: Path) -> tuple[Denoiser, dict, dict[str, Tensor]]:
-    """Model, record and averages."""
+    """Model, record and averaged weights of a checkpoint, to continue its training."""
     states, record = load_checkpoint(checkpoint)
     model = Denoiser(record["words"], build_transformer(**record.get("sizes", SIZES)))
     model.load_state_dict(states["model"])
@@ -126,7 +126,7 @@ def load_training(checkpoint: Path) -> tuple[Denoiser, dict, dict[str, Tensor]]:
 
 
 def load_denoiser(checkpoint: Path) -> tuple[Denoiser, dict]:
-    """The averaged weights of a checkpoint, and its record."""
+    """The model with the averaged weights of a checkpoint, and its record."""
     model, record, averages = load_training(checkpoint)
     for name, p in model.named_parameters():
         p.data.copy_(averages[name])

@@ -1,7 +1,7 @@
-"""Stage `evaluate`: do generated clips show what prompts asked for, by analysis of their frames?
+"""Stage `evaluate`: judges from the frames whether clips show what their prompts ask for.
 
-Prompts are combinations held out of training. The same analysis judges rendered clips of the same
-scenes, which says how far it can be trusted.
+The prompts are combinations held out of training. Rendered clips of the same scenes are judged
+too; their result is the accuracy of the judge.
 """
 
 import hashlib
@@ -50,10 +50,10 @@ _IDENTICAL_DB = 99.0
 
 
 def held_out_prompts(count: int, known: Knowledge, seed: int = 0) -> tuple[tuple[Scene, str], ...]:
-    """Scenes never trained on and their prompts, within what a model knows.
+    """Scenes held out of training and their prompts, in the words that a model knows.
 
-    In colours that analysis can tell from every ground. Where it knows two objects, two prompts in
-    five have both.
+    All colours can be told from every ground. For a model that knows two objects, two of five
+    prompts have two.
     """
     rng, found = random.Random(f"held out {seed}"), []
     while len(found) < count:
@@ -71,7 +71,7 @@ def held_out_prompts(count: int, known: Knowledge, seed: int = 0) -> tuple[tuple
 
 
 def judge(frames: UInt8[ndarray, "F H W 3"], scene: Scene, shapes: ShapeNet) -> dict[str, Any]:
-    """What of `scene` a clip shows."""
+    """Which parts of `scene` a clip shows: colours, shapes and movements; and how it flickers."""
     growth = camera_effect(scene.camera)[1]
     seen = track_bodies(frames, [body.colour for body in scene.bodies], growth)
     alone = len(scene.bodies) == 1
@@ -100,19 +100,23 @@ def evaluate_model(
     minutes: float = float("inf"),
     target: Path | None = None,
 ) -> dict:
-    """Judge a model on held-out prompts, dense and sparse, and how close the sparse runs stay.
+    """Judge a model's dense and sparse clips of held-out prompts, and compare the two.
 
-    `report_path` is written after each prompt: a broken-off evaluation of the same weights goes on
-    from it. When all prompts are done the report goes to `target` too.
+    The report is written to `report_path` after each prompt. An interrupted evaluation of the same
+    weights resumes from it.
 
     Args:
-        sparse_prompts: how many of the prompts, the first, are run with `methods` too; None: all.
-        shapes: where the shape classifier is, or goes once it is trained.
-        training: what is known of the compute spent, for the report.
-        device: where to generate; "auto" takes a GPU where there is one.
+        prompts: number of prompts.
+        methods: sparse methods to run beside dense.
+        sparse_prompts: how many of the first prompts to run with `methods`; None runs all.
+        shapes: file of the shape classifier; it is trained if there is none.
+        training: records of the compute spent, for the report.
+        device: where to generate; "auto" takes a GPU if there is one.
+        minutes: no prompt starts after this time, but for the first.
+        target: where a complete report is written too.
 
     Raises:
-        TrainingError: other combinations were held out of its training than this code holds out.
+        TrainingError: other combinations were held out of the model's training than are today.
     """
     end = time.monotonic() + 60 * minutes
     model = model_id(folder)
@@ -151,10 +155,10 @@ def evaluate_model(
 
 
 def prompts_for(folder: Path, count: int, seed: int = 0) -> tuple[tuple[Scene, str], ...]:
-    """Prompts that the model in `folder` was not trained on.
+    """Held-out prompts for the model in `folder`.
 
     Raises:
-        TrainingError: it was trained by another rule of what to hold out.
+        TrainingError: other combinations were held out of its training than are today.
     """
     lab = json.loads((folder / "lab.json").read_text())
     if lab.get("rule") != rule():
@@ -173,7 +177,7 @@ def _row(
     methods: Sequence[str],
     classifier: ShapeNet,
 ) -> dict[str, Any]:
-    """All that is measured for one prompt."""
+    """The measurements of one prompt."""
     frames, i = dense.frames, run.request.seed
     rendered = render_one(scene, len(frames), frames.shape[1], random.Random(i)).frames[0].numpy()
     row: dict[str, Any] = {
@@ -205,7 +209,7 @@ def _row(
 def cluster_following(
     trace: Trace, frames: UInt8[ndarray, "F H W 3"], scene: Scene
 ) -> dict[str, float]:
-    """Share of tokens still on the first body, by "step/layer/head/side" of what was recorded."""
+    """Share of the tokens that stay on the first body, by "step/layer/head/side"."""
     masks = track_bodies(frames, [scene.bodies[0].colour])[0].masks
     found = {}
     for record in trace.records:
@@ -231,7 +235,7 @@ def _report(
 
 
 def _shares(rows: list[dict], method: str) -> dict[str, Any]:
-    """Shares of prompts with what was asked, over all and over those with two objects."""
+    """Shares of prompts whose clip is right, over all prompts and over those with two objects."""
     rows = [row for row in rows if method in row]
     judged = [row[method] for row in rows]
     both = [row[method] for row in rows if row["bodies"] == 2]
@@ -267,7 +271,7 @@ def _fidelity(rows: list[dict], method: str, top_p: float) -> dict[str, float | 
 
 
 def _following(rows: list[dict]) -> dict[str, Any]:
-    """By side: means over prompts at each step, layer and head; the best, and their median."""
+    """Per side, over the means of each step, layer and head: the best and the median."""
     followed = [row["following"] for row in rows if "following" in row]
     report: dict[str, Any] = {"clips": len(followed)}
     for side, word in (("q", "queries"), ("k", "keys")):
@@ -287,7 +291,7 @@ def _following(rows: list[dict]) -> dict[str, Any]:
 
 
 def _earlier_rows(path: Path, about: dict[str, Any], prompts: Sequence[str]) -> list[dict]:
-    """Rows of a broken-off evaluation of the same weights and prompts by the same measures."""
+    """Rows of an interrupted evaluation with the same weights, prompts and measures."""
     if not path.exists():
         return []
     report = json.loads(path.read_text())
@@ -305,7 +309,7 @@ def model_id(folder: Path) -> str:
 
 
 def _judge_hash() -> str:
-    """Tells apart the code that looks at frames."""
+    """Hash of the code that judges frames."""
     digest = hashlib.sha256()
     for module in (clip_reader, shape_classifier):
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -313,7 +317,7 @@ def _judge_hash() -> str:
 
 
 def checkpoint_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a pipeline's weights, settings and tokenizer."""
+    """SHA-256 of the names and contents of a pipeline's weights, settings and tokenizer."""
     digest = hashlib.sha256()
     files = [*folder.glob("*/*.safetensors"), *folder.glob("*/*.json"), *folder.glob("lab.json")]
     for path in sorted(files):

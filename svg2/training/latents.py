@@ -50,11 +50,14 @@ def encode_clips(
 ) -> None:
     """Encode training clips and their mirror images until `latents` holds `count`; resumes.
 
-    Clips that `clips` does not hold are rendered on the way and not kept.
+    Clips that are not in `clips` are rendered and not stored.
+
+    Args:
+        vae_source: checkpoint of the VAE, or folder of a shipped pipeline.
 
     Raises:
-        TrainingError: `latents` holds what another VAE made, or either is of clips that would be
-            placed otherwise today.
+        TrainingError: `latents` holds latents of another VAE, or one of the stores holds clips of
+            another seed or staging.
     """
     check_staging(clips, _FRAMES, seed)
     check_staging(latents, _FRAMES, seed)
@@ -76,7 +79,7 @@ def encode_clips(
             )
         return scenes, _encode(whole, frames, device)
 
-    # The first are stored together, since the statistics of all are theirs.
+    # The first round is at least this large, because its statistics are used for all.
     grow(
         *(latents, count, encode),
         lambda rows: _statistics(vae, rows) | {"vae": maker, "seed": seed, "staging": staging},
@@ -93,10 +96,11 @@ def _encode(vae: WholeClips, frames: Tensor, device: str) -> np.ndarray:
 
 
 def _statistics(vae: AutoencoderKLWan, rows: np.ndarray) -> dict[str, list[float]]:
-    """Mean by channel and one std: those that a shipped VAE came with, or else those of `rows`.
+    """Mean per channel and one standard deviation: those of a shipped VAE, or else of `rows`.
 
-    One for all channels, since in the VAE's own units an error changes the video about as much in
-    each of them. By its own std, a channel of fine grain would weigh as much as one of bodies.
+    The standard deviation is one for all channels: in the VAE's units, an error changes the video
+    about equally in each. With one per channel, a channel of fine grain would weigh as much as a
+    channel of bodies.
     """
     config = vae.config
     if any(config["latents_mean"]):
@@ -108,7 +112,7 @@ def _statistics(vae: AutoencoderKLWan, rows: np.ndarray) -> dict[str, list[float
 
 
 def fingerprint(vae: AutoencoderKLWan) -> str:
-    """Tells encoders apart: latents of one are noise to a denoiser of another."""
+    """Hash of a VAE's encoder, which a denoiser's latents must come from."""
     digest = hashlib.sha256()
     for p in vae.encoder.parameters():
         digest.update(p.detach().float().cpu().numpy().tobytes())
@@ -117,7 +121,7 @@ def fingerprint(vae: AutoencoderKLWan) -> str:
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Latents [n, 2, C, T, Y, X] of clips and of their mirror images, and the clips' scenes."""
+    """Latents `[n, 2, C, T, Y, X]` of clips and their mirror images, and the clips' scenes."""
 
     latents: Tensor
     scenes: tuple[Scene, ...]
@@ -126,7 +130,7 @@ class LatentSet:
     layout: Layout
 
     def clean(self, picks: list[tuple[int, int]], places: Places, device: str) -> Tensor:
-        """Normalised latents [n, C, 1, 1, N] at `places` of some (clip, is mirrored)."""
+        """Normalised latents `[n, C, 1, 1, N]` of picks (clip, is mirrored), at `places`."""
         at = torch.tensor(picks, device=self.latents.device)
         rows = places.of(self.latents[at[:, 0], at[:, 1]]).to(device).float()
         mean, std = (v.to(device).view(-1, 1, 1, 1) for v in (self.mean, self.std))
@@ -134,7 +138,7 @@ class LatentSet:
 
     @functools.cached_property
     def _by_count(self) -> tuple[tuple[list[int], list[float]], ...]:
-        """Clips of one object, and of two, each with how often they are drawn, summed up."""
+        """Clips with one object and with two, each with cumulative weights for drawing."""
         counts = [len(scene.bodies) for scene in self.scenes]
         one, two = ([i for i, n in enumerate(counts) if n == some] for some in (1, 2))
         often = [
@@ -147,25 +151,26 @@ class LatentSet:
         )
 
     def pick(self, rng: random.Random) -> tuple[int, int]:
-        """A clip, and whether it is mirrored."""
+        """Draw a clip, and whether it is mirrored."""
         clips, often = self._by_count[rng.random() < _PAIRS]
         return rng.choices(clips, cum_weights=often)[0], rng.randrange(2)
 
     def scene(self, pick: tuple[int, int]) -> Scene:
+        """The scene of a pick, mirrored if the pick is."""
         scene = self.scenes[pick[0]]
         return scene.mirrored() if pick[1] else scene
 
 
 def load_latents(store: Store, device: str = "cpu") -> LatentSet:
-    """All latents: memory-mapped on a CPU, moved to a GPU as a whole.
+    """All latents: memory-mapped on a CPU, or moved to a GPU as a whole.
 
     Raises:
-        TrainingError: they are of clips that would be placed otherwise today.
+        TrainingError: their clips have another seed or staging.
     """
     rows, about, scenes = store.rows(), store.about, store.scenes
     on_gpu = torch.device(device).type == "cuda"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the file is read-only, and so is all that reads it
+        warnings.simplefilter("ignore")  # torch warns of a read-only file; nothing writes to it
         latents = torch.from_numpy(rows)
     mean, std = (torch.tensor(about[name]) for name in ("mean", "std"))
     check_staging(store, _FRAMES, about["seed"])
@@ -176,10 +181,10 @@ def load_latents(store: Store, device: str = "cpu") -> LatentSet:
 
 
 def load_vae(source: Path, latents: Store) -> AutoencoderKLWan:
-    """The trained VAE, with the latents' mean and std in its config for WanPipeline.
+    """The trained VAE, with mean and standard deviation of the latents in its config.
 
     Raises:
-        TrainingError: it is not the one that made the latents.
+        TrainingError: another VAE made the latents.
     """
     vae, about = open_vae(source), latents.about
     if fingerprint(vae) != about["vae"]:

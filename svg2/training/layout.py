@@ -1,8 +1,8 @@
-"""Where bodies are among a clip's tokens: what to look at closely, and what tokens are to know.
+"""Where bodies are on the token grid of a clip: windows around them, and targets of the guide.
 
-A layer inside a denoiser can be asked for what its tokens stand for, as REPA (arXiv 2410.06940)
-asks for the features of another network. A renderer knows: where a token lies, where the bodies of
-the prompt are from there, and whether it shows one.
+The guide predicts, from the tokens inside the denoiser, what the renderer knows: where a token is,
+where the bodies are relative to it, and whether it shows one. REPA (arXiv 2410.06940) predicts the
+features of another network in the same way.
 """
 
 import math
@@ -21,15 +21,15 @@ from svg2.models.prompts import MAX_BODIES
 from svg2.training.placement import Placement, project
 
 Grid = tuple[int, int, int]  # latent frames, rows and columns of a clip
-_FARTHEST = 3.0  # in radii: from there on, a body is only far
-_NEAR = 1.3  # in radii: as far as corners and the foot of a shadow
-_USUAL = 4.0  # tokens that the radius of a body alone has
-_JITTER = 3  # tokens by which a window may miss its body
+_FARTHEST = 3.0  # in radii: offsets are not longer than this
+_NEAR = 1.3  # in radii: includes corners and the foot of a shadow
+_USUAL = 4.0  # usual radius of a single body, in tokens
+_JITTER = 3  # tokens by which a window may be off its body
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Bodies as discs on the token grids of clips; a radius of 0 is no body.
+    """Bodies as discs on the token grids of clips. A radius of 0 means no body.
 
     Attributes:
         centres: (row, column) at each latent frame, in tokens.
@@ -41,7 +41,7 @@ class Layout:
     grid: Grid
 
     def at(self, clip: int, is_mirrored: bool) -> tuple[ndarray, ndarray]:
-        """Centres [O, T, 2] and radii [O, T] of a clip."""
+        """Centres `[O, T, 2]` and radii `[O, T]` of a clip."""
         centres = self.centres[clip]
         if is_mirrored:
             centres = np.stack([centres[..., 0], self.grid[2] - 1 - centres[..., 1]], axis=-1)
@@ -49,7 +49,7 @@ class Layout:
 
 
 def layout_of(placements: Sequence[Placement], grid: Grid) -> Layout:
-    """The layout of rendered clips; video frames of one latent frame count as their mean."""
+    """The layout of rendered clips, averaged over the video frames of each latent frame."""
     t, y, x = grid
     centres = np.zeros((len(placements), MAX_BODIES, t, 2))
     radii = np.zeros((len(placements), MAX_BODIES, t))
@@ -65,7 +65,7 @@ def layout_of(placements: Sequence[Placement], grid: Grid) -> Layout:
 
 
 def _by_latent_frame(values: Float[ndarray, "F ..."], count: int) -> ndarray:
-    """The first frame by itself, then means of as many frames as a latent frame holds."""
+    """The first frame, then means over the video frames of each latent frame."""
     if count == 1:
         return values[:1]
     later = values[1:].reshape(count - 1, -1, *values.shape[1:]).mean(axis=1)
@@ -75,7 +75,7 @@ def _by_latent_frame(values: Float[ndarray, "F ..."], count: int) -> ndarray:
 def window(
     layout: Layout, clip: int, is_mirrored: bool, size: int, rng: random.Random
 ) -> Bool[ndarray, "T Y X"]:
-    """A square of tokens in each latent frame, near one body of the clip."""
+    """A square of `size` tokens in each latent frame, around a random body of the clip."""
     centres, radii = layout.at(clip, is_mirrored)
     body = rng.choice(np.nonzero(radii[:, 0] > 0)[0].tolist())
     chosen = np.zeros(layout.grid, dtype=bool)
@@ -91,10 +91,10 @@ def window(
 
 @dataclass(frozen=True)
 class Known:
-    """What tokens are to know.
+    """What the guide must predict for each token.
 
     Attributes:
-        place: latent frame, row and column, each from -1 to 1.
+        place: latent frame, row and column of the token, each from -1 to 1.
         offsets: (row, column) from the token to each body, in radii and at most `_FARTHEST`.
         inside: whether the token lies on the body's disc.
         radii: of the body, in tokens, at the token's latent frame.
@@ -109,16 +109,16 @@ class Known:
 
     @property
     def near(self) -> Float[Tensor, "B N"]:
-        """1 or so for tokens on a body or right beside it, 0 for all others.
+        """Weight of each token: about 1 on a body and right beside it, 0 elsewhere.
 
-        More for those of a small body, so that bodies count alike, but at most 2.
+        Tokens of a small body weigh more, up to 2, so that bodies weigh about the same.
         """
         near = (self.offsets.norm(dim=-1) < _NEAR).float() * self.exists
         return (near * (_USUAL / self.radii.clamp(min=0.1)).square().clamp(0.5, 2)).amax(-1)
 
 
 def known(layout: Layout, picks: Sequence[tuple[int, int]], index: Int[Tensor, "B N"]) -> Known:
-    """What tokens `index` of some (clip, is mirrored) are to know; on the device of `index`."""
+    """Targets for the tokens `index` of picks (clip, is mirrored), on the device of `index`."""
     _, y, x = layout.grid
     device = index.device
     frame = index // (y * x)
@@ -138,7 +138,7 @@ def known(layout: Layout, picks: Sequence[tuple[int, int]], index: Int[Tensor, "
 
 
 class Guide(nn.Module):
-    """Reads out of a layer's tokens what they know; of use in training only."""
+    """Predicts `Known` from the tokens of a layer. Only the training uses it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Guide(nn.Module):
         )
 
     def forward(self, tokens: Float[Tensor, "B N width"], wanted: Known) -> Tensor:
-        """How far tokens are from knowing; 1 or so where they know nothing."""
+        """Loss of the prediction; about 1 without any information."""
         told = self.read(tokens.float()).float()
         place, offsets, inside = told.split([3, 2 * MAX_BODIES, MAX_BODIES], dim=-1)
         wrong = F.mse_loss(place, wanted.place)

@@ -1,7 +1,7 @@
-"""Muon in the precision that the hardware is fast in.
+"""Muon, with orthogonalisation in the fastest precision of the hardware.
 
-torch.optim.Muon orthogonalises in bf16, which CPUs without bf16 units run hundreds of times slower
-than fp32.
+torch.optim.Muon orthogonalises in bf16. A CPU without bf16 units is hundreds of times slower in
+bf16 than in fp32.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from kernels import bf16_is_native
 from svg2.training.ranks import shared
 
-# Keller Jordan's quintic: pushes singular values towards 1 in five steps, not exactly to it.
+# Keller Jordan's quintic: five steps bring singular values near 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(update: Float[Tensor, "n rows cols"], steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly, by Newton-Schulz iteration over a stack."""
+    """Approximate the nearest semi-orthogonal matrices by Newton-Schulz iteration."""
     a, b, c = _COEFFICIENTS
     tall = update.shape[1] > update.shape[2]
     x = update.mT if tall else update
@@ -32,14 +32,17 @@ def orthogonalise(update: Float[Tensor, "n rows cols"], steps: int = 5) -> Tenso
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum at AdamW's step size (arXiv 2502.16982)."""
+    """Orthogonalised momentum, scaled to the step size of AdamW.
+
+    Source: arXiv 2502.16982.
+    """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update; matrices of one shape as one batch, a convolution as outputs by all else."""
+        """Update. Matrices of one shape are one batch; a convolution is outputs times the rest."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list] = {}
             for p in group["params"]:
@@ -62,7 +65,7 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(
     model: nn.Module, lr: float, is_matrix: Callable[[str, nn.Parameter], bool]
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the parameters that `is_matrix` names, AdamW for all others."""
+    """Muon for the parameters that `is_matrix` selects, and AdamW for all others."""
     matrices, others = [], []
     for name, p in model.named_parameters():
         if not p.requires_grad:
@@ -79,7 +82,7 @@ def build_optimizers(
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:
-    """Set every learning rate to `share` of its first value."""
+    """Set every learning rate to `share` of its initial value."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * share

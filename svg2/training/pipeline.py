@@ -1,4 +1,4 @@
-"""Assemble the built-in model as a real `WanPipeline`, and put trained weights into it."""
+"""Stage `ship`: the parts of the built-in model, assembled and saved as a `WanPipeline`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from svg2.models.prompts import tokens_of, vocabulary
 from svg2.training.vae import LATENT_CHANNELS
 
 TEXT_DIM = 96
-TEXT_LENGTH = 48  # tokens that the longest prompt of the grammar fits into
-# What the clips were rendered at, and what the model samples best at; shipped as lab.json.
+TEXT_LENGTH = 48  # tokens, enough for the longest prompt of the grammar
+# Size of the rendered clips, and the best settings for sampling. Shipped as lab.json.
 DEFAULTS: dict[str, Any] = {
     "height": 192,
     "width": 192,
@@ -36,13 +36,13 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-# Of the transformer, as checkpoints remember them.
+# Sizes of the transformer. Checkpoints store them.
 SIZES = {"num_attention_heads": 4, "num_layers": 6, "ffn_dim": 768}
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
 def build_tokenizer(words: Sequence[str] = vocabulary()) -> PreTrainedTokenizerFast:
-    """One token a word; every other word is the unknown token."""
+    """One token per word of the vocabulary, and the unknown token for all other words."""
     ids = {w: i for i, w in enumerate((*_SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -58,11 +58,12 @@ def build_tokenizer(words: Sequence[str] = vocabulary()) -> PreTrainedTokenizerF
 
 
 def words_of(folder: Path) -> tuple[str, ...]:
-    """The words of a shipped pipeline's tokenizer, in the order of their tokens."""
+    """Words of a shipped pipeline's tokenizer, in the order of their tokens."""
     return tuple(tokens_of(folder)[len(_SPECIAL) :])
 
 
 def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
+    """A UMT5 encoder of two layers, with random weights."""
     config = UMT5Config(
         vocab_size=vocab_size,
         d_model=TEXT_DIM,
@@ -84,7 +85,7 @@ def build_transformer(
     num_layers: int = SIZES["num_layers"],
     ffn_dim: int = SIZES["ffn_dim"],
 ) -> WanTransformer3DModel:
-    """About 6 M parameters; at 5,184 tokens three quarters of its arithmetic is self-attention."""
+    """A Wan transformer with random weights; 6 M parameters at the default sizes."""
     return WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=num_attention_heads,
@@ -100,7 +101,7 @@ def build_transformer(
 
 
 def build_scheduler() -> UniPCMultistepScheduler:
-    """As Wan ships it: second order, so that ten steps do."""
+    """The scheduler that Wan ships. It is of second order, so ten steps suffice."""
     return UniPCMultistepScheduler(
         num_train_timesteps=1000,
         prediction_type="flow_prediction",
@@ -128,11 +129,11 @@ def assemble(
 def ship(pipeline: WanPipeline, folder: Path, record: Mapping[str, Any]) -> None:
     """Save `pipeline` in bf16 with shards below 10 MB, and lab.json beside it.
 
-    That holds its defaults, and of its training's `record` what an evaluation must know: the rule
-    by which combinations were held out.
+    lab.json holds the defaults, and from the `record` of the training the length of prompts and
+    the rule of the held-out combinations, which an evaluation must know.
     """
     for old in folder.glob("*/*.safetensors*"):
-        old.unlink()  # a model of fewer shards must not leave the rest of another's
+        old.unlink()  # a model with fewer shards would leave shards of an earlier one
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(folder, max_shard_size="9MB", safe_serialization=True)
     lab = DEFAULTS | {

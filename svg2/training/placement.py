@@ -1,8 +1,8 @@
-"""Where everything is at each frame of a `Scene`: what a prompt leaves open, drawn at random.
+"""Positions of bodies, camera and sun at each frame of a `Scene`, random if not in the prompt.
 
-Little is left open, since it is a small model that has to learn it: scenes are staged, objects
-stand straight or at three quarters, grounds lie still, and of two objects the first
-stands in front, unless one goes around the other or comes and goes.
+Little is random, because a small model has to learn it. Objects stand straight or at three
+quarters, and grounds are still. The first of two objects stands in front, unless one orbits the
+other or moves towards or away from the viewer.
 
 A pinhole camera; x points to the right, y up, z away from the viewer; the ground is y = 0.
 """
@@ -21,18 +21,18 @@ from svg2.models.prompts import Body, Scene
 EYE = (0.0, 1.9, -4.1)
 PITCH = 0.27  # radians below the horizon
 FOCAL = 1.55  # in half image widths
-# Half height of a shape of size 1 as it stands, and what it rolls on.
+# Half height of a standing shape of size 1, and below it the radius on which a shape rolls.
 HALF_HEIGHT = {
     **{"ball": 1.0, "cube": 0.85, "cylinder": 0.95},
     **{"cone": 0.95, "pyramid": 0.85, "ring": 1.0},
 }
 _ROLL_RADIUS = {"ball": 1.0, "cylinder": 0.72, "ring": 1.0}
-# The ball that a shape of size 1 fits into; a little more than it needs.
+# Radius of a ball that contains a shape of size 1.
 BOUND = {"ball": 1.02, "cube": 1.45, "cylinder": 1.22, "cone": 1.36, "pyramid": 1.5, "ring": 1.02}
 _PAN = 0.2  # radians, first frame to last
 _ZOOM = 0.95  # of the way forward, first frame to last
 _TRIES = 40
-# Direction towards the sun before normalising: x and z, and how far from there it may be.
+# Direction towards the sun before normalising: x and z, and below it their random spread.
 _SUNS = {"clear": (-0.6, -0.6), "sunset": (-1.35, -0.55), "cloudy": (-0.25, -0.3)}
 _SUN_SPREAD = 0.06
 _LANES = (-0.7, 0.95)  # z of two objects, the first in front
@@ -44,13 +44,15 @@ _THREE_QUARTERS = (0.45, 0.75)  # radians about y, to either side
 
 @dataclass(frozen=True)
 class Placement:
-    """One clip's geometry.
+    """Geometry of one clip.
 
     Attributes:
         sizes: radius of each body.
-        centres, turns: of each body at each frame; `turns` take object axes to the world's.
+        centres: of each body at each frame.
+        turns: rotations from the axes of each body to those of the world, at each frame.
         light: unit vector towards the sun.
-        eye, yaw: of the camera at each frame; a positive yaw looks to the right.
+        eye: position of the camera at each frame.
+        yaw: of the camera at each frame, in radians; positive looks to the right.
     """
 
     sizes: Float[ndarray, " O"]
@@ -62,11 +64,12 @@ class Placement:
 
     @property
     def camera_moves(self) -> bool:
+        """Whether the camera moves during the clip."""
         return bool(np.ptp(self.yaw) > 0 or np.ptp(self.eye, axis=0).max() > 0)
 
 
 def place(scene: Scene, num_frames: int, rng: random.Random) -> Placement:
-    """Draw a placement for `scene`; more frames sample the same motion more finely."""
+    """Draw a placement for `scene`. More frames sample the same motion more finely."""
     times = np.linspace(0, 1, num_frames) if num_frames > 1 else np.zeros(1)
     eye, yaw = _camera(scene.camera, times)
     best, most_room = None, -math.inf
@@ -93,7 +96,7 @@ def place(scene: Scene, num_frames: int, rng: random.Random) -> Placement:
 
 
 def project(points: Float[ndarray, "F 3"], placement: Placement) -> Float[ndarray, "F 2"]:
-    """Where world points, one a frame, are in the image: (x, y) in shares of its width."""
+    """Image positions (x, y) of world points, one per frame, as shares of the image's width."""
     away = points - placement.eye
     c, s = np.cos(placement.yaw), np.sin(placement.yaw)
     x, z = c * away[:, 0] - s * away[:, 2], s * away[:, 0] + c * away[:, 2]
@@ -103,7 +106,7 @@ def project(points: Float[ndarray, "F 3"], placement: Placement) -> Float[ndarra
 
 
 def camera_effect(camera: str) -> tuple[float, float]:
-    """What a camera's move does to a body at rest: shift in x in widths, growth in size."""
+    """How a camera's movement shifts a still body in x, in image widths, and enlarges it."""
     times = np.array([0.0, 1.0])
     eye, yaw = _camera(camera, times)
     zeros = np.zeros((1, 2, 3))
@@ -130,12 +133,12 @@ def _camera(camera: str, times: ndarray) -> tuple[ndarray, ndarray]:
 def _place_body(
     index: int, side: int, scene: Scene, times: ndarray, rng: random.Random
 ) -> tuple[float, ndarray, ndarray]:
-    """Size, centres [F, 3] and turns [F, 3, 3] of one body; the first of two is on this side."""
+    """Size, centres `[F, 3]` and turns `[F, 3, 3]` of a body; the first is on side `side`."""
     body, alone = scene.bodies[index], len(scene.bodies) == 1
     one_circles = any(b.motion == "orbit" for b in scene.bodies)
     others = scene.bodies[:index] + scene.bodies[index + 1 :]
     size = rng.uniform(0.86, 0.94)
-    if not alone:  # what goes around another needs room
+    if not alone:  # an orbit needs room
         size = rng.uniform(0.7, 0.76) if one_circles else rng.uniform(0.78, 0.84)
     frames = len(times)
     if alone:
@@ -158,7 +161,9 @@ def _place_body(
             x = sign * (rng.uniform(-1.4, -1.2) + length * times)
             heading = np.array([sign, 0.0])
             if index and body.direction == others[0].direction:
-                x = x + sign * rng.uniform(0.8, 1.1)  # ahead of the first, which would hide it
+                x = x + sign * rng.uniform(
+                    0.8, 1.1
+                )  # ahead of the first body, which would hide it
         else:
             sign = 1.0 if body.direction == "away" else -1.0
             z = rng.uniform(-1.0, -0.7) + length * (times if sign > 0 else 1 - times)
@@ -174,7 +179,7 @@ def _place_body(
         ahead = any(b.motion == "orbit" for b in scene.bodies[:index])
         if ahead or any(other.direction == "away" for other in others):
             angle += math.pi  # another starts from the front
-        # A wider circle isn't closed: in the same time it would take far larger steps.
+        # A wide circle stays open: closing it in the same time would take far larger steps.
         angle = angle + side * (1.9 if alone else 1.5) * math.pi * times
         x, z = radius * np.cos(angle), 0.35 + radius * np.sin(angle)
     turns = _about_y(yaw)
@@ -191,14 +196,14 @@ def _place_body(
 
 
 def _crosses(body: Body, others: Sequence[Body]) -> bool:
-    """Whether it goes sideways where another comes or goes: further back they would meet."""
+    """Whether it moves sideways and another moves in depth: further back they would meet."""
     return body.direction in ("left", "right") and any(
         other.direction in ("towards", "away") for other in others
     )
 
 
 def _gap(drawn: list[tuple[float, ndarray, ndarray]]) -> float:
-    """Least distance between balls about the bodies over all frames; corners may stick out."""
+    """Smallest distance over all frames between balls around the bodies, without corners."""
     if len(drawn) == 1:
         return math.inf
     (size_a, a, _), (size_b, b, _) = drawn
@@ -206,7 +211,7 @@ def _gap(drawn: list[tuple[float, ndarray, ndarray]]) -> float:
 
 
 def _view_gap(drawn: list[tuple[float, ndarray, ndarray]]) -> float:
-    """How far apart they are as seen from the start of the camera's way, in most of the frames."""
+    """Angle between the bodies in most frames, seen from the first position of the camera."""
     if len(drawn) == 1:
         return math.inf
     away = [centres - np.array(EYE) for _, centres, _ in drawn]

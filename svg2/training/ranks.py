@@ -1,4 +1,4 @@
-"""Training on several processes: what all ranks share, where torchrun started more than one."""
+"""Training on several processes of torchrun. With one process, nothing is shared."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from svg2.runs.distributed import processes
 
 
 def shared_clock(seconds: float, device: str) -> float:
-    """The clock of the first rank, so that all stop at the same step."""
+    """The seconds of the first rank, so that all ranks stop at the same step."""
     if processes().world == 1:
         return seconds
     clock = torch.tensor([seconds], dtype=torch.float64, device=device)
@@ -19,7 +19,7 @@ def shared_clock(seconds: float, device: str) -> float:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Give all ranks the mean of their gradients."""
+    """Replace the gradients on each rank by their mean over all ranks."""
     world = processes().world
     if world == 1:
         return
@@ -32,7 +32,7 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def shared(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """`function` of `rows`, which all ranks have alike, each rank computing some of them."""
+    """`function(rows)` for rows that are equal on all ranks; each rank computes a part."""
     share = processes()
     if share.world == 1:
         return function(rows)

@@ -1,7 +1,7 @@
 """Clips of a `Scene` by sphere tracing: shaded bodies, soft shadows, textured ground, sky.
 
-Many clips are rendered at once, and every ray of them that comes near a body of one shape is
-traced in one batch. Runs on a CPU or a GPU.
+Clips are rendered in batches: all rays of a batch that pass near bodies of one shape are traced
+together. It runs on a CPU or a GPU.
 """
 
 import math
@@ -40,11 +40,11 @@ _XYZ = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Rendered:
-    """Clips, and which pixels show which body.
+    """Rendered clips, and the pixels of each body.
 
     Attributes:
-        frames: one clip a scene.
-        masks: of each body; pixels at least half covered by it, that no other body hides.
+        frames: one clip per scene.
+        masks: per body, the pixels of which at least half show it.
     """
 
     frames: UInt8[Tensor, "N F H W 3"]
@@ -60,9 +60,14 @@ def render(
     supersample: int = 2,
     device: str = "cpu",
 ) -> Rendered:
-    """Render one clip a scene; all clips have as many frames.
+    """Render one clip per scene. All clips have the same number of frames.
 
-    One at a time suits a CPU's caches; a GPU wants dozens.
+    A CPU renders clip by clip, which fits its caches, and a GPU all clips together.
+
+    Args:
+        height: of a frame, in pixels.
+        width: of a frame, in pixels.
+        supersample: rays per pixel and axis.
     """
     at_once = 1 if torch.device(device).type == "cpu" else len(scenes)
     groups: dict[bool, list[int]] = {}
@@ -89,15 +94,15 @@ def render(
 def render_one(
     scene: Scene, num_frames: int, size: int, rng: random.Random, supersample: int = 2
 ) -> Rendered:
-    """One square clip of `scene`, placed by `rng`."""
+    """Render one square clip of `scene`; `rng` draws the placement."""
     placement = place(scene, num_frames, rng)
     return render([scene], [placement], size, size, supersample=supersample)
 
 
 class _Batch:
-    """Clips whose cameras all move or all rest, on their way to frames.
+    """Clips that are rendered together; their cameras all move or all rest.
 
-    Suffixes: N clips, C camera poses (one where cameras rest, else one a frame), F frames, P rays
+    Suffixes: N clips, C camera poses (one if cameras rest, else one per frame), F frames, P rays
     of a frame, O bodies.
     """
 
@@ -131,7 +136,7 @@ class _Batch:
         return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(self.device)
 
     def render(self, supersample: int) -> tuple[Tensor, Tensor]:
-        """Frames uint8 [N, F, H, W, 3] and masks [N, O, F, H, W]."""
+        """Frames uint8 `[N, F, H, W, 3]` and masks `[N, O, F, H, W]`."""
         ray = self._rays()
         base, over, point, is_ground = self._background(ray)
         n, frames, p = len(self.scenes), self.num_frames, base.shape[2]
@@ -168,9 +173,9 @@ class _Batch:
         return torch.stack([c * x + s * z, y.expand_as(c * x), c * z - s * x], dim=-1)
 
     def _background(self, ray: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Light through the air: what shadows may darken, and what they don't; [N, C, P, 3].
+        """Light `[N, C, P, 3]` that shadows darken, and light that they do not darken.
 
-        Also the point on the ground that each ray meets, and whether it meets one.
+        Also the point on the ground that each ray meets, and whether it meets the ground.
         """
         x, y, z = ray.unbind(-1)
         is_ground = y < -2e-3
@@ -204,7 +209,7 @@ class _Batch:
     def _ground_light(
         self, point: Tensor, is_ground: Tensor, n: int, frames: int, p: int
     ) -> Tensor:
-        """Share of the full light that reaches each ray's point on the ground: [N, F, P, 3]."""
+        """Share `[N, F, P, 3]` of the full light that reaches each ray's point on the ground."""
         lit = torch.ones((n, frames, p), device=self.device)
         open_ = torch.ones((n, frames, p), device=self.device)
         for shape in SHAPES:
@@ -232,7 +237,7 @@ class _Batch:
     def _points(
         self, chosen: Bool[Tensor, "M F P"], clips: Tensor, values: Tensor
     ) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
-        """Clip, frame and ray of what is chosen, and `values` [N, C, P, 3] there, in chunks."""
+        """Clip, frame and ray of the chosen points, and their `values [N, C, P, 3]`, in chunks."""
         near, frame, p = chosen.nonzero(as_tuple=True)
         clip = clips[near]
         pose = frame if values.shape[1] > 1 else torch.zeros_like(frame)
@@ -252,7 +257,7 @@ class _Batch:
     def _local(
         self, body: int, index: tuple[Tensor, ...], origin: Tensor, ray: Tensor
     ) -> tuple[_XYZ, _XYZ]:
-        """Origin and direction in a body's own axes, where it has size 1."""
+        """Origin and direction in the axes of a body, scaled to size 1."""
         clip, frame = index[0], index[1]
         turn = self.turn[clip, body, frame]
         o = (origin - self.centre[clip, body, frame])[:, None] @ turn
@@ -263,9 +268,9 @@ class _Batch:
     def _unshadowed(
         self, shape: str, body: int, index: tuple[Tensor, ...], origin: Tensor, light: Tensor
     ) -> Tensor:
-        """Share of a soft sun that a body leaves to points [M, 3].
+        """Share of the sun that a body does not hide from points `[M, 3]`; shadows are soft.
 
-        By the least ratio of distance to the body over distance travelled, inside counted too.
+        From the smallest ratio of the distance to the body to the distance travelled.
         """
         o, d = self._local(body, index, origin, light)
         blur = self.blur[index[0]]
@@ -283,7 +288,7 @@ class _Batch:
     def _openness(
         self, body: int, index: tuple[Tensor, ...], point: Tensor, normal: Tensor | None
     ) -> Tensor:
-        """Share of the sky that a body, taken as a ball, leaves to points; None: on the ground."""
+        """Share of the sky that a body, as a ball, leaves to points; no normal: on the ground."""
         clip, frame = index[0], index[1]
         gap = self.centre[clip, body, frame] - point
         squared = gap.square().sum(-1)
@@ -293,7 +298,7 @@ class _Batch:
         return 1 - 0.75 * ((cover - 0.03).clamp(min=0) / 0.97).clamp(max=1)
 
     def _trace(self, shape: str, ray: Tensor, depth: Tensor, colour: Tensor) -> None:
-        """Write distance and colour of all rays that hit a body of `shape`."""
+        """Write distance and colour of every ray that hits a body of `shape`."""
         for body in range(MAX_BODIES):
             at = self._clips_with(shape, body)
             if at is None:
@@ -313,7 +318,7 @@ class _Batch:
     def _march(
         self, shape: str, body: int, index: tuple[Tensor, ...], ray: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
-        """Rays that hit (their indices), their distance, point (world, local) and normal."""
+        """Indices of the rays that hit, with distances, points (world, local) and normals."""
         eye = self.eye[index[0], index[1] if self.eye.shape[1] > 1 else 0]
         (ox, oy, oz), (dx, dy, dz) = self._local(body, index, eye, ray)
         distance_to = DISTANCES[shape]
@@ -322,7 +327,7 @@ class _Batch:
         t = (middle - bound).clamp(min=0)
         size = self.size[index[0], body]
         tolerance = 0.3 * self.pixel * t + 1e-3
-        # Most rays arrive in a few steps; those that graze a face take many.
+        # Most rays arrive in a few steps. Rays that graze a face take many.
         going = torch.arange(len(t), device=self.device)
         for steps in _MARCH_STEPS:
             px, py, pz, qx, qy, qz, at = (a[going] for a in (ox, oy, oz, dx, dy, dz, t))
@@ -366,7 +371,7 @@ class _Batch:
         start = world + 0.03 * normal
         for other in range(MAX_BODIES):
             for caster in SHAPES:
-                # Only a ring can shade itself by more than its own curve.
+                # Only a ring casts a shadow on itself.
                 if other == body and caster != "ring":
                     continue
                 at = self._clips_with(caster, other)
@@ -377,7 +382,7 @@ class _Batch:
                 lit[mine] *= self._unshadowed(caster, other, some, start[mine], light[mine])
                 if other != body:
                     open_[mine] *= self._openness(other, some, world[mine], normal[mine])
-        # Light of the sun on bodies is nearly white, so that a colour keeps its hue.
+        # Sunlight on bodies is nearly white, so that their colours keep their hue.
         sun = self.sun[clip].mean(-1, keepdim=True) * 0.85 + self.sun[clip] * 0.15
         ambient = self.ambient[clip].mean(-1, keepdim=True)
         facing = (normal * light).sum(-1).clamp(min=0)
@@ -396,26 +401,26 @@ class _Batch:
         )
         share = (0.07 + 0.38 * fresnel)[:, None] * (0.4 + 0.6 * lit[:, None])
         shiny = colour * (1 - share) + seen * share
-        glint = 0.3 if shape in ("cube", "pyramid") else 1.25  # a flat face glints as a whole
+        glint = 0.3 if shape in ("cube", "pyramid") else 1.25  # a flat face glints all at once
         shiny = shiny + (self.sun[clip] * glint) * ((gloss**40) * lit)[:, None]
         matte = colour + 0.05 * (gloss**6 * lit)[:, None]
         return torch.where(is_shiny[clip][:, None], shiny, matte)
 
 
 def _slots(placement: Placement) -> tuple:
-    """Sizes, centres and turns for the most bodies that there can be; the last one repeats."""
+    """Sizes, centres and turns, with the last body repeated up to `MAX_BODIES`."""
     index = [min(i, len(placement.sizes) - 1) for i in range(MAX_BODIES)]
     return placement.sizes[index], placement.centres[index], placement.turns[index]
 
 
 def _dots(a: Float[Tensor, "M C P 3"], b: Float[Tensor, "M F 3"]) -> Float[Tensor, "M F P"]:
-    """Dot products of `a` with `b`, with one pose for all frames or one each."""
+    """Dot products of `a` with `b`; `a` has one pose for all frames, or one per frame."""
     if a.shape[1] == 1:
         return b @ a[:, 0].mT
     return (a @ b[..., None])[..., 0]
 
 
 def _squared_gaps(point: Float[Tensor, "M C P 3"], centre: Float[Tensor, "M F 3"]) -> Tensor:
-    """Squared distances [M, F, P]."""
+    """Squared distances `[M, F, P]`."""
     cross = _dots(point, centre)
     return point.square().sum(-1) - 2 * cross + centre.square().sum(-1)[..., None]

@@ -1,6 +1,7 @@
 """Grounds and skies: their patterns, and the colours of the light.
 
-The pattern of a ground is averaged over what a ray covers, so that it does not flicker far away.
+The pattern of a ground is averaged over the width that a ray covers, so that it does not flicker
+far away.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ TILE = 1.8
 
 @dataclass(frozen=True)
 class Light:
-    """Colours of the sky and the light under it; `blur` is the tangent of the sun's half angle."""
+    """Colours of a sky and its light; `blur` is the tangent of the sun's half angle."""
 
     horizon: tuple[float, float, float]
     zenith: tuple[float, float, float]
@@ -62,12 +63,12 @@ def sky_detail(
 
 
 def _wave(x: Tensor, wide: Tensor, frequency: float) -> Tensor:
-    """A sine, faded where a ray covers much of its period."""
+    """A sine that fades as the width covered by a ray nears its period."""
     return torch.sin(frequency * x) * torch.exp(-0.12 * (frequency * wide).square())
 
 
 def _square_wave(x: Tensor, wide: Tensor) -> Tensor:
-    """+1 and -1 over periods of 2, averaged over a width."""
+    """A square wave of period 2 between -1 and 1, averaged over a width."""
     half = (0.5 * wide).clamp(min=5e-3)
 
     def area(at: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A small classifier of shapes, trained on rendered crops: what shape does a clip's body have?"""
+"""A small classifier of a body's shape, trained on crops of rendered frames."""
 
 import random
 from pathlib import Path
@@ -24,7 +24,7 @@ _VIEWS = 5  # frames of a clip that vote
 def crop(
     frame: UInt8[ndarray, "H W 3"], mask: Bool[ndarray, "H W"]
 ) -> Float[ndarray, "2 S S"] | None:
-    """Brightness within `mask` and the mask itself, at one scale; None where there is no body."""
+    """Brightness within `mask`, and the mask, at a fixed scale; None if it is nearly empty."""
     ys, xs = np.nonzero(mask)
     if len(xs) < 12:
         return None
@@ -41,7 +41,7 @@ def crop(
 
 
 class ShapeNet(nn.Module):
-    """About 42,000 parameters."""
+    """A convolutional classifier with about 42,000 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class ShapeNet(nn.Module):
     def shape_of(
         self, frames: UInt8[ndarray, "F H W 3"], masks: Bool[ndarray, "F H W"]
     ) -> str | None:
-        """The shape of a body, by a vote of the frames that show most of it."""
+        """The shape of a body by a vote of the frames that show most of it; None without any."""
         largest = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")[:_VIEWS]
         crops = [crop(frames[i], masks[i]) for i in sorted(largest)]
         crops = [c for c in crops if c is not None]
@@ -72,9 +72,12 @@ class ShapeNet(nn.Module):
 
 
 def load_or_train(path: Path, device: str = "cpu", crops: int = 6000) -> tuple[ShapeNet, float]:
-    """The classifier of `path`, trained first where there is none, and its share of right answers.
+    """The classifier of a file, and its share of right answers on unseen frames.
 
-    The share is of single frames that it never saw.
+    Without the file, the classifier is trained and saved there.
+
+    Args:
+        crops: number of crops to train on.
     """
     net = ShapeNet()
     if path.exists():
@@ -89,7 +92,7 @@ def load_or_train(path: Path, device: str = "cpu", crops: int = 6000) -> tuple[S
 
 
 def rendered_crops(count: int, seed: str, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Crops [count, 2, S, S] of single rendered frames, and the shape of each."""
+    """Crops `[count, 2, S, S]` of single rendered frames, and the index of each one's shape."""
     crops, labels, drawn = [], [], 0
     at_once = 8 * AT_ONCE[torch.device(device).type]
     while len(crops) < count:
@@ -110,7 +113,7 @@ def rendered_crops(count: int, seed: str, device: str = "cpu") -> tuple[Tensor, 
 
 
 def _one_frame(rng: random.Random) -> tuple[Scene, Placement]:
-    """A frame of a clip as the judge sees it: any scene without white bodies."""
+    """One frame of a random scene without white bodies, which the judge cannot see."""
     scene = random_scene(rng)
     while any(body.colour not in HUES for body in scene.bodies):
         scene = random_scene(rng)
@@ -128,7 +131,7 @@ def _one_frame(rng: random.Random) -> tuple[Scene, Placement]:
 
 
 def train(net: ShapeNet, crops: Tensor, labels: Tensor, epochs: int = 30) -> float:
-    """Train on all but the last tenth; returns the share of that tenth that it gets right."""
+    """Train on all crops but the last tenth; return the share of right answers on that tenth."""
     torch.manual_seed(0)
     net.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
     unseen = max(1, len(crops) // 10)
@@ -152,7 +155,7 @@ def train(net: ShapeNet, crops: Tensor, labels: Tensor, epochs: int = 30) -> flo
 
 
 def _varied(crops: Tensor) -> Tensor:
-    """Mirrored, blurred, noisy and partly hidden, as a generated body may be."""
+    """Crops mirrored, blurred, with noise or partly hidden at random, as generated bodies are."""
     out = crops.clone()
     flip = torch.rand(len(out)) < 0.5
     out[flip] = out[flip].flip(-1)

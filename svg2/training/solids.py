@@ -1,7 +1,7 @@
 """Shapes of bodies as signed distances, for sphere tracing.
 
-Every function takes points in a body's own axes, where it has size 1, and gives the distance to its
-surface: negative inside, and outside at most the true one.
+Every function takes points in the axes of a body of size 1 and returns the distance to its
+surface: negative inside, and at most the true distance outside.
 """
 
 import math
@@ -16,7 +16,7 @@ Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def normal_of(distance_to: Distance, x: Tensor, y: Tensor, z: Tensor) -> Float[Tensor, "M 3"]:
-    """Gradient of a distance, from four points around."""
+    """Unit normals of a surface: the gradient of its distance, from four points each."""
     e = 6e-3
     total = torch.zeros((len(x), 3), device=x.device)
     for a, b, c in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
@@ -26,7 +26,7 @@ def normal_of(distance_to: Distance, x: Tensor, y: Tensor, z: Tensor) -> Float[T
 
 
 def pattern(shape: str, local: Tensor) -> Float[Tensor, " M"]:
-    """Brightness of a body's paint: sectors on round bodies, so that their turning shows."""
+    """Brightness of a body's paint. Round bodies have sectors, which show their turning."""
     x, y, z = local.unbind(-1)
     if shape in ("cube", "pyramid"):
         return torch.ones_like(x)
@@ -64,7 +64,7 @@ def _cone(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def _to_slope(r: Tensor, up: Tensor, radius: float, height: float, bevel: float) -> Tensor:
-    """Distance in a half plane to the triangle of axis, base and slope, grown by `bevel`."""
+    """Distance in a half plane to the triangle of axis, base and slope, rounded by `bevel`."""
     slant = math.hypot(radius, height)
     # Shrink the triangle by the bevel on all sides.
     base = bevel
@@ -82,7 +82,7 @@ def _to_slope(r: Tensor, up: Tensor, radius: float, height: float, bevel: float)
 
 
 def _pyramid(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """A square base of half side 0.95 at y = -0.85, apex at y = 0.85; a bound outside it."""
+    """A square base of half side 0.95 at y = -0.85, apex at y = 0.85. Outside, a lower bound."""
     half, height = 0.95, 1.7
     bevel = 0.03
     slant = math.hypot(half, height)
@@ -98,12 +98,12 @@ def _pyramid(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         + (other + bevel).clamp(min=0).square()
         + (base + bevel).clamp(min=0).square()
     ).sqrt()
-    # The planes' own distances underestimate nothing; near an edge their norm overestimates.
+    # Near an edge, the norm of the planes' distances is too large.
     return torch.where(planes > 0, torch.maximum(planes, 0.72 * round_), planes) - bevel
 
 
 def _ring(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """A torus that stands: its axis is z."""
+    """An upright torus around the z axis."""
     r = (x * x + y * y).sqrt() - 0.69
     return (r * r + z * z).sqrt() - 0.31
 

@@ -1,9 +1,8 @@
 """Stage `text`: teach the text encoder to read the grammar.
 
-An encoder that had learnt along with the denoiser read words without their neighbours, and colours
-went to the wrong one of two objects. Reading needs no pictures, only minutes. After it, each word
-of an object tells all that is said of that object, and the encoder is frozen, as the large text
-encoders of real models are.
+An encoder trained together with the denoiser read each word alone, and two objects exchanged
+colours. Training on text alone takes minutes. After it, the embedding of each word of an object
+contains all that the prompt says of that object. The encoder is then frozen, as in larger models.
 """
 
 import random
@@ -39,9 +38,9 @@ from svg2.training.pipeline import TEXT_DIM, build_text_encoder, build_tokenizer
 
 STEPS = 1500
 _BATCH = 48
-_LR = 1e-3  # T5 does not scale its dot products: large steps can saturate its softmax
+_LR = 1e-3  # T5 does not scale its dot products, so large steps can saturate its softmax
 _WARM_STEPS = 100
-_STRAY = "perhaps"  # stands for all words that the grammar doesn't have
+_STRAY = "perhaps"  # stands for all words outside the grammar
 _OF_BODY = {
     "colour": COLOURS,
     "shape": SHAPES,
@@ -50,12 +49,14 @@ _OF_BODY = {
     "material": MATERIALS,
 }
 _OF_SCENE = {"ground": GROUNDS, "sky": SKIES, "camera": CAMERAS}
-_NONE = -100  # cross_entropy leaves such targets out
+_NONE = -100  # cross_entropy ignores these targets
 _SIZES = (*map(len, _OF_BODY.values()), MAX_BODIES, *map(len, _OF_SCENE.values()))
 
 
 def say(scene: Scene, rng: random.Random) -> list[tuple[str, int]]:
-    """`tell`, as people type: now and then without small words, or with a stray one."""
+    """Words of a scene and the object of each: `tell`, at times with small words left out or a
+    stray word added, as people type.
+    """
     told = tell(scene, rng)
     if rng.random() < 0.1:
         told = [(word, owner) for word, owner in told if word not in SMALL_WORDS]
@@ -65,13 +66,13 @@ def say(scene: Scene, rng: random.Random) -> list[tuple[str, int]]:
 
 
 def write(scene: Scene, rng: random.Random) -> str:
-    """`say` as a prompt."""
+    """The words of `say` as a prompt."""
     return " ".join(word for word, _ in say(scene, rng))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Prompts as tokens, and what every token is to tell: an index, or `_NONE`."""
+    """Tokens of prompts, and per token the attributes to predict: an index each, or `_NONE`."""
 
     input_ids: Int[Tensor, "B L"]
     attention_mask: Int[Tensor, "B L"]
@@ -81,7 +82,7 @@ class Reading:
 def read(
     tokenizer: PreTrainedTokenizerFast, said: list[tuple[Scene, list[tuple[str, int]]]]
 ) -> Reading:
-    """What there is to learn from some scenes and their words."""
+    """Tokens and targets of scenes with their words, as `say` gives them."""
     prompts = [" ".join(word for word, _ in words) for _, words in said]
     tokens = tokenizer(prompts, padding="longest", return_tensors="pt")
     targets = torch.full((*tokens.input_ids.shape, len(_SIZES)), _NONE)
@@ -101,7 +102,7 @@ def read(
 
 
 class Reader(nn.Module):
-    """The text encoder, and a linear layer that tells what a token stands for."""
+    """The text encoder, and a linear layer that predicts the attributes of each token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,12 +111,14 @@ class Reader(nn.Module):
         self.told = nn.Linear(TEXT_DIM, sum(_SIZES))
 
     def forward(self, reading: Reading) -> list[Float[Tensor, "B L options"]]:
+        """Logits per attribute."""
         device = self.told.weight.device
         ids, mask = reading.input_ids.to(device), reading.attention_mask.to(device)
         hidden = self.text_encoder(ids, mask).last_hidden_state
         return list(self.told(hidden).split(_SIZES, dim=-1))
 
-    def loss(self, reading: Reading) -> Tensor:
+    def loss(self, reading: Reading) -> Float[Tensor, ""]:
+        """Sum of the cross-entropies of all attributes."""
         targets = reading.targets.to(self.told.weight.device)
         return torch.stack(
             [
@@ -126,7 +129,7 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, scenes: int, seed: int = 0) -> float:
-        """Share of right answers over prompts of scenes that are never trained on."""
+        """Share of right answers on prompts of held-out scenes."""
         rng = random.Random(f"{seed}/reading")
         unseen: list[Scene] = []
         while len(unseen) < scenes:
@@ -145,7 +148,10 @@ def train_text(
     seed: int = 0,
     device: str = "cpu",
 ) -> dict:
-    """Train for `steps`, or at most for `minutes`; its record tells how well it reads."""
+    """Train for `steps` steps, or at most `minutes`; write `checkpoint` and return its record.
+
+    The record has the `accuracy` on held-out scenes.
+    """
     torch.manual_seed(seed)
     rng, started = random.Random(seed), time.monotonic()
     model = Reader().to(device)
@@ -177,7 +183,7 @@ def train_text(
 
 
 def load_text_encoder(checkpoint: Path) -> UMT5EncoderModel:
-    """The encoder that `train_text` left."""
+    """The encoder of a checkpoint of `train_text`."""
     encoder = build_text_encoder(len(build_tokenizer()))
     encoder.load_state_dict(load_checkpoint(checkpoint)[0]["model"])
     return encoder

@@ -23,7 +23,9 @@ from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.ranks import average_gradients, shared_clock
 
 LATENT_CHANNELS = 16
-Redraw = Callable[[Tensor, Sequence[Scene]], Tensor]  # latents of clips and what they show
+Redraw = Callable[
+    [Tensor, Sequence[Scene]], Tensor
+]  # takes latents of clips and their scenes, returns latents
 _DETAILED_OF = 3
 _ON_DEVICE_BYTES = 48 << 30  # clips up to this size move to a GPU as a whole
 _BASE_DIM = 32
@@ -32,7 +34,7 @@ _LR = 2e-3
 
 @dataclass(frozen=True)
 class Crops:
-    """What a step looks at: `batch` crops of `num_frames` frames and `size` x `size` pixels."""
+    """Crops of one step: `batch` of them, of `num_frames` frames and `size` x `size` pixels."""
 
     batch: int
     num_frames: int
@@ -43,7 +45,7 @@ CROPS = {"cpu": Crops(4, 9, 64), "cuda": Crops(32, 9, 96)}
 
 
 def build_vae(base_dim: int = _BASE_DIM) -> AutoencoderKLWan:
-    """8x8x2 compression: 17 frames of 192 x 192 become 9 x 24 x 24 tokens."""
+    """An autoencoder with random weights: 17 frames of 192 x 192 become 9 x 24 x 24 tokens."""
     return AutoencoderKLWan(
         base_dim=base_dim,
         dim_mult=[1, 2],
@@ -61,15 +63,15 @@ def build_vae(base_dim: int = _BASE_DIM) -> AutoencoderKLWan:
 
 
 def to_model(frames: UInt8[Tensor, "B F H W 3"]) -> Float[Tensor, "B 3 F H W"]:
-    """uint8 frames to the VAE's range -1 to 1."""
+    """uint8 frames as a video in the VAE's range -1 to 1."""
     return frames.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1.0)
 
 
 class CropSource:
     """Random space-time crops of a store's clips, half of them mirrored.
 
-    Half of them are the most detailed of a few: most of a clip is plain ground and sky, and most
-    of the error is at edges.
+    Half of them are the most detailed of three crops, because most of a clip is plain ground and
+    sky, and most of the error is at edges.
     """
 
     def __init__(self, store: Store, crops: Crops, rng: np.random.Generator, device: str) -> None:
@@ -80,7 +82,7 @@ class CropSource:
             self.rows = torch.from_numpy(np.array(self.rows)).to(device)
 
     def draw(self) -> tuple[Float[Tensor, "B 3 F S S"], list[Scene]]:
-        """Crops, and the scenes that they are of, mirrored as they are."""
+        """Crops, and their scenes, mirrored if the crop is."""
         out, scenes = [], []
         for i in range(self.crops.batch):
             some = [self._crop() for _ in range(_DETAILED_OF if i % 2 else 1)]
@@ -94,7 +96,7 @@ class CropSource:
         c, rng = self.crops, self.rng
         count, length, height, width, _ = self.rows.shape
         n, t = rng.integers(count), rng.integers(length - c.num_frames + 1)
-        # Latents are 8 x 8 pixels: crops on that grid see the phases that whole clips have.
+        # A latent is 8 x 8 pixels. Crops on that grid have the phases of whole clips.
         y = 8 * rng.integers((height - c.size) // 8 + 1)
         x = 8 * rng.integers((width - c.size) // 8 + 1)
         crop = self.rows[n, t : t + c.num_frames, y : y + c.size, x : x + c.size]
@@ -105,8 +107,8 @@ class CropSource:
 class WholeClips:
     """A VAE's encoder and decoder on all frames of a clip at once.
 
-    diffusers goes through a clip in chunks, with caches between them, to save memory. All at once
-    are the same values out of fewer and larger convolutions, which is what training wants.
+    diffusers saves memory with chunks of a clip and caches between them. All frames at once give
+    the same values from fewer and larger convolutions, which are faster.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
@@ -116,11 +118,12 @@ class WholeClips:
                 module.forward = functools.partial(_resample, module)
 
     def encode(self, clips: Float[Tensor, "B 3 F H W"]) -> DiagonalGaussianDistribution:
+        """The posterior of the latents."""
         patches = patchify(clips, self.vae.config.patch_size)
         return DiagonalGaussianDistribution(self.vae.quant_conv(self.vae.encoder(patches)))
 
     def decode(self, latents: Float[Tensor, "B C T Y X"]) -> Float[Tensor, "B 3 F H W"]:
-        """Not clamped: what lies outside -1 to 1 is to be drawn back."""
+        """Clips of latents. They are not clamped, so that the loss sees values outside -1 to 1."""
         patches = self.vae.decoder(self.vae.post_quant_conv(latents))
         return unpatchify(patches, self.vae.config.patch_size)
 
@@ -128,7 +131,7 @@ class WholeClips:
 def _resample(
     module: WanResample, x: Tensor, feat_cache: list | None = None, feat_idx: list | None = None
 ) -> Tensor:
-    """`WanResample` without caches as it is over all chunks with them: frame 0 stays single."""
+    """`WanResample` without caches: the same result as over chunks, with frame 0 alone."""
     if feat_cache is not None:
         return WanResample.forward(module, x, feat_cache, feat_idx)
     if module.mode == "upsample3d" and x.shape[2] > 1:
@@ -143,13 +146,13 @@ def _resample(
 
 
 def _detail(crop: UInt8[Tensor, "F S S 3"]) -> float:
-    """How much brightness changes from pixel to pixel, in the crop's middle frame."""
+    """Mean change of brightness between neighbouring pixels of the crop's middle frame."""
     green = crop[len(crop) // 2, :, :, 1].float()
     return float(green.diff(dim=0).abs().mean() + green.diff(dim=1).abs().mean())
 
 
 def psnr_of(vae: AutoencoderKLWan, clips: Float[Tensor, "B 3 F H W"]) -> float:
-    """Reconstruction PSNR in dB over `clips`, from the posterior's mean."""
+    """PSNR in dB between `clips` and their reconstruction from the posterior's mean."""
     with torch.no_grad():
         error = [
             (vae.decode(vae.encode(c[None]).latent_dist.mode()).sample.clamp(-1, 1) - c)
@@ -172,13 +175,18 @@ def train_vae(
     seed: int = 0,
     device: str = "cpu",
 ) -> dict:
-    """Train for `minutes` of wall time in all; writes `checkpoint` and returns its record.
+    """Train the autoencoder or its decoder, write `checkpoint` and return its record.
 
-    Where there is no checkpoint yet, `start` may name another or a shipped pipeline to go on from.
-    With `frozen_encoder`, go on from that one and train its decoder alone: latents stay as a
-    denoiser was trained on, and `redraw` makes half of them what it draws. torchrun shares the
-    work out. The schedule is a fraction of the time, so a slow machine gets fewer steps, not a
-    cut schedule.
+    A checkpoint is resumed. Under torchrun, all processes share the work. The schedule follows the
+    time, so a slow machine makes fewer steps of the same schedule.
+
+    Args:
+        minutes: wall time in total, earlier calls included.
+        start: checkpoint, or folder of a shipped pipeline, to continue from where there is no
+            checkpoint yet.
+        frozen_encoder: the same, but to train the decoder alone: its latents stay those that a
+            denoiser was trained on.
+        redraw: gives half of the latents the errors of a denoiser.
     """
     torch.manual_seed(seed)
     share = processes()
@@ -215,7 +223,7 @@ def train_vae(
             with torch.set_grad_enabled(frozen_encoder is None):
                 posterior = whole.encode(clips)
                 latents = posterior.mode()
-                if record["steps"] % 2:  # a denoiser's are not exact either
+                if record["steps"] % 2:  # like the latents of a denoiser, not exact
                     latents = redraw(latents, scenes) if redraw else posterior.sample()
             output = whole.decode(latents)
         error = output.float() - clips
@@ -251,13 +259,13 @@ def train_vae(
 
 
 def autocast(device: str) -> AbstractContextManager:
-    """bf16 where the hardware multiplies in it, else fp32."""
+    """Autocast to bf16 on hardware that multiplies in it, else fp32."""
     kind = torch.device(device).type
     return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" or bf16_is_native())
 
 
 def open_vae(source: Path, device: str = "cpu") -> AutoencoderKLWan:
-    """The VAE of a checkpoint, or of the folder of a shipped pipeline."""
+    """The VAE of a checkpoint, or of a folder with a shipped pipeline."""
     if source.is_dir():
         return AutoencoderKLWan.from_pretrained(source, subfolder="vae").to(device).float()
     states, record = load_checkpoint(source)

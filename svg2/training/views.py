@@ -1,8 +1,8 @@
 """Curriculum of the denoiser: which tokens of a clip a training step reads.
 
-Any subset of a clip's tokens, at their own places, is a fair sample. Training starts on every third
-row and column and on all tokens around a body: that is many clips per minute, and enough to learn
-what is where. It ends on all tokens. Positions are always those of sampling.
+Any subset of a clip's tokens, at their own positions, is a fair sample. Training starts on every
+third row and column and on all tokens around a body: that is many clips per minute, and enough to
+learn what is where. It ends on all tokens. Positions are always those of sampling.
 """
 
 import math
@@ -20,15 +20,15 @@ from svg2.training.layout import Grid, Layout, window
 
 @dataclass(frozen=True)
 class View:
-    """Which tokens of a clip a step looks at.
+    """Which tokens of a clip a step reads.
 
     Attributes:
-        weight: how often, against the lesson's other views.
-        num_frames: latent frames.
+        weight: relative frequency among the views of its lesson.
+        num_frames: number of latent frames.
         stride: of rows and columns.
-        clips: a step and process.
-        window: side of a square of all tokens about a body, beside those of `stride`, which
-            divides it; 0 for none.
+        clips: number of clips per step and process.
+        window: side of a square around a body in which all tokens are read, in addition to those
+            of `stride`; a multiple of `stride`, or 0 for no square.
     """
 
     weight: float
@@ -40,11 +40,11 @@ class View:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A part of the training.
+    """One part of the training.
 
     Attributes:
         until: share of the time at which it ends.
-        views: each step draws one of them.
+        views: of which each step draws one.
         rate: share of the largest learning rate.
     """
 
@@ -53,7 +53,7 @@ class Lesson:
     rate: float = 1.0
 
 
-# A CPU sees few clips, so most of them in part; a GPU sees many, and mostly all tokens of them.
+# A CPU has time for few clips and reads most of them in part. A GPU reads many, mostly whole.
 CURRICULA = {
     "cpu": (
         Lesson(0.3, (View(0.6, 9, 3, 8), View(0.4, 9, 3, 3, window=12)), 0.5),
@@ -71,13 +71,13 @@ CURRICULA = {
 
 @dataclass(frozen=True)
 class Places:
-    """Some tokens of each of some clips, in (frame, row, column) order of the grid; on the CPU."""
+    """Chosen tokens of clips, in (frame, row, column) order of the grid. `index` is on the CPU."""
 
     index: Int[Tensor, "B N"]
     grid: Grid
 
     def of(self, latents: Float[Tensor, "B C T Y X"]) -> Float[Tensor, "B C 1 1 N"]:
-        """These tokens of `latents` in a row, a shape as good as any to the transformer."""
+        """These tokens of `latents` as one row, a shape that the transformer accepts."""
         flat = latents.flatten(2)
         index = self.index.to(latents.device)[:, None].expand(-1, flat.shape[1], -1)
         return flat.gather(2, index)[:, :, None, None]
@@ -91,10 +91,10 @@ def all_places(batch: int, grid: Grid) -> Places:
 def pick_places(
     layout: Layout, picks: Sequence[tuple[int, int]], view: View, rng: random.Random
 ) -> Places:
-    """Random frames, a grid of rows and columns that starts anywhere, and a window for each clip.
+    """Places of a view: random frames, a grid with a random start, and a window in each clip.
 
-    The first frame is always one of them: it alone holds a single video frame, and rotary
-    positions tell only how far frames are apart.
+    The first frame is always included. It alone holds a single video frame, and rotary positions
+    contain only the distance between frames.
     """
     t, *sides = layout.grid
     frames = [0, *sorted(rng.sample(range(1, t), min(view.num_frames, t) - 1))]

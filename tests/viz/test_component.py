@@ -69,7 +69,9 @@ def test_the_component_lives_in_a_gradio_page(demo, chromium):
     assert page.get_by_label("Layer", exact=True).input_value() == "1"
 
     # the run that came in is shown, at its own budget
-    assert page.locator(".runs [aria-pressed=true]").inner_text() == "svg2-comp · top-p 0.9"
+    assert (
+        page.locator(".runs [aria-pressed=true]").inner_text() == "SVG2 + compensation · top-p 0.9"
+    )
     assert page.locator(".budgetvalue").inner_text() == "0.9"
 
     page.get_by_role("button", name="busy").click()

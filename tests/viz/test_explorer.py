@@ -11,6 +11,7 @@ import pytest
 from svg2.trace.records import Record, Trace, selection_at
 from svg2.trace.video import decode_mp4
 from tests.traces import make_synthetic_trace
+from tests.viz.conftest import wait_for_clips
 from viz.masks import block_density, density, tile_waste
 
 pytestmark = pytest.mark.browser
@@ -164,7 +165,7 @@ def test_the_masks_on_the_canvas_are_the_block_densities(top_p, trace, open_page
 def test_both_clips_show_the_same_frame_of_their_own(trace, open_page):
     page = open_page(trace, reduced_motion="reduce")
     page.evaluate("() => explorer.select({ run: 0 })")
-    page.wait_for_timeout(1500)
+    wait_for_clips(page)
     box = page.locator(".stage .dense canvas").bounding_box()
     assert box["width"] / box["height"] == pytest.approx(56 / 48, rel=0.01)
     clips = {".dense": decode_mp4(trace.dense_mp4), ".sparse": decode_mp4(trace.runs[0].mp4)}
@@ -253,7 +254,7 @@ def test_one_selection_by_mouse_and_by_keyboard(trace, open_page):
     page.keyboard.press("Escape")
     assert selection()["cluster"] is None
 
-    page.get_by_role("button", name="svg2-comp · top-p 0.9").click()
+    page.get_by_role("button", name="SVG2 + compensation · top-p 0.9").click()
     assert selection()["run"] == 2
     page.locator(".chart .point").first.focus()
     page.keyboard.press("Enter")
@@ -282,7 +283,8 @@ def test_the_slider_answers_from_the_keyboard_and_says_what_it_is(trace, open_pa
     page.wait_for_timeout(300)
     slider = page.get_by_label("Budget top-p")
     assert page.locator(".badge").inner_text() == "measured"
-    for _ in range(40):
+    page.evaluate("() => explorer.select({ top_p: 0.715 })")
+    for _ in range(3):
         slider.press("ArrowLeft")
     assert page.locator(".budgetvalue").inner_text() == "0.7"
     assert page.locator(".badge").inner_text() == "what-if"
@@ -296,16 +298,18 @@ def test_the_slider_answers_from_the_keyboard_and_says_what_it_is(trace, open_pa
 def test_without_a_model_a_release_moves_to_the_nearest_measured_run(trace, open_page):
     page = open_page(trace, "#run=1")
     slider = page.get_by_label("Budget top-p")
-    for _ in range(30):
+    page.evaluate("() => explorer.select({ top_p: 0.765 })")
+    for _ in range(3):
         slider.press("ArrowLeft")
     answer = page.get_by_text("top-p 0.75 stays a what-if. Moved to the nearest measured run")
     answer.wait_for()
-    assert "svg2 · top-p 0.7" in answer.inner_text()
-    assert page.locator(".runs [aria-pressed=true]").inner_text() == "svg2 · top-p 0.7"
+    assert "SVG2 · top-p 0.7" in answer.inner_text()
+    assert page.locator(".runs [aria-pressed=true]").inner_text() == "SVG2 · top-p 0.7"
     assert page.locator(".badge").inner_text() == "measured"
-    for _ in range(40):
+    page.evaluate("() => explorer.select({ top_p: 0.885 })")
+    for _ in range(3):
         slider.press("ArrowRight")
-    page.get_by_text("Measured already: svg2 · top-p 0.9").wait_for()
+    page.get_by_text("Measured already: SVG2 · top-p 0.9").wait_for()
     assert page.evaluate("() => explorer.selection().run") == 0
 
 
@@ -318,9 +322,9 @@ def test_a_trace_without_records_still_compares(trace, open_page):
 
 def test_a_run_that_was_not_recorded_shows_another_and_says_so(trace, open_page):
     page = open_page(replace(trace, records=tuple(r for r in trace.records if r.run == 0)))
-    page.get_by_role("button", name="svg2-comp · top-p 0.9").click()
+    page.get_by_role("button", name="SVG2 + compensation · top-p 0.9").click()
     assert (
-        "were not recorded; these are of svg2 · top-p 0.9"
+        "were not recorded; these are of SVG2 · top-p 0.9"
         in page.locator(".placebar").inner_text()
     )
 

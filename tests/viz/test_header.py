@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.viz.conftest import wait_for_clips
+
 pytestmark = pytest.mark.browser
 
 STAGES = {
@@ -108,7 +110,7 @@ def test_every_part_of_a_bar_can_be_read(theme, trace, open_page):
 
 def test_both_clips_stand_at_one_height_on_a_phone(trace, open_page):
     page = open_page(trace, "#run=3", width=390)
-    page.wait_for_timeout(1500)
+    wait_for_clips(page)
     dense, sparse = (page.locator(f".stage .{n} canvas") for n in ("dense", "sparse"))
     assert dense.bounding_box()["y"] == pytest.approx(sparse.bounding_box()["y"], abs=1)
     captions = [c.bounding_box()["height"] for c in page.locator(".stage figcaption").all()]
@@ -120,15 +122,16 @@ def test_runs_that_differ_in_clusters_have_names_that_differ(trace, open_page):
     page = open_page(replace(trace, runs=(trace.runs[0], other, trace.runs[2])), "#run=1")
     names = page.locator(".runs button").all_inner_texts()
     assert names == [
-        "svg2 · top-p 0.9 · 11/29",
-        "svg2 · top-p 0.7 · 11/7",
-        "svg2-comp · top-p 0.9 · 11/29",
+        "SVG2 · top-p 0.9 · 11/29",
+        "SVG2 · top-p 0.7 · 11/7",
+        "SVG2 + compensation · top-p 0.9 · 11/29",
     ]
     label = page.locator(".chart .point").nth(1).get_attribute("aria-label")
-    assert label.startswith("svg2, top-p 0.7, 11/7: ")
+    assert label.startswith("SVG2, top-p 0.7, 11/7: ")
     # a budget that only other clusters ran at is no measured one of these
     slider = page.get_by_label("Budget top-p")
-    for _ in range(40):
+    page.evaluate("() => explorer.select({ top_p: 0.715 })")
+    for _ in range(3):
         slider.press("ArrowLeft")
     page.get_by_text("top-p 0.7 stays a what-if").wait_for()
     assert page.locator(".runs [aria-pressed=true]").inner_text() == names[0]
@@ -149,7 +152,7 @@ def test_the_footer_names_the_machine_of_the_run_on_show(trace, open_page):
     second = replace(trace.runs[1], result={**trace.runs[1].result, **own})
     page = open_page(replace(trace, runs=(trace.runs[0], second, trace.runs[2])), "#run=1")
     foot = page.locator(".foot p").first
-    assert "svg2 · top-p 0.9: measured on synthetic · svg2 0" in foot.inner_text()
+    assert "SVG2 · top-p 0.9: measured on synthetic · svg2 0" in foot.inner_text()
     page.locator(".runs button").nth(1).click()
     text = foot.inner_text()
     assert "top-p 0.7: measured on Another Chip, 8 cores · torch 9.9 · commit abcdef012345" in text

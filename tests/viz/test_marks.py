@@ -13,6 +13,20 @@ pytestmark = pytest.mark.browser
 GROUND = {"light": (0xF6, 0xF6, 0xF4), "dark": (0x12, 0x13, 0x16)}
 
 
+READ = """() => {
+    const root = document.getElementById('explorer').shadowRoot;
+    const read = (selector, part) => [...root.querySelectorAll(selector)].map((path) => [
+        path.getAttribute('d').replace(/[\\d. -]/g, ''),
+        getComputedStyle(path)[part],
+    ]);
+    return [
+        read('.legend .method path', 'fill'),
+        read('.point .solid', 'fill'),
+        read('.joined', 'stroke'),
+    ];
+}"""
+
+
 def luminance(rgb) -> float:
     def linear(v):
         return v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
@@ -41,11 +55,7 @@ def test_a_methods_mark_line_and_legend_are_its_own_and_can_be_seen(
     ]  # one symbol for both: the second gets another
     page = open_page({**explorer_payload(trace), "methods": methods}, theme=theme)
     assert page.locator(".legend .method").all_inner_texts() == [m["title"] for m in methods]
-    read = "all => all.map((p) => [p.getAttribute('d').replace(/[\\d. -]/g, ''), {}])"
-    fill, stroke = (f"getComputedStyle(p).{part}" for part in ("fill", "stroke"))
-    legend = page.locator(".legend .method path").evaluate_all(read.format(fill))
-    marks = page.locator(".point .solid").evaluate_all(read.format(fill))
-    lines = page.locator(".joined").evaluate_all(read.format(stroke))
+    legend, marks, lines = page.evaluate(READ)
     assert len({shape for shape, _ in legend}) == 2
     assert [colour for _, colour in lines] == [colour for _, colour in legend]
     own = dict(zip(names, legend, strict=True))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.viz.conftest import wait_for_clips
 from viz import explorer_payload
 
 pytestmark = pytest.mark.browser
@@ -20,7 +21,14 @@ def page(trace, open_page):
     return open_page(trace, "#run=1", reduced_motion="reduce")
 
 
-def test_a_trace_that_cannot_be_opened_leaves_the_last_one_working(page, trace):
+@pytest.fixture
+def own_page(trace, open_page):
+    """A page that a test may leave as it likes."""
+    return open_page(trace, "#run=1", fresh=True, reduced_motion="reduce")
+
+
+def test_a_trace_that_cannot_be_opened_leaves_the_last_one_working(own_page, trace):
+    page = own_page
     broken = copy.deepcopy(explorer_payload(trace))
     for record in broken["records"]:
         record["kept"]["dtype"] = "float64"
@@ -36,7 +44,8 @@ def test_a_trace_that_cannot_be_opened_leaves_the_last_one_working(page, trace):
     assert "top-p 0.7" in page.locator(".stage .sparse").inner_text()
 
 
-def test_a_new_run_is_shown_where_it_put_another_out(page, trace):
+def test_a_new_run_is_shown_where_it_put_another_out(own_page, trace):
+    page = own_page
     newer = replace(trace.runs[1], config={**trace.runs[1].config, "top_p": 0.65})
     full = replace(trace, runs=(*trace.runs[1:], newer), records=())
     page.evaluate(LOAD, explorer_payload(full))
@@ -44,7 +53,8 @@ def test_a_new_run_is_shown_where_it_put_another_out(page, trace):
     assert "top-p 0.65" in page.locator(".runs [aria-pressed=true]").inner_text()
 
 
-def test_no_more_than_two_sparse_clips_stay_decoded(page, trace):
+def test_no_more_than_two_sparse_clips_stay_decoded(own_page, trace):
+    page = own_page
     page.evaluate(
         """() => {
             window.letGo = 0;
@@ -59,7 +69,7 @@ def test_no_more_than_two_sparse_clips_stay_decoded(page, trace):
     }}"""
     for run in (0, 1, 2):
         page.evaluate("(run) => explorer.select({ run })", run)
-        page.wait_for_timeout(1200)
+        wait_for_clips(page)
     assert page.evaluate("() => window.letGo") == frames
     page.evaluate("() => explorer.select({ run: 0 })")  # and comes back
     page.wait_for_function(painted)
@@ -68,10 +78,10 @@ def test_no_more_than_two_sparse_clips_stay_decoded(page, trace):
 def test_a_blink_that_a_link_opens_blinks(trace, open_page):
     page = open_page(trace, "#run=1&frame=1&compare=blink", reduced_motion="reduce")
     caption = page.locator(".stage .dense figcaption")
-    for text in ("Dense", "svg2 · top-p 0.9", "Dense"):
+    for text in ("Dense", "SVG2 · top-p 0.9", "Dense"):
         caption.get_by_text(text, exact=True).wait_for(timeout=5_000)
     label = page.locator(".stage .dense canvas").get_attribute("aria-label")
-    assert label == "Dense clip and svg2 · top-p 0.9 in turns"
+    assert label == "Dense clip and SVG2 · top-p 0.9 in turns"
 
 
 def test_density_maps_follow_the_theme(page):
@@ -104,7 +114,9 @@ def test_why_a_release_starts_no_run_is_said_beside_the_slider_and_taken_back(pa
 
 
 def test_a_preview_names_its_step_and_goes_with_it(trace, open_page):
-    page = open_page(trace, bypass_csp=True)  # a file alone shows no pictures of a live run
+    page = open_page(
+        trace, fresh=True, bypass_csp=True
+    )  # a file alone shows no pictures of a live run
     picture = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
     live = {"text": "Dense run", "done": 0.2, "stage": "denoise", "step": 4, "num_steps": 9}
     figure = page.locator(".livefigure")
@@ -122,7 +134,7 @@ def test_the_one_canvas_is_named_for_what_it_shows(mode, page):
     page.evaluate("(compare) => explorer.select({ compare })", mode)
     label = page.locator(".stage .dense canvas").get_attribute("aria-label")
     assert (label == "Dense clip") == (mode == "side")
-    assert ("svg2 · top-p 0.9" in label) == (mode != "side")
+    assert ("SVG2 · top-p 0.9" in label) == (mode != "side")
 
 
 def test_a_word_is_described_only_while_its_note_is_open(page):
@@ -146,6 +158,6 @@ def test_what_a_cluster_lights_is_chosen_without_losing_the_focus(page):
 def test_the_page_reads_every_link_that_it_writes(page, trace, open_page):
     page.evaluate("() => explorer.select({ top_p: 0.02, wipe: 1 / 3 })")
     link = page.evaluate("() => explorer.link()")
-    other = open_page(trace, "#" + link.split("#")[1], reduced_motion="reduce")
+    other = open_page(trace, "#" + link.split("#")[1], fresh=True, reduced_motion="reduce")
     assert other.evaluate("() => explorer.selection().top_p") == 0.02
     assert other.locator(".lab > .notice").is_hidden()

@@ -10,13 +10,14 @@ import pytest
 from svg2.trace.records import selection_at
 from tests.viz.big import TOP_P, make_720p_trace
 from tests.viz.pace import LOOP, slowdown
-from tests.viz.test_explorer import ACCENT, MAX_BINS, SKIPPED, pixels, show
+from tests.viz.test_explorer import ACCENT, MAX_BINS, SKIPPED, pixels
 from viz.masks import block_density
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 OPEN_SECONDS = 4.0
 TICK_MS = 16.0
+PLACE = ("step", "layer", "branch", "head")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,9 @@ def big():
 
 def test_it_opens_in_time_and_every_tick_is_painted_in_time(big, open_page, record_property):
     assert (big.n_tokens, big.records[0].P.shape, len(big.records)) == (75_600, (300, 1000), 36)
-    blank = open_page(big, reduced_motion="reduce")  # writes the file, and warms the browser
+    blank = open_page(
+        big, fresh=True, reduced_motion="reduce"
+    )  # writes the file, and warms the browser
     pace = slowdown(blank)
     address = blank.url
     blank.close()
@@ -82,12 +85,13 @@ def test_it_opens_in_time_and_every_tick_is_painted_in_time(big, open_page, reco
 
 
 def test_at_this_size_the_masks_are_still_pythons(big, open_page):
-    page = open_page(big, reduced_motion="reduce")
+    page = open_page(big, fresh=True, reduced_motion="reduce")
     rng = np.random.default_rng(3)
     for record in (big.records[0], big.records[17], big.records[35]):
         top_p = float(rng.integers(20, 180)) / 200
         for p in (TOP_P, top_p):
-            show(page, record, p)
+            at = {n: getattr(record, n) for n in ("run", *PLACE)}
+            page.evaluate("(at) => explorer.select(at)", {**at, "top_p": p})
             page.wait_for_timeout(500)
             kept = record.kept if p == TOP_P else selection_at(record, p, 0.1)
             for place, order in ((1, "original"), (2, "permuted")):

@@ -7,7 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from svg2.method.selection import METHODS
 from svg2.trace.video import decode_mp4
+from tests.viz.conftest import wait_for_clips
 from tests.viz.test_explorer import pixels
 from viz.explorer_page import explorer_js
 
@@ -38,12 +40,13 @@ def assert_every_view_follows(page, trace) -> None:
     assert page.locator(".budgetvalue").inner_text() == f"{now['top_p']:g}"
 
     run = trace.runs[now["run"]]
-    name = f"{run.method} · top-p {run.config['top_p']:g}"
+    title = METHODS[run.method].title
+    name = f"{title} · top-p {run.config['top_p']:g}"
     assert page.locator(".runs [aria-pressed=true]").inner_text() == name
     assert page.locator(".stage .sparse figcaption").inner_text().startswith(name)
     assert f"{run.result['psnr_db']:.1f} dB" in page.locator(".headline").inner_text()
     point = page.locator(".chart .point.current").get_attribute("aria-label")
-    assert point.startswith(f"{run.method}, top-p {run.config['top_p']:g}:")
+    assert point.startswith(f"{title}, top-p {run.config['top_p']:g}:")
 
     frame = now["frame"]
     assert page.locator(".count").inner_text() == f"{frame + 1} / {len(run.psnr_frame)}"
@@ -187,7 +190,7 @@ def test_a_link_restores_the_exact_state(page, trace, open_page):
     page.wait_for_timeout(700)
     link = page.evaluate("() => explorer.link()")
     assert page.url == link  # the address follows by itself
-    other = open_page(trace, "#" + link.split("#")[1], reduced_motion="reduce")
+    other = open_page(trace, "#" + link.split("#")[1], fresh=True, reduced_motion="reduce")
     assert state(other) == before
     assert_every_view_follows(other, trace)
     assert other.locator(".lab > .notice").is_hidden()
@@ -265,8 +268,8 @@ def test_the_glossary_opens_on_hover_and_focus(page):
 
 
 def test_both_clips_stay_in_step_over_thirty_seconds_of_loops(trace, open_page):
-    page = open_page(trace, "#run=1&frame=1", reduced_motion="reduce")
-    page.wait_for_timeout(1500)  # every frame is decoded
+    page = open_page(trace, "#run=1&frame=1", fresh=True, reduced_motion="reduce")
+    wait_for_clips(page)
     page.clock.install()
     page.evaluate("() => explorer.select({ playing: true, speed: 1 })")
     clips = {"dense": decode_mp4(trace.dense_mp4), "sparse": decode_mp4(trace.runs[0].mp4)}
@@ -290,7 +293,7 @@ def test_both_clips_stay_in_step_over_thirty_seconds_of_loops(trace, open_page):
 
 def test_wipe_and_difference_follow_the_frame(trace, open_page):
     page = open_page(trace, "#run=1&frame=1&compare=wipe&wipe=0.5", reduced_motion="reduce")
-    page.wait_for_timeout(1500)
+    wait_for_clips(page)
     dense, sparse = (decode_mp4(m).astype(int) for m in (trace.dense_mp4, trace.runs[0].mp4))
     for frame in (2, 11):
         page.evaluate("(frame) => explorer.select({ frame, compare: 'wipe' })", frame)
@@ -320,7 +323,8 @@ def test_every_glossary_word_that_is_used_has_a_meaning():
     assert used <= known
 
 
-def test_every_control_is_reached_by_tab(page):
+def test_every_control_is_reached_by_tab(trace, open_page):
+    page = open_page(trace, "#run=1", fresh=True, reduced_motion="reduce")
     page.evaluate("() => explorer.select({ cluster: 1, pair: 2, compare: 'wipe', tour: 3 })")
     page.wait_for_timeout(300)
     reached, total = page.evaluate(

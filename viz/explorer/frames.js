@@ -1,6 +1,6 @@
-// A clip as a list of pictures. Both clips are drawn from one clock onto canvases, so they cannot drift apart.
+// A clip as a list of pictures, so that both clips are drawn by one clock and cannot drift apart.
 
-const MAX_WIDTH = 640; // longer clips of real models are kept at this width: 81 frames stay below 80 MB
+const MAX_WIDTH = 640; // wider clips are scaled down to it: 81 frames then stay below 80 MB
 
 /**
  * Decode every frame of an MP4 by seeking to the middle of each. `onFrame(i)` is called as they come.

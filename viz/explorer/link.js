@@ -67,8 +67,8 @@ export function readLink(text) {
 }
 
 /**
- * The parts of a wish that this trace does not hold, in words. What is left can be shown exactly.
- * `place` is the nearest recorded one.
+ * The parts of a link that this trace does not hold, in words; all others can be shown exactly.
+ * `place` is the nearest recorded one, null where nothing is recorded.
  */
 export function missing(data, wanted, place) {
   const found = [];

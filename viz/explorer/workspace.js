@@ -4,7 +4,7 @@ import { budget, decibel, el, isNumber, plural, put } from "./dom.js";
 import { KEYS, listenToKeys } from "./keys.js";
 import { makeClips, makeClock } from "./playback.js";
 import { TICKS } from "./select.js";
-import { makeMoves, makeReading, makeSummaries } from "./selection.js";
+import { makeMoves, makeCurrent, makeSummaries } from "./current.js";
 import { follow, makeStore, openingState, recordAt, recordedRun } from "./state.js";
 import { sourceOf } from "./views/header.js";
 import { VIEWS } from "./views/index.js";
@@ -32,8 +32,8 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
     () => tell("drawClips"),
     () => tell("failClips", "This browser can't play the clips (H.264). Clusters and masks still work."),
   );
-  const reading = makeReading(data, store);
-  const summaries = makeSummaries(data, reading, () => tell("summarised", store.get()));
+  const current = makeCurrent(data, store);
+  const summaries = makeSummaries(data, current, () => tell("summarised", store.get()));
   const app = {
     standalone: Boolean(options.standalone),
     hasRecords: source >= 0,
@@ -41,8 +41,8 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
     data,
     store,
     clips,
-    ...reading,
-    ...makeMoves(data, store, reading),
+    ...current,
+    ...makeMoves(data, store, current),
     meanDensity: summaries.meanDensity,
     colours: palette.colours,
     copyLink: options.copyLink,

@@ -1,4 +1,4 @@
-"""The op-level benchmark on a small problem: what it records, not how fast it is."""
+"""The suites on small problems: what they record, not how fast anything is."""
 
 import importlib.util
 import json
@@ -9,30 +9,20 @@ import sys
 import pytest
 import torch
 
-from svg2.bench.baselines import flex_padded
-from svg2.bench.cpu import run_cpu_suite
-from svg2.bench.e2e import run_e2e_suite
-from svg2.bench.exact import ExactRows
+from svg2.bench import cpu
+from svg2.bench.e2e import run_e2e_suite, speedup_limit
 from svg2.bench.gpu import run_gpu_suite
-from svg2.bench.race import race
-from svg2.bench.workload import (
-    Workload,
-    compute_density_of,
-    density_of,
-    make_clustered,
-    select_density,
-)
+from svg2.bench.report import with_numbers
+from svg2.bench.suite import reason
 from svg2.errors import SuiteUnavailable
-
-SMALL = Workload(
-    (3, 8, 8), num_q_clusters=6, num_k_clusters=12, densities=(0.3, 1.0), heads=2, head_dim=16
-)
+from tests.svg2.bench.workloads import SMALL
+from tests.tree import ROOT
 
 
-def test_suite_writes_every_field(tmp_path):
+def test_cpu_suite_writes_every_field(tmp_path):
     messages: list[str] = []
     path = tmp_path / "cpu.json"
-    record = run_cpu_suite(path, messages.append, workloads=[SMALL], rounds=3)
+    record = cpu.run_cpu_suite(path, messages.append, workloads=[SMALL], rounds=3)
     assert json.loads(path.read_text()) == record
     assert messages
     for field in ("hardware", "versions", "commit", "date", "cpu_flags", "torch_threads"):
@@ -47,63 +37,37 @@ def test_suite_writes_every_field(tmp_path):
         assert row["tokens"] == 192
         assert row["seed"] == 0
         assert row["density_asked"] <= row["density"] <= row["compute_density"]
-        assert row["speedup"] == pytest.approx(row["kernel_gain"] * row["sparsity_speedup"])
-        assert row["speedup"] == pytest.approx(row["dense_ms"] / row["sparse_ms"])
-        assert row["flop_ratio"] == pytest.approx(1 / row["compute_density"])
     (steps,) = record["steps"]
     assert all(steps[f"{name}_ms"] > 0 for name in ("kmeans_q", "kmeans_k", "permute", "select"))
+
+
+def test_cpu_ratios_are_those_of_the_times(tmp_path, monkeypatch):
+    ms = {"dense": 100.0, "everything": 80.0, "svg2": 20.0, "svg2-comp": 25.0}
+
+    def race(contestants, rounds):
+        return {name: [ms.get(name, 1.0)] * rounds for name in contestants}
+
+    monkeypatch.setattr(cpu, "race", race)
+    record = cpu.run_cpu_suite(tmp_path / "x", lambda _: None, workloads=[SMALL], rounds=2)
+    plain, compensated = record["attention"][-2:]  # at density 1
+    assert (plain["speedup"], plain["kernel_gain"], plain["sparsity_speedup"]) == (5, 1.25, 4)
+    assert plain["speedup_quartiles"] == [5, 5]
+    assert compensated["speedup"] == 4
+    assert plain["flop_ratio"] == 1
+    # 4 operations per pair and dimension: 2 heads of 16, 192² pairs, in 100 ms and in 20 ms.
+    assert plain["dense_gflops"] == pytest.approx(0.04718592)
+    assert plain["useful_gflops"] == pytest.approx(0.2359296)
 
 
 def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path):
     missing = tmp_path / "missing" / "cpu.json"
     missing.parent.write_text("a file, not a folder")
     with pytest.raises(OSError, match="missing"):
-        run_cpu_suite(missing, lambda text: None, workloads=[], rounds=1)
+        cpu.run_cpu_suite(missing, lambda text: None, workloads=[], rounds=1)
 
 
-def test_density_is_met_from_above():
-    clustered = make_clustered(SMALL)
-    for asked in (0.2, 0.5):
-        top_p, kept, density = select_density(clustered, asked)
-        assert 0 < top_p < 1
-        # One more cluster for one query cluster is the least that can be added.
-        assert asked <= density < asked + 0.2
-        assert density == density_of(clustered, kept)
-        virtual = compute_density_of(clustered, kept) - density
-        assert 0 < virtual <= SMALL.num_k_clusters / SMALL.tokens
-    assert select_density(clustered, 1.0)[2] == 1.0
-
-
-def test_workload_is_ragged_and_repeats():
-    clustered, again = make_clustered(SMALL), make_clustered(SMALL)
-    assert clustered.k_clusters.sizes.unique().numel() > 3
-    assert torch.equal(clustered.k_sorted, again.k_sorted)
-    assert torch.equal(clustered.compensation.v_centroids, again.compensation.v_centroids)
-
-
-def test_race_interleaves():
-    order: list[str] = []
-    runs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
-    times = race(runs, rounds=3)
-    assert order == ["a", "b"] * 5
-    assert {name: len(ms) for name, ms in times.items()} == {"a": 3, "b": 3}
-
-
-WITH_TEXT = Workload(
-    (3, 8, 8),
-    num_q_clusters=6,
-    num_k_clusters=12,
-    densities=(0.3,),
-    heads=2,
-    head_dim=16,
-    text_tokens=5,
-)
-
-
-def test_gpu_suite_runs_whole_at_toy_sizes_and_says_so(tmp_path):
-    path = tmp_path / "gpu.json"
-    record = run_gpu_suite(path, lambda text: None, toy=True, rounds=3)
-    assert json.loads(path.read_text()) == record
+def test_gpu_suite_runs_whole_at_toy_sizes_and_says_so(toy_gpu):
+    record = toy_gpu
     assert record["toy"] is True
     assert record["left_out"] == []
     assert len(record["calls"]) == len(record["steps"]) == 2
@@ -117,26 +81,58 @@ def test_gpu_suite_runs_whole_at_toy_sizes_and_says_so(tmp_path):
         assert row["ms_min"] <= row["ms"]
         assert 0 <= row["relative_error"] <= record["error_budget"]
     best = [row for row in record["attention"] if row["contestant"] == row["best_dense"]]
+    assert len(best) == 3  # at each density of the two cases
     assert all(row["share"] == pytest.approx(1) for row in best)
 
 
-def test_e2e_suite_runs_whole_at_toy_sizes_and_says_so(tmp_path):
-    path = tmp_path / "e2e.json"
-    record = run_e2e_suite(path, lambda text: None, toy=True, rounds=2)
-    assert json.loads(path.read_text()) == record
-    assert record["left_out"] == []
-    assert [run["method"] for run in record["runs"]] == ["svg2", "svg2-comp", "svg2"]
-    for run in record["runs"]:
+def test_a_wrong_result_is_not_timed(tmp_path, monkeypatch):
+    from svg2.bench import gpu
+
+    right = gpu.cluster_attention
+    monkeypatch.setattr(gpu, "cluster_attention", lambda *a, **k: 1.01 * right(*a, **k))
+    monkeypatch.setattr(gpu, "TOY_CASES", gpu.TOY_CASES[:1])
+    record = run_gpu_suite(tmp_path / "gpu.json", lambda text: None, toy=True, rounds=1)
+    assert not any(row["contestant"].startswith("svg2") for row in record["attention"])
+    assert {left["contestant"] for left in record["left_out"]} == {"svg2", "svg2-comp"}
+    assert all("wrong result" in left["why"] for left in record["left_out"])
+
+
+def test_e2e_suite_runs_whole_at_toy_sizes_and_says_so(toy_e2e):
+    assert toy_e2e["left_out"] == []
+    runs = toy_e2e["runs"]
+    assert [run["method"] for run in runs] == ["svg2", "svg2-comp", "svg2"]
+    for run, branches in zip(runs, (2, 2, 1), strict=True):
         assert run["toy"] is True
         assert run["weights"] == "random"
         assert run["density"] == pytest.approx(run["density_asked"], abs=0.15)
         assert 0 < run["attention_share"] < 1
         assert run["warmup_fraction"] == 0.25
         assert all(ms > 0 for ms in run["stage_ms_per_forward"].values())
-        assert run["speedup"] == pytest.approx(run["dense_seconds"] / run["svg2_seconds"])
+        # Of 4 steps the first is dense, the second starts cold, and two more are warm.
+        sparse_ms = run["dense_forward_ms"] + run["cold_forward_ms"] + 2 * run["warm_forward_ms"]
+        assert run["svg2_seconds"] == pytest.approx(branches * sparse_ms / 1e3)
+        assert run["dense_seconds"] == pytest.approx(branches * run["dense_forward_ms"] * 4 / 1e3)
         predicted_seconds = run["dense_seconds"] / run["predicted"]
         missing_seconds = run["svg2_seconds"] - predicted_seconds
         assert run["unexplained"] == pytest.approx(missing_seconds / run["svg2_seconds"])
+
+
+def test_speedup_limit():
+    assert speedup_limit(1.0, 0.0, 0.25) == 4
+    assert speedup_limit(0.8, 0.5, 1.0) == 1  # no cheaper than dense
+    assert speedup_limit(0.8, 0.5, 0.0) == pytest.approx(5 / 3)  # 0.6 of the time is left
+
+
+@pytest.mark.parametrize(("name", "toy"), [("gpu.json", "toy_gpu"), ("e2e.json", "toy_e2e")])
+def test_no_toy_number_reaches_the_readme(tmp_path, request, name, toy):
+    readme = (ROOT / "README.md").read_text()
+    record = request.getfixturevalue(toy)
+    (tmp_path / name).write_text(json.dumps(record))
+    assert with_numbers(readme, tmp_path).count("not measured.") == 5
+    (tmp_path / name).write_text(json.dumps(record | {"toy": False}))
+    text = with_numbers(readme, tmp_path)
+    assert text.count("not measured.") == 4
+    assert "| toy |" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -147,26 +143,10 @@ def test_gpu_suites_need_a_gpu(tmp_path, run_suite):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("workload", [SMALL, WITH_TEXT])
-def test_baselines_are_held_to_the_same_rows(workload):
-    clustered = make_clustered(workload)
-    _, kept, density = select_density(clustered, 0.3)
-    assert 0.3 <= density < 0.6
-    expected = ExactRows(clustered, kept, has_virtual=False)
-    right = flex_padded(clustered, kept)()
-    assert expected.error_of(right) < 1e-5
-    assert expected.error_of(1.01 * right) > 5e-3
-    right[0, 0, 0, 0] = torch.nan
-    assert not expected.error_of(right) < 1e-5
-
-
-def test_text_sees_all_and_is_seen_by_all():
-    clustered = make_clustered(WITH_TEXT)
-    _, kept, _ = select_density(clustered, 0.3)
-    assert kept.shape[-2:] == (7, 13)
-    assert kept[..., -1, :].all()
-    assert kept[..., -1].all()
-    assert clustered.q_offsets[..., -1].tolist() == [[197, 197]]
+def test_a_reason_is_one_short_line():
+    assert reason(RuntimeError("out of\n  shared memory")) == "out of shared memory"
+    assert reason(MemoryError()) == "MemoryError"
+    assert len(reason("x" * 1000)) == 300
 
 
 @pytest.mark.slow

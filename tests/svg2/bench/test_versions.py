@@ -1,22 +1,37 @@
-"""The check of versions: what it reads off pytest and the compiler, and what the README says."""
+"""The check of versions: what it reads from pytest and the compiler."""
 
 import importlib.util
-import json
 import subprocess
 
 import pytest
 
-from svg2.bench import report, versions
+from svg2.bench import versions
 
 
 def _pytest_says(monkeypatch, text, code=0):
-    done = subprocess.CompletedProcess([], code, stdout=text)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    """Replaces `subprocess.run`; returns the list that the commands go to."""
+    commands = []
+
+    def run(command, **kwargs):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, code, stdout=text)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
 
 
 def test_outcomes_are_read(monkeypatch):
-    _pytest_says(monkeypatch, "....\n3 failed, 12 passed, 2 skipped, 1 error in 3.10s\n", 1)
+    last = "3 failed, 12 passed, 2 skipped, 40 deselected, 1 error in 3.10s"
+    _pytest_says(monkeypatch, f"....\n{last}\n", 1)
     assert versions.run_tests() == {"passed": 12, "failed": 3, "errors": 1, "skipped": 2}
+
+
+def test_nightly_and_browser_tests_are_left_out(monkeypatch):
+    commands = _pytest_says(monkeypatch, "1 passed in 0.1s")
+    versions.run_tests()
+    (command,) = commands
+    assert command[command.index("pytest") + 1 :].count("-m") == 1
+    assert command[-1] == "not browser and not nightly"
 
 
 def test_tests_that_broke_off_are_no_result(monkeypatch):
@@ -37,16 +52,3 @@ def test_faults_are_found_by_chip(monkeypatch):
     assert found["builds"] > 30
     assert len(found["faults"]) > 10
     assert all("attend" in fault for fault in found["faults"])
-
-
-def test_the_readme_says_which_versions_hold(tmp_path):
-    names = {"torch": "2.13.0", "triton": "3.6.0", "diffusers": "0.42.0", "transformers": "5.0.0"}
-    chip = {"builds": 40, "faults": ["one"]}
-    tests = {"passed": 7, "failed": 1, "errors": 1, "skipped": 0}
-    result = {"versions": names, "kernels": {"sm_90": chip, "sm_80": chip}, "date": "2026-11-21T1"}
-    record = {"oldest": result | {"tests": tests}, "newest": result}
-    (tmp_path / "versions.json").write_text(json.dumps(record))
-    text = report.section(tmp_path)
-    row = "2.13.0 | 3.6.0 | 0.42.0 | 5.0.0 | 7 passed, 2 failed | 80 for 2 chips | 2 | 2026-11-21"
-    assert row in text
-    assert "`make test` | 80 for 2 chips" in text

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from svg2.models.prompts import Body, Knowledge, Scene, held_out, parse, rule, vocabulary
-from svg2.training import evaluate
+from svg2.training import contact_sheet, evaluate
 from svg2.training.__main__ import main
+from svg2.training.clip_reader import track_bodies
 from svg2.training.data import TrainingError
-from svg2.training.dit import Denoiser
+from svg2.training.denoiser import Denoiser
 from svg2.training.evaluate import checkpoint_hash, evaluate_model, held_out_prompts, judge
-from svg2.training.pipeline import assemble, ship
+from svg2.training.pipeline import assemble, build_transformer, ship
 from svg2.training.render import render_one
 from svg2.training.shape_classifier import ShapeNet, crop, load_or_train, rendered_crops, train
-from svg2.training.clip_reader import track_bodies
 from svg2.training.vae import build_vae
 
 EVERYTHING = Knowledge(frozenset(vocabulary()))
@@ -29,8 +29,8 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shipped pipeline with random weights, whose default clip is small and quick."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    model = Denoiser()
-    pipe = assemble(build_vae(), model.transformer, model.text_encoder, model.tokenizer)
+    model = Denoiser(transformer=build_transformer(1, num_layers=2, ffn_dim=64))
+    pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
     ship(pipe, folder, {"max_sequence_length": 48, "rule": rule()})
     lab = json.loads((folder / "lab.json").read_text())
     lab |= {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
@@ -132,10 +132,10 @@ def test_the_hash_tells_weights_apart(untrained, tmp_path):
 
 @pytest.mark.slow
 def test_shapes_of_rendered_clips_are_told_apart(monkeypatch):
-    monkeypatch.setattr("svg2.training.shape_classifier._FRAME", 96)
+    monkeypatch.setattr("svg2.training.shape_classifier._FRAME", 72)
     net = ShapeNet()
-    accuracy = train(net, *rendered_crops(400, "test shapes"), epochs=25)
-    assert accuracy > 0.8  # the stage trains on fifteen times as many
+    accuracy = train(net, *rendered_crops(300, "test shapes"), epochs=20)
+    assert accuracy > 0.8  # the stage trains on twenty times as many
     right = total = 0
     for i in range(18):
         shape = ("ball", "cube", "cylinder", "cone", "pyramid", "ring")[i % 6]
@@ -167,12 +167,12 @@ def test_a_crop_holds_brightness_within_the_body_alone():
 
 def test_a_picture_is_shrunk_until_it_fits():
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
-    assert len(evaluate.png_below(noise, 60_000)) < 60_000
+    assert len(contact_sheet.png_below(noise, 60_000)) < 60_000
 
 
 @pytest.mark.slow
 def test_the_contact_sheet_shows_held_out_prompts(untrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "_SHEET", (2, 1))
-    evaluate.make_contact_sheet(untrained, tmp_path / "sheet.png")
+    monkeypatch.setattr(contact_sheet, "_SHEET", (2, 1))
+    contact_sheet.make_contact_sheet(untrained, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "sheet.png").stat().st_size < 1_000_000

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from svg2.models.prompts import Body, Scene
-from svg2.training.dit import CURRICULA, View, _pick_places
 from svg2.training.layout import Guide, known, layout_of, window
 from svg2.training.placement import place
 from svg2.training.render import render
+from svg2.training.views import CURRICULA, View, pick_places
 
 GRID = (9, 24, 24)
 SCENES = (
@@ -89,7 +89,7 @@ def test_a_curriculum_lasts_to_the_end_and_can_draw_all_its_views(layout, lesson
     assert ends == sorted(set(ends))
     assert ends[-1] == 1
     for view in (view for lesson in lessons for view in lesson.views):
-        places = _pick_places(layout, [(0, 0), (1, 1)], view, random.Random(0))
+        places = pick_places(layout, [(0, 0), (1, 1)], view, random.Random(0))
         square = view.window**2 - (view.window // view.stride) ** 2
         tokens = view.num_frames * ((24 // view.stride) ** 2 + square)
         assert places.index.shape == (2, tokens)
@@ -102,7 +102,7 @@ def test_a_curriculum_lasts_to_the_end_and_can_draw_all_its_views(layout, lesson
 def test_all_clips_of_a_step_show_as_many_tokens(layout, view, count):
     rng = random.Random(0)
     for _ in range(20):
-        places = _pick_places(layout, [(0, 0), (1, 1)], view, rng)
+        places = pick_places(layout, [(0, 0), (1, 1)], view, rng)
         assert places.index.shape == (2, count)
         assert (places.index[:, 0] < 576).all()  # the first latent frame is among them
         assert (places.index.diff(dim=1) > 0).all()

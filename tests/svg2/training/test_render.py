@@ -17,10 +17,10 @@ from svg2.models.prompts import (
     parse,
     random_scene,
 )
+from svg2.training.clip_reader import HUES, flicker, following, moves_as, object_mask, track_bodies
 from svg2.training.placement import camera_effect, place, project
 from svg2.training.render import _Batch, render, render_one
 from svg2.training.scenery import ALBEDOS
-from svg2.training.clip_reader import HUES, flicker, following, moves_as, object_mask, track_bodies
 
 
 def clip(scene: Scene, seed: int, size: int = 64, num_frames: int = 9) -> np.ndarray:
@@ -174,10 +174,11 @@ def test_what_has_edges_shows_two_faces_and_all_else_stands_straight(shape):
 
 
 @pytest.mark.slow
-def test_the_evaluation_passes_rendered_clips(record_property):
+@pytest.mark.parametrize("count", [25, pytest.param(100, marks=pytest.mark.nightly)])
+def test_the_evaluation_passes_rendered_clips(count, record_property):
     right = dict.fromkeys(("colour", "motion", "bodies"), 0)
     kinds = set()
-    for i in range(60):
+    for i in range(count):
         rng = random.Random(f"judged {i}")
         scene = random_scene(rng)
         while not all(b.colour in HUES for b in scene.bodies):

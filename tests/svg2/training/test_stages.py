@@ -1,7 +1,12 @@
 """All stages of training run, resume and ship a pipeline that diffusers loads."""
 
+import contextlib
 import json
 import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +16,7 @@ from diffusers import WanPipeline
 from svg2.models.finding import BUILTIN_FOLDER
 from svg2.models.prompts import Body, Scene, knowledge_of, rule, vocabulary
 from svg2.training import __main__ as stages
-from svg2.training import dit
+from svg2.training import decoder
 from svg2.training.__main__ import main
 from svg2.training.data import (
     Store,
@@ -23,20 +28,12 @@ from svg2.training.data import (
     save_checkpoint,
     staging_of,
 )
-from svg2.training.dit import (
-    Denoiser,
-    LatentSet,
-    Places,
-    _positions,
-    all_places,
-    encode_clips,
-    load_latents,
-    load_shipped,
-    load_vae,
-    train_dit,
-)
+from svg2.training.decoder import redraw_with
+from svg2.training.denoiser import Denoiser, load_shipped, positions
+from svg2.training.dit import train_dit
+from svg2.training.latents import LatentSet, encode_clips, fingerprint, load_latents, load_vae
 from svg2.training.muon import orthogonalise
-from svg2.training.pipeline import assemble, ship
+from svg2.training.pipeline import DEFAULTS, assemble, ship
 from svg2.training.render import render_one
 from svg2.training.vae import (
     CROPS,
@@ -45,13 +42,22 @@ from svg2.training.vae import (
     open_vae,
     to_model,
 )
-from tests.svg2.test_parallel import ROOT, torchrun
+from svg2.training.views import Places, all_places
+from tests.svg2.training.two_ranks import SIZE
+from tests.tree import ROOT
 
 PROMPT = "a red ball rolling to the right and a blue cube spinning over a checkered floor"
 
 
+@pytest.fixture
+def small_clips(monkeypatch) -> None:
+    """Stages make clips of a quarter of the usual pixels."""
+    monkeypatch.setitem(DEFAULTS, "height", SIZE)
+    monkeypatch.setitem(DEFAULTS, "width", SIZE)
+
+
 @pytest.mark.slow
-def test_stages_from_clips_to_a_pipeline(tmp_path):
+def test_stages_from_clips_to_a_pipeline(tmp_path, small_clips):
     work, out = tmp_path / "work", tmp_path / "out"
 
     def stage(name: str, *args: str) -> None:
@@ -68,7 +74,7 @@ def test_stages_from_clips_to_a_pipeline(tmp_path):
     stage("encode", "--clips", "4")  # one more than were rendered
     latents = Store(work / "latents")
     assert latents.scenes[:3] == clips.scenes
-    assert latents.rows().shape == (4, 2, 16, 9, 24, 24)
+    assert latents.rows().shape == (4, 2, 16, 9, SIZE // 8, SIZE // 8)
     rows = latents.rows().astype(np.float32)  # one clip's colours are not those of all
     axes = (0, 1, 3, 4, 5)
     np.testing.assert_allclose(latents.about["mean"], rows.mean(axis=axes), atol=1e-3)
@@ -105,7 +111,7 @@ def test_stages_from_clips_to_a_pipeline(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_call_makes_a_whole_and_another_goes_on_from_it(tmp_path, monkeypatch):
+def test_one_call_makes_a_whole_and_another_goes_on_from_it(tmp_path, small_clips, monkeypatch):
     work, out = tmp_path / "work", tmp_path / "out"
     judged = []
     monkeypatch.setattr(stages.Training, "evaluate", lambda self, minutes: judged.append(minutes))
@@ -116,11 +122,11 @@ def test_one_call_makes_a_whole_and_another_goes_on_from_it(tmp_path, monkeypatc
         return found
 
     call = ["all", "--work", str(work), "--out", str(out), "--device", "cpu"]
-    main([*call, "--minutes", "0.2", "--vae-clips", "1", "--clips", "1"])
+    main([*call, "--minutes", "0.08", "--vae-clips", "1", "--clips", "1"])
     spent = record("dit.pt")["seconds"]
     vae_steps = record("vae.pt")["steps"]
     assert (out / "model_index.json").exists()
-    main([*call, "--minutes", "0.2", "--vae-clips", "1", "--clips", "1"])
+    main([*call, "--minutes", "0.08", "--vae-clips", "1", "--clips", "1"])
     assert record("dit.pt")["seconds"] > spent
     assert record("vae.pt")["steps"] == vae_steps  # latents depend on it
     assert len(judged) == 2
@@ -189,7 +195,7 @@ def latents(tmp_path) -> Store:
     scenes = [scene for scene, _ in place_training(0, 1, 17, 0)]
     store = Store(tmp_path / "latents")
     about = {"mean": [0.0] * 16, "std": [1.0] * 16, "seed": 0, "staging": staging_of(17, 0)}
-    about["vae"] = dit._fingerprint(open_vae(BUILTIN_FOLDER))
+    about["vae"] = fingerprint(open_vae(BUILTIN_FOLDER))
     store.append(np.zeros((1, 2, 16, 9, 24, 24), np.float16), scenes, **about)
     return store
 
@@ -277,7 +283,7 @@ def test_a_subset_of_tokens_gets_the_positions_of_its_places():
     places = Places(wanted, (9, 4, 5))
     numbers = torch.arange(2 * 9 * 4 * 5).view(2, 1, 9, 4, 5)
     assert torch.equal(places.of(numbers).flatten(1), wanted + torch.tensor([[0], [180]]))
-    with _positions(transformer, places):
+    with positions(transformer, places):
         some = transformer.rope(places.of(whole))
     for table, part in zip(tables, some, strict=True):
         assert torch.equal(part, table[0, wanted])
@@ -342,57 +348,74 @@ def test_latents_drawn_anew_err_a_little_or_from_no_noise_not_at_all(
     mean, std = (torch.tensor(config[f"latents_{name}"]) for name in ("mean", "std"))
     latents = Store(tmp_path / "latents")
     latents.append(clean.numpy(), [scene], mean=mean.tolist(), std=std.tolist())
-    monkeypatch.setattr(dit, "_REDRAWN_FROM", highest)
-    redrawn = dit.redraw_with(tmp_path / "dit.pt", latents)(clean, [scene])
+    monkeypatch.setattr(decoder, "_REDRAWN_FROM", highest)
+    redrawn = redraw_with(tmp_path / "dit.pt", latents)(clean, [scene])
     error = ((redrawn - clean) / std.view(-1, 1, 1, 1)).pow(2).mean()
     assert error < 1e-8 if highest == 0 else 1e-4 < error < 0.2
 
 
-@pytest.mark.slow
-def test_two_processes_share_a_training(tmp_path):
-    work = ("--work", str(tmp_path), "--device", "cpu")
-    done = torchrun("-m", "svg2.training", "render", *work, "--vae-clips", "3")
+def free_ports(count: int) -> list[str]:
+    with contextlib.ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("localhost", 0))
+        return [str(one.getsockname()[1]) for one in sockets]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Path:
+    """A folder with all that two processes leave: `two_ranks.py` started once."""
+    root = tmp_path_factory.mktemp("ranks")
+    work = ("--work", str(root / "work"), "--device", "cpu")
+    commands = [
+        ["render", *work, "--vae-clips", "3"],
+        ["vae", *work, "--minutes", "0.05", "--pretrained", str(BUILTIN_FOLDER)],
+        ["encode", *work, "--clips", "4"],
+        ["all", *work],
+    ]
+    (root / "commands.json").write_text(json.dumps(commands))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node=2", "-m", "tests.svg2.training.two_ranks", str(root)),
+            *free_ports(len(commands)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    clips = Store(tmp_path / "clips")
-    scenes, frames = render_training(0, 3, 17, 192, 0, "cpu")
+    return root
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_training(two_ranks, small_clips):
+    work = two_ranks / "work"
+    clips = Store(work / "clips")
+    scenes, frames = render_training(0, 3, 17, SIZE, 0, "cpu")
     assert clips.scenes == tuple(scenes)
     off = np.abs(clips.rows().astype(int) - frames.numpy()).max()
-    assert off <= 1  # other numbers of threads, other roundings
-    command = ["-m", "svg2.training", "vae", *work, "--minutes", "0.1"]
-    # An option that torchrun could take for one of its own would be refused here.
-    done = torchrun(*command, "--pretrained", str(BUILTIN_FOLDER))
-    assert done.returncode == 0, done.stderr[-3000:]
-    record = checkpoint_record(tmp_path / "vae.pt")
+    assert off <= 1  # another number of threads rounds otherwise
+    record = checkpoint_record(work / "vae.pt")
     assert record is not None
     assert record["steps"] > 0
     assert record["clips"] == 2 * CROPS["cpu"].batch * record["steps"]
-    done = torchrun("-m", "svg2.training", "encode", *work, "--clips", "4")
-    assert done.returncode == 0, done.stderr[-3000:]
-    latents = Store(tmp_path / "latents")
+    latents = Store(work / "latents")
     assert latents.scenes[:3] == clips.scenes
-    again = Store(tmp_path / "again")
-    encode_clips(clips, again, tmp_path / "vae.pt", 4)
+    again = Store(two_ranks / "again")
+    encode_clips(clips, again, work / "vae.pt", 4)
     error = np.abs(latents.rows().astype(np.float32) - again.rows()).mean()
     assert error < 0.02 * np.abs(again.rows().astype(np.float32)).mean()
-    refused = torchrun("-m", "svg2.training", "all", *work)
-    assert refused.returncode != 0
-    assert "`all` is one process" in refused.stderr
+    for rank in range(2):
+        *others, refused = json.loads((two_ranks / f"exits.{rank}.json").read_text())
+        assert others == [None, None, None]
+        assert "`all` is one process" in refused
 
 
-def test_ranks_average_their_gradients(tmp_path):
-    """Two ranks with other data end with the same weights."""
-    code = f"""
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, {str(ROOT)!r})
-from svg2.runs.distributed import process_group
-from svg2.training.ranks import average_gradients, shared_clock
-with process_group("cpu"):
-    layer = torch.nn.Linear(2, 1, bias=False)
-    layer(torch.full((1, 2), 2.0 * dist.get_rank())).sum().backward()
-    average_gradients(layer)
-    assert layer.weight.grad.tolist() == [[1.0, 1.0]], layer.weight.grad
-    assert shared_clock(float(dist.get_rank()), "cpu") == 0.0
-"""
-    (tmp_path / "ranks.py").write_text(code)
-    done = torchrun(str(tmp_path / "ranks.py"))
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.mark.slow
+def test_ranks_average_their_gradients_and_share_a_clock(two_ranks):
+    for rank in range(2):
+        found = json.loads((two_ranks / f"averages.{rank}.json").read_text())
+        assert found == {"gradient": [[1.0, 1.0]], "clock": 0.0}

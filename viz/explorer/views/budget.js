@@ -110,6 +110,8 @@ function readoutOf(app, { top_p }) {
     top_p,
     measuredTopP: app.measuredBudget(),
     isMeasured: app.isMeasured(),
+    canRedo: app.canRedo(),
+    isOwnMask: app.isOwnMask(),
     ...app.stats(),
     recall: app.record().recall,
     all: app.meanDensity(top_p),
@@ -117,25 +119,33 @@ function readoutOf(app, { top_p }) {
 }
 
 function showReadout({ facts, value, badge, kind, back }, numbers) {
-  const { isMeasured, all } = numbers;
+  const { isMeasured, isOwnMask, all } = numbers;
   write(facts.density, percent(numbers.density));
   write(facts.mass, percent(numbers.keptMass));
-  write(facts.recall, isMeasured ? percent(numbers.recall) : "not measured");
+  write(facts.recall, isOwnMask ? percent(numbers.recall) : "not measured");
   write(
     facts.recallNote,
-    isMeasured ? "true attention mass, 64 random queries" : "only at the measured budget",
+    isOwnMask ? "true attention mass, 64 random queries" : "only at the measured budget",
   );
   write(facts.all, all.value === null ? "computing…" : percent(all.value));
   write(facts.allNote, `mean of ${all.count}`);
   write(value, budget(numbers.top_p));
-  write(badge, isMeasured ? "measured" : "what-if");
+  write(badge, badgeOf(numbers));
   badge.className = isMeasured ? "badge solid" : "badge hollow";
-  write(
-    kind,
-    isMeasured
-      ? " The selection the method made in this run."
-      : " Selected from the recorded queries and keys; in a real run later steps would change.",
-  );
+  write(kind, kindOf(numbers));
   back.hidden = isMeasured;
   write(back, `Back to the measured ${budget(numbers.measuredTopP)}`);
+}
+
+function badgeOf({ isMeasured, canRedo }) {
+  if (isMeasured) return "measured";
+  return canRedo ? "what-if" : "not run";
+}
+
+/** Where the selection on show comes from. */
+function kindOf({ isMeasured, canRedo, measuredTopP }) {
+  if (isMeasured) return " The selection the method made in this run.";
+  return canRedo
+    ? " Selected from the recorded queries and keys; in a real run later steps would change."
+    : ` The mask and the numbers are those of the measured ${budget(measuredTopP)}.`;
 }

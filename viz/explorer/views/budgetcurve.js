@@ -45,9 +45,9 @@ export function makeBudgetCurve(app) {
       const record = app.record();
       if (shown !== record) {
         shown = record;
-        const curves = app.curve(record);
-        density.setAttribute("d", curvePath(curves.density));
-        mass.setAttribute("d", curvePath(curves.keptMass));
+        const curves = app.canRedo() ? app.curve(record) : null;
+        density.setAttribute("d", curves ? curvePath(curves.density) : "");
+        mass.setAttribute("d", curves ? curvePath(curves.keptMass) : "");
       }
       moveTo(now, placeOf(state.top_p));
       moveTo(measured, placeOf(app.measuredBudget()));

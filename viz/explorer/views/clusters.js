@@ -4,6 +4,7 @@ import { choice, clamp, el, fit, isNumber, onFrame, percent, put } from "../dom.
 import { pictureAt } from "../frames.js";
 import { term } from "../words.js";
 import { makeClusterNote, overlayMeaning } from "./clusternote.js";
+import { makeDensityMap } from "./densitymap.js";
 import { clusterColours, drawFrame, lighting } from "./lighting.js";
 
 const TILE_PX = 150; // until the page is laid out
@@ -16,24 +17,28 @@ export function makeClusters(app) {
   const controls = makeControls(app);
   const note = makeClusterNote(app);
   const meaning = el("p", { class: "tilenote small" });
-  const map = app.densityMap;
+  const map = makeDensityMap(app);
   const node = el(
     "section",
-    { class: "view", "data-view": "clusters", "aria-labelledby": "clusters-title" },
+    { class: "view", "aria-labelledby": "clusters-title" },
     el("div", { class: "side" }, introduction(), controls.nodes, note.node),
     el("div", { class: "main" }, tileGroup(app, tiles), meaning, map.node),
   );
-  const draw = onFrame(() => drawTiles(app, tiles));
+  const drawClips = onFrame(() => drawTiles(app, tiles));
   return {
     node,
-    draw,
+    drawClips,
+    draw() {
+      drawClips();
+      map.draw();
+    },
     update(state, changed) {
       const has = (names) => names.some((name) => changed.has(name));
       map.update(state, changed);
       controls.update(state);
       if (has(EXPLAINED_ON)) put(meaning, overlayMeaning(state));
       note.update(state, changed);
-      if (has(DRAWN_ON) || (state.cluster !== null && changed.has("top_p"))) draw();
+      if (has(DRAWN_ON) || (state.cluster !== null && changed.has("top_p"))) drawClips();
       for (const tile of tiles) {
         tile.node.classList.toggle("now", state.frame >= tile.from && state.frame < tile.to);
       }

@@ -27,15 +27,16 @@ export function makeCompare(app) {
   return {
     node: el(
       "section",
-      { class: "view", "data-view": "compare", "aria-labelledby": "compare-title" },
+      { class: "view", "aria-labelledby": "compare-title" },
       el("div", { class: "side" }, introduction(), modes.node, psnrLine.node),
       el("div", { class: "main" }, stage.node, stage.wipeRow, transport.node, trouble),
     ),
     draw,
-    step: transport.step,
-    fail(message) {
+    drawClips: draw,
+    tick: () => store.get().compare === "blink" && draw(),
+    failClips(text) {
       trouble.hidden = false;
-      put(trouble, message);
+      put(trouble, text);
     },
     update(state, changed) {
       psnrLine.update(state, changed);

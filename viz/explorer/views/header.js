@@ -134,39 +134,46 @@ function staysDense({ call, config }) {
   return `${capital(parts.join(" and "))} ${isOne ? "stays" : "stay"} dense`;
 }
 
+/** The time of one run as a bar of its parts; `longest` seconds fill the width. */
+function timeBar(name, parts, total, longest, note = "") {
+  const all = Object.entries(parts);
+  const described = all.map(([key, s]) => `${CONCERNS[key]} ${seconds(s)}`).join(", ");
+  return el(
+    "div",
+    { class: "timebar", role: "img", "aria-label": `${name}, ${seconds(total)}${note}: ${described}` },
+    el("span", { class: "label" }, `${name} ${seconds(total)}${note}`),
+    el("span", { class: "track" }, all.map(([key, s]) => barPart(key, s, s / longest))),
+  );
+}
+
+/** One part of a bar, with as much text as its share of the width has room for. */
+function barPart(key, s, share) {
+  const name = key === "warm" ? "still dense" : key;
+  const short = share > 0.05 ? seconds(s) : null;
+  return el(
+    "span",
+    {
+      class: `part ${key}${share < 0.2 ? " brief" : ""}`,
+      style: `width:${(100 * share).toFixed(2)}%`,
+      title: `${CONCERNS[key]}: ${seconds(s)}`,
+    },
+    share > 0.15 ? `${name} ${seconds(s)}` : short,
+  );
+}
+
 /** Where the time went, as two bars and a sentence: why the loop gains less than the work does. */
 function timeBars(run) {
   const found = shares(run);
   if (!found) return [];
   const { dense, sparse } = found;
-  const longest = Math.max(run.result.dense_seconds, run.result.svg2_seconds);
-  const bar = (name, parts, total, note = "") =>
-    el(
-      "div",
-      { class: "timebar", role: "img", "aria-label": `${name}, ${seconds(total)}${note}: ${Object.entries(parts).map(([key, s]) => `${CONCERNS[key]} ${seconds(s)}`).join(", ")}` },
-      el("span", { class: "label" }, `${name} ${seconds(total)}${note}`),
-      el(
-        "span",
-        { class: "track" },
-        Object.entries(parts).map(([key, s]) =>
-          el(
-            "span",
-            { class: `part ${key}${s / longest < 0.2 ? " brief" : ""}`, style: `width:${((100 * s) / longest).toFixed(2)}%`, title: `${CONCERNS[key]}: ${seconds(s)}` },
-            s / longest > 0.15
-              ? `${key === "warm" ? "still dense" : key} ${seconds(s)}`
-              : s / longest > 0.05
-                ? seconds(s)
-                : null,
-          ),
-        ),
-      ),
-    );
+  const { dense_seconds, svg2_seconds } = run.result;
+  const longest = Math.max(dense_seconds, svg2_seconds);
   const { compute_density, speedup } = run.result;
   const dwarfed = isNumber(compute_density) && isNumber(speedup) && speedup < 1 / compute_density;
   const stays = staysDense(run);
   return [
-    bar("Dense", dense, run.result.dense_seconds, reusedNote(run.result)),
-    bar(run.method, sparse, run.result.svg2_seconds),
+    timeBar("Dense", dense, dense_seconds, longest, reusedNote(run.result)),
+    timeBar(run.title, sparse, svg2_seconds, longest),
     el(
       "p",
       { class: "small" },
@@ -213,7 +220,7 @@ export function makeHeader(app) {
   );
   const node = el(
     "header",
-    { class: "head", "data-view": "head" },
+    { class: "head" },
     app.standalone ? el("h1", { class: "brand" }, "SVG2 Lab") : null,
     el(
       "p",

@@ -16,11 +16,6 @@ const PATHS = {
 };
 const SYMBOLS = Object.keys(PATHS);
 
-/** What the payload says of a method; one that it does not know goes by its name. */
-function methodOf(data, name) {
-  return data.methods?.get(name) ?? { name, title: name };
-}
-
 /** Path of a symbol around (x, y); `r` is about half its width. */
 export const symbolPath = (symbol, x, y, r) => PATHS[symbol](x, y, r);
 
@@ -32,7 +27,7 @@ export function marksOf(data, names, palette) {
   const marks = new Map();
   const taken = new Set();
   for (const name of names) {
-    const { title, symbol, colour } = methodOf(data, name);
+    const { title, symbol, colour } = data.methods.get(name);
     const isFree = PATHS[symbol] && !taken.has(symbol);
     const own = isFree ? symbol : (SYMBOLS.find((s) => !taken.has(s)) ?? "star");
     taken.add(own);

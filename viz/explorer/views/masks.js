@@ -24,7 +24,7 @@ export function makeMasks(app) {
   return {
     node: viewNode(budget, board, sorting, tiles),
     liveSlot: budget.liveSlot,
-    readout: budget.readout,
+    summarised: budget.readout,
     say: budget.say,
     close() {
       clearTimeout(waiting);
@@ -57,7 +57,7 @@ export function makeMasks(app) {
 function viewNode(budget, board, sorting, tiles) {
   return el(
     "section",
-    { class: "view masks", "data-view": "masks", "aria-labelledby": "masks-title" },
+    { class: "view masks", "aria-labelledby": "masks-title" },
     el("div", { class: "side" }, introduction(), budget.nodes),
     el(
       "div",

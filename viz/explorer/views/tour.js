@@ -3,6 +3,7 @@
 import { budget, decibel, el, isNumber, percent, plural, put, times } from "../dom.js";
 
 const LEAST_TOKENS = 3; // of a cluster in a frame, to say that it is there
+const NARROW_PX = 860;
 const SAID = ["tour", "run", "step", "layer", "head", "branch", "side", "cluster", "top_p"];
 
 /**
@@ -73,118 +74,195 @@ function tellingCluster(app) {
   return best;
 }
 
-function steps(app) {
-  const { data, store } = app;
-  const run = () => data.runs[store.get().run];
-  const result = () => run().result;
-  const hasRecords = app.hasRecords;
-  const calm = { hover: null, playing: false };
-  const whole = { sort: 1, zoom: false, lit: "attended" };
-  const measured = () => (hasRecords ? { top_p: app.measuredBudget() } : {});
+/** The cluster that the tour speaks of, looked for once per run and head. */
+function makeChooser(app) {
   let chosen = null;
   let chosenAt = "";
-  const cluster = () => {
-    const { step, head, branch } = store.get();
+  return () => {
+    const { step, head, branch } = app.store.get();
     const at = [app.source(), step, head, branch].join(" ");
     if (chosenAt !== at) chosen = tellingCluster(app);
     chosenAt = at;
     return { side: "q", layer: chosen.layer, cluster: chosen.cluster, pair: null };
   };
-  const list = [
-    {
-      view: "compare",
-      near: ".main",
-      title: "What was made twice?",
-      patch: () => ({ ...calm, ...measured(), compare: "side", playing: !app.still }),
-      text: () => {
-        const { density_run: share, psnr_db } = result();
-        const part = isNumber(share) ? `${percent(share)} of them over the whole run` : "only a part";
-        return `One prompt, one seed, one starting noise. On the left every query–key pair was computed, on the right ${part}. PSNR says how close the right one stays: ${decibel(psnr_db)}.`;
-      },
-    },
-    {
-      view: "clusters",
-      near: ".main",
-      title: "What is a token?",
-      patch: () => ({ ...calm, ...measured(), cluster: null, pair: null, side: "q", opacity: 0.6 }),
-      text: () => {
-        const { tokens, textTokens } = data;
-        const prompt = textTokens ? ` and the prompt ${textTokens.toLocaleString("en")}` : "";
-        return `Each small square is a token: a patch of a latent frame. This clip has ${plural(tokens, "token")}${prompt}, so a dense head computes ${((tokens + textTokens) ** 2).toLocaleString("en")} pairs.`;
-      },
-    },
-    {
-      view: "clusters",
-      near: ".main",
-      title: "What is a cluster here?",
-      patch: () => ({ ...calm, ...measured(), ...cluster(), lit: "members" }),
-      text: () => {
-        const { cluster: c, side } = store.get();
-        const idea = "k-means groups tokens whose queries are alike, wherever they lie.";
-        if (c === null || side !== "q") return idea;
-        const { frames } = journeys(app.record(), data.grid)[c];
-        return `${idea} Lit is query cluster ${c + 1} of layer ${store.get().layer + 1}: ${plural(app.record().q.sizes[c], "token")} in ${frames} of ${plural(data.grid[0], "latent frame")}.`;
-      },
-    },
-    {
-      view: "clusters",
-      near: ".main",
-      title: "Who does this cluster attend to?",
-      patch: () => ({ ...calm, ...measured(), ...cluster(), lit: "attended" }),
-      text: () =>
-        `Lit now: the key clusters that it keeps, by weight. Together they hold at least top-p, ${budget(app.measuredBudget())}, of its estimated attention mass. What is dark was skipped.`,
-    },
-    {
-      view: "masks",
-      near: ".maskbox + .maskbox", // the one that the sorting moves, with its button
-      title: "What was skipped?",
-      patch: () => ({ ...calm, ...measured(), ...whole, ...cluster() }),
-      text: () =>
-        `Rows are queries, columns keys; empty is skipped. This call computes ${percent(app.stats().density)} of the pairs. ${app.still ? "“Back to token order” shows how scattered they lay." : "Press “Play the sorting” to see scattered pairs become blocks."}`,
-    },
-    {
-      view: "masks",
-      near: ".budgetrow",
-      title: "What does a smaller budget skip?",
-      patch: () => ({
-        ...calm,
-        ...whole,
-        top_p: Math.max(0.05, Math.round((app.measuredBudget() - 0.2) * 200) / 200),
-      }),
-      text: () =>
-        `At top-p ${budget(store.get().top_p)} this call would compute ${percent(app.stats().density)}. That is a what-if on recorded queries and keys. Its PSNR is known only when it is run: ${app.runsOnRelease() ? "move the slider and let go" : "letting go of the slider goes to the nearest run that was made"}.`,
-    },
-    {
-      view: "tradeoff",
-      near: ".main",
-      title: "What did it cost, what did it gain?",
-      patch: () => ({ ...calm, ...measured(), axis: "speedup" }),
-      text: () => {
-        const { psnr_db, speedup, attention_speedup } = result();
-        const gain = isNumber(speedup)
-          ? `${times(speedup)} the speed end to end, ${times(attention_speedup)} in attention`
-          : "a time that was not measured";
-        return `The cost: ${decibel(psnr_db)} against dense. The gain: ${gain}. Each solid mark is a run that was made and timed; click one to see its clip.`;
-      },
-    },
-  ];
-  return hasRecords ? list : [list[0], list[6]];
 }
 
-/** A panel that walks through the steps. `goTo(view)` brings a view into sight and marks it. */
-export function makeTour(app, goTo) {
+const CALM = { hover: null, playing: false };
+const WHOLE = { sort: 1, zoom: false, lit: "attended" };
+
+/**
+ * The steps of the tour on a trace. Each has the `view` that answers and what the card stands `near` on
+ * a narrow page, the `patch` that it makes to the state, and its `title` and `text()`.
+ */
+function stepsOf(app) {
+  const measured = () => (app.hasRecords ? { top_p: app.measuredBudget() } : {});
+  const calm = () => ({ ...CALM, ...measured() });
+  const cluster = makeChooser(app);
+  const opening = openingStep(app, calm);
+  const closing = closingStep(app, calm);
+  if (!app.hasRecords) return [opening, closing];
+  return [
+    opening,
+    tokenStep(app, calm),
+    clusterStep(app, calm, cluster),
+    attentionStep(app, calm, cluster),
+    maskStep(app, calm, cluster),
+    budgetStep(app),
+    closing,
+  ];
+}
+
+function openingStep(app, calm) {
+  return {
+    view: "compare",
+    near: ".main",
+    title: "What was made twice?",
+    patch: () => ({ ...calm(), compare: "side", playing: !app.still }),
+    text() {
+      const { density_run: share, psnr_db } = resultOf(app);
+      const part = isNumber(share) ? `${percent(share)} of them over the whole run` : "only a part";
+      return `One prompt, one seed, one starting noise. On the left every query–key pair was computed, on the right ${part}. PSNR says how close the right one stays: ${decibel(psnr_db)}.`;
+    },
+  };
+}
+
+function tokenStep({ data: { tokens, textTokens } }, calm) {
+  return {
+    view: "clusters",
+    near: ".main",
+    title: "What is a token?",
+    patch: () => ({ ...calm(), cluster: null, pair: null, side: "q", opacity: 0.6 }),
+    text() {
+      const prompt = textTokens ? ` and the prompt ${textTokens.toLocaleString("en")}` : "";
+      return `Each small square is a token: a patch of a latent frame. This clip has ${plural(tokens, "token")}${prompt}, so a dense head computes ${((tokens + textTokens) ** 2).toLocaleString("en")} pairs.`;
+    },
+  };
+}
+
+function clusterStep(app, calm, cluster) {
+  return {
+    view: "clusters",
+    near: ".main",
+    title: "What is a cluster here?",
+    patch: () => ({ ...calm(), ...cluster(), lit: "members" }),
+    text() {
+      const { cluster: c, side, layer } = app.store.get();
+      const idea = "k-means groups tokens whose queries are alike, wherever they lie.";
+      if (c === null || side !== "q") return idea;
+      const { grid } = app.data;
+      const { frames } = journeys(app.record(), grid)[c];
+      return `${idea} Lit is query cluster ${c + 1} of layer ${layer + 1}: ${plural(app.record().q.sizes[c], "token")} in ${frames} of ${plural(grid[0], "latent frame")}.`;
+    },
+  };
+}
+
+function attentionStep(app, calm, cluster) {
+  return {
+    view: "clusters",
+    near: ".main",
+    title: "Who does this cluster attend to?",
+    patch: () => ({ ...calm(), ...cluster(), lit: "attended" }),
+    text: () =>
+      `Lit now: the key clusters that it keeps, by weight. ${app.canRedo() ? `Together they hold at least top-p, ${budget(app.measuredBudget())}, of its estimated attention mass. ` : ""}What is dark was skipped.`,
+  };
+}
+
+function maskStep(app, calm, cluster) {
+  return {
+    view: "masks",
+    near: ".maskbox + .maskbox", // the one that the sorting moves, with its button
+    title: "What was skipped?",
+    patch: () => ({ ...calm(), ...WHOLE, ...cluster() }),
+    text: () =>
+      `Rows are queries, columns keys; empty is skipped. This call computes ${percent(app.stats().density)} of the pairs. ${app.still ? "“Back to token order” shows how scattered they lay." : "Press “Play the sorting” to see scattered pairs become blocks."}`,
+  };
+}
+
+function budgetStep(app) {
+  return {
+    view: "masks",
+    near: ".budgetrow",
+    title: "What does a smaller budget skip?",
+    patch: () => ({
+      ...CALM,
+      ...WHOLE,
+      top_p: Math.max(0.05, Math.round((app.measuredBudget() - 0.2) * 200) / 200),
+    }),
+    text() {
+      const top_p = budget(app.store.get().top_p);
+      const how = app.runsOnRelease()
+        ? "move the slider and let go"
+        : "letting go of the slider goes to the nearest run that was made";
+      return app.canRedo()
+        ? `At top-p ${top_p} this call would compute ${percent(app.stats().density)}. That is a what-if on recorded queries and keys. Its PSNR is known only when it is run: ${how}.`
+        : `What ${runOf(app).title} computes at top-p ${top_p} is known only when it is run: ${how}.`;
+    },
+  };
+}
+
+function closingStep(app, calm) {
+  return {
+    view: "tradeoff",
+    near: ".main",
+    title: "What did it cost, what did it gain?",
+    patch: () => ({ ...calm(), axis: "speedup" }),
+    text() {
+      const { psnr_db, speedup, attention_speedup } = resultOf(app);
+      const gain = isNumber(speedup)
+        ? `${times(speedup)} the speed end to end, ${times(attention_speedup)} in attention`
+        : "a time that was not measured";
+      return `The cost: ${decibel(psnr_db)} against dense. The gain: ${gain}. Each solid mark is a run that was made and timed; click one to see its clip.`;
+    },
+  };
+}
+
+const runOf = ({ data, store }) => data.runs[store.get().run];
+const resultOf = (app) => runOf(app).result;
+
+/** A card that walks through the steps; each brings a view into sight and marks it. */
+export function makeTour(app) {
   const { store } = app;
-  const list = steps(app);
+  const steps = stepsOf(app);
+  const move = (by) => {
+    const at = store.get().tour + by;
+    show(at < steps.length ? Math.max(0, at) : null);
+  };
+  const card = makeCard(move, () => show(null));
+  let opener = null;
+  /** Step `at` of the tour, or its end. The selection that the tour leaves stays. */
+  function show(at, keepSelection = false) {
+    if (at === null) {
+      store.set({ tour: null });
+      pointAt(app, null, card.node);
+      opener?.focus?.();
+      return;
+    }
+    if (store.get().tour === null) opener = card.node.getRootNode().activeElement;
+    store.set(keepSelection ? { tour: at } : { ...steps[at].patch(), tour: at });
+    pointAt(app, steps[at], card.node);
+    card.node.focus({ preventScroll: true });
+  }
+  return {
+    node: card.node,
+    startTour(at, keepSelection) {
+      if (at < steps.length) show(at, keepSelection);
+    },
+    update(state, changed) {
+      if (!SAID.some((n) => changed.has(n))) return;
+      card.node.hidden = state.tour === null;
+      if (state.tour !== null) card.show(steps[state.tour], state.tour, steps.length);
+    },
+  };
+}
+
+function makeCard(move, close) {
   const count = el("span", { class: "small" });
   const title = el("h3", { id: "tour-title" });
   const text = el("p", {});
-  const move = (by) => {
-    const at = store.get().tour + by;
-    if (at >= list.length) return show(null);
-    return show(Math.max(0, at));
-  };
-  const back = el("button", { type: "button", class: "plainbutton", onclick: () => move(-1) }, "Back");
-  const next = el("button", { type: "button", class: "mainbutton", onclick: () => move(1) }, "Next");
+  const button = (kind, label, onclick) => el("button", { type: "button", class: kind, onclick }, label);
+  const back = button("plainbutton", "Back", () => move(-1));
+  const next = button("mainbutton", "Next", () => move(1));
+  const keys = { ArrowLeft: () => move(-1), ArrowRight: () => move(1), Escape: close };
   const node = el(
     "section",
     {
@@ -194,55 +272,44 @@ export function makeTour(app, goTo) {
       "aria-labelledby": "tour-title",
       hidden: true,
       onkeydown: (event) => {
-        const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-        if (!by && event.key !== "Escape") return;
+        const act = keys[event.key];
+        if (!act) return;
         event.preventDefault();
         event.stopPropagation();
-        if (by) move(by);
-        else show(null);
+        act();
       },
     },
     count,
     title,
     el("div", { "aria-live": "polite" }, text),
-    el(
-      "div",
-      { class: "tourbuttons" },
-      back,
-      next,
-      el("button", { type: "button", class: "quiet", onclick: () => show(null) }, "Close"),
-    ),
+    el("div", { class: "tourbuttons" }, back, next, button("quiet", "Close", close)),
   );
-
-  let opener = null;
-  /** Step `at` of the tour, or its end. The selection that the tour leaves stays. */
-  function show(at, keepSelection = false) {
-    if (at === null) {
-      store.set({ tour: null });
-      goTo(null);
-      opener?.focus?.();
-      return;
-    }
-    if (store.get().tour === null) opener = node.getRootNode().activeElement;
-    store.set(keepSelection ? { tour: at } : { ...list[at].patch(), tour: at });
-    goTo(list[at].view, node, list[at].near);
-    node.focus({ preventScroll: true });
-  }
-
   return {
     node,
-    show,
-    length: list.length,
-    update(state, changed) {
-      if (!SAID.some((n) => changed.has(n))) return;
-      node.hidden = state.tour === null;
-      if (state.tour === null) return;
-      const step = list[state.tour];
-      put(count, `Tour, ${state.tour + 1} of ${list.length}`);
+    show(step, at, length) {
+      put(count, `Tour, ${at + 1} of ${length}`);
       put(title, step.title);
       put(text, step.text());
-      back.disabled = state.tour === 0;
-      put(next, state.tour === list.length - 1 ? "Done" : "Next");
+      back.disabled = at === 0;
+      put(next, at === length - 1 ? "Done" : "Next");
     },
   };
+}
+
+/**
+ * Bring the view of a step into sight, mark it and put the card beside it; null marks none. Where the
+ * page is narrow the card would cover what it speaks of: it then stands in the page, above it.
+ */
+function pointAt({ still }, step, card) {
+  const root = card.closest(".lab");
+  for (const view of root.querySelectorAll(".pointed")) view.classList.remove("pointed");
+  const view = step && root.querySelector(`[data-view=${step.view}]`);
+  if (!view) return;
+  view.classList.add("pointed");
+  const isNarrow = root.clientWidth < NARROW_PX;
+  card.classList.toggle("inline", isNarrow);
+  const body = root.querySelector(".body");
+  if (isNarrow) view.querySelector(step.near).before(card);
+  else if (card.parentNode !== body) body.append(card);
+  (isNarrow ? card : view).scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
 }

@@ -25,6 +25,7 @@ export function makeTradeoff(app) {
   return {
     node: viewNode(axes, view),
     draw: () => draw(view),
+    summarised: () => draw(view),
     update(state, changed) {
       if (changed.has("axis")) axes.show(state.axis);
       if (changed.has("run") || changed.has("axis")) draw(view);
@@ -37,7 +38,7 @@ export function makeTradeoff(app) {
 function viewNode(axes, { chart, legend, reading }) {
   return el(
     "section",
-    { class: "view", "data-view": "tradeoff", "aria-labelledby": "tradeoff-title" },
+    { class: "view", "aria-labelledby": "tradeoff-title" },
     el(
       "div",
       { class: "side" },
@@ -118,7 +119,7 @@ function drawWhatIf({ app, whatIf, scale }) {
   put(whatIf);
   const { top_p } = app.store.get();
   const mean = app.meanDensity(top_p).value;
-  if (!scale || scale.axis !== AXES.density || app.isMeasured() || mean === null) return;
+  if (!scale || scale.axis !== AXES.density || app.isOwnMask() || mean === null) return;
   const at = scale.x(mean);
   const isLeft = at > scale.width * 0.6;
   put(

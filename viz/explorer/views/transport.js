@@ -10,10 +10,6 @@ const SPEEDS = [
 
 export function makeTransport(app) {
   const { data, store } = app;
-  const step = (by) => {
-    const { frame } = store.get();
-    store.set({ playing: false, frame: (frame + by + data.frameCount) % data.frameCount });
-  };
   const play = el("button", {
     type: "button",
     class: "play",
@@ -38,13 +34,12 @@ export function makeTransport(app) {
       "div",
       { class: "transport" },
       play,
-      el("button", { type: "button", "aria-label": "Previous frame", onclick: () => step(-1) }, "‹"),
-      el("button", { type: "button", "aria-label": "Next frame", onclick: () => step(1) }, "›"),
+      el("button", { type: "button", "aria-label": "Previous frame", onclick: () => app.stepFrame(-1) }, "‹"),
+      el("button", { type: "button", "aria-label": "Next frame", onclick: () => app.stepFrame(1) }, "›"),
       scrub,
       count,
       speed,
     ),
-    step,
     update(state) {
       put(play, state.playing ? "❚❚" : "▶");
       play.setAttribute("aria-label", state.playing ? "Pause" : "Play");

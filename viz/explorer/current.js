@@ -4,41 +4,41 @@ import { curve, heaviestBlock, measure, selectionAt, TICKS } from "./select.js";
 import { measuredBudget, nearestPlace, PLACE, placesOf, recordAt, recordedRun } from "./state.js";
 
 /** What the views read of the state. */
-export function makeReading(data, store) {
+export function makeCurrent(data, store) {
   let memo = {}; // the mask on show, until the record or the budget changes
   const source = () => recordedRun(data, store.get().run);
-  const reading = {
+  const current = {
     /** The run whose records are shown; -1 where the trace holds none. */
     source,
     recordIndex: () => recordAt(data, store.get(), source()),
-    record: () => data.record(reading.recordIndex()),
+    record: () => data.record(current.recordIndex()),
     measuredBudget: () => measuredBudget(data, store.get().run),
-    isMeasured: () => store.get().top_p === reading.measuredBudget(),
+    isMeasured: () => store.get().top_p === current.measuredBudget(),
     /** Whether the browser can repeat the selection of the run on show at another budget. */
     canRedo() {
       const { method } = data.runs[source() < 0 ? store.get().run : source()];
       return data.methods.get(method).rule === "top_p";
     },
     /** Whether the mask on show is the one that the method computed. */
-    isOwnMask: () => reading.isMeasured() || !reading.canRedo(),
+    isOwnMask: () => current.isMeasured() || !current.canRedo(),
     /** The selection on show: the method's own at the measured budget, else by the same rule from P. */
     kept() {
-      const record = reading.record();
+      const record = current.record();
       const { top_p } = store.get();
       if (memo.record !== record || memo.top_p !== top_p) {
-        const mask = reading.isOwnMask()
+        const mask = current.isOwnMask()
           ? record.kept
-          : selectionAt(record, top_p, reading.minKeepRatio());
+          : selectionAt(record, top_p, current.minKeepRatio());
         memo = { record, top_p, mask, stats: measure(record, mask) };
       }
       return memo.mask;
     },
     stats() {
-      reading.kept();
+      current.kept();
       return memo.stats;
     },
     minKeepRatio: () => data.runs[source()].config.min_keep_ratio ?? 0,
-    curve: (record) => curve(record, reading.minKeepRatio()),
+    curve: (record) => curve(record, current.minKeepRatio()),
     /** What is pointed at, or else pinned: every view marks the same clusters. */
     marked({ hover, side, cluster, pair }) {
       if (hover) return [hover];
@@ -50,17 +50,17 @@ export function makeReading(data, store) {
     block() {
       const { side, cluster, pair } = store.get();
       return heaviestBlock(
-        reading.record(),
+        current.record(),
         side === "q" ? { q: cluster, k: pair } : { q: pair, k: cluster },
       );
     },
   };
-  return reading;
+  return current;
 }
 
 /** Changes of the state that are more than one value. */
-export function makeMoves(data, store, reading) {
-  const { source } = reading;
+export function makeMoves(data, store, current) {
+  const { source } = current;
   const recorded = (name) => placesOf(data, source(), name).recorded;
   const moves = {
     selectRun(index) {
@@ -97,7 +97,7 @@ export function makeMoves(data, store, reading) {
       moves.selectPlace({ head: heads[(heads.indexOf(store.get().head) + 1) % heads.length] });
     },
     selectBudget(p) {
-      const measured = reading.measuredBudget();
+      const measured = current.measuredBudget();
       store.set({ top_p: Math.abs(p - measured) < 0.5 / TICKS ? measured : p });
     },
     stepFrame(by) {
@@ -112,10 +112,10 @@ export function makeMoves(data, store, reading) {
  * Density of every recorded call of a run at every budget, one record at a time so that the page
  * stays quick; `onDone` is called when all are known.
  */
-export function makeSummaries(data, reading, onDone) {
+export function makeSummaries(data, current, onDone) {
   const known = new Map();
   let timer = 0;
-  const own = () => data.index.flatMap((r, i) => (r.run === reading.source() ? [i] : []));
+  const own = () => data.index.flatMap((r, i) => (r.run === current.source() ? [i] : []));
 
   function step() {
     const next = own().find((i) => !known.has(i));
@@ -123,9 +123,9 @@ export function makeSummaries(data, reading, onDone) {
     const record = data.record(next);
     known.set(next, {
       kept: measure(record, record.kept).density,
-      density: reading.canRedo() ? reading.curve(record).density : null,
+      density: current.canRedo() ? current.curve(record).density : null,
     });
-    if (next !== reading.recordIndex()) data.forget(next);
+    if (next !== current.recordIndex()) data.forget(next);
     return start(0);
   }
   function start(delayMs) {
@@ -140,7 +140,7 @@ export function makeSummaries(data, reading, onDone) {
       const found = all.map((i) => known.get(i)).filter(Boolean);
       if (!all.length || found.length < all.length) return { value: null, count: all.length };
       const at = Math.round(top_p * TICKS);
-      const of = ({ kept, density }) => (reading.isOwnMask() ? kept : density[at]);
+      const of = ({ kept, density }) => (current.isOwnMask() ? kept : density[at]);
       return { value: found.reduce((sum, one) => sum + of(one), 0) / all.length, count: all.length };
     },
     close: () => clearTimeout(timer),

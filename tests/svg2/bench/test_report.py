@@ -1,0 +1,51 @@
+"""The README's section of numbers, from results that are missing, incomplete or made up."""
+
+import json
+
+import pytest
+
+from svg2.bench import report
+from svg2.bench.report import with_numbers
+from tests.tree import ROOT
+
+README = "<!-- bench:begin -->\nold numbers\n<!-- bench:end -->\n"
+
+
+def test_what_has_no_result_reads_not_measured(tmp_path):
+    text = with_numbers(README, tmp_path)
+    assert "old numbers" not in text
+    assert text.count("not measured.") == 5
+    assert "prompts held out of its training: not measured." in text
+
+
+def test_a_readme_without_the_section_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="bench:begin"):
+        with_numbers("# A title\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("gpu.json", {"case": "x", "contestant": "a giant", "why": "no time"}),
+        ("e2e.json", {"model": "a giant", "why": "no time"}),
+    ],
+)
+def test_what_a_suite_left_out_is_said(tmp_path, name, left):
+    record = json.loads((ROOT / "assets" / "bench" / name).read_text())
+    (tmp_path / name).write_text(json.dumps(record | {"left_out": []}))
+    assert "Not measured" not in with_numbers(README, tmp_path)
+    (tmp_path / name).write_text(json.dumps(record | {"left_out": [left]}))
+    assert "a giant (no time)" in with_numbers(README, tmp_path)
+
+
+def test_the_readme_says_which_versions_hold(tmp_path):
+    names = {"torch": "2.13.0", "triton": "3.6.0", "diffusers": "0.42.0", "transformers": "5.0.0"}
+    chip = {"builds": 40, "faults": ["one"]}
+    tests = {"passed": 7, "failed": 1, "errors": 1, "skipped": 0}
+    result = {"versions": names, "kernels": {"sm_90": chip, "sm_80": chip}, "date": "2026-11-21T1"}
+    record = {"oldest": result | {"tests": tests}, "newest": result}
+    (tmp_path / "versions.json").write_text(json.dumps(record))
+    text = report.section(tmp_path)
+    row = "2.13.0 | 3.6.0 | 0.42.0 | 5.0.0 | 7 passed, 2 failed | 80 for 2 chips | 2 | 2026-11-21"
+    assert row in text
+    assert "`make test` | 80 for 2 chips" in text

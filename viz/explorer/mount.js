@@ -1,0 +1,275 @@
+// The explorer in its host element: opens traces, follows links and the theme, and answers the page around.
+
+import { blockDensity, makeBins, tilesTouched } from "./blocks.js";
+import { bytesOf, parsePayload, readPayload } from "./data.js";
+import { el, isNumber, put } from "./dom.js";
+import { missing, readLink, writeLink } from "./link.js";
+import { curve, measure, selectionAt } from "./select.js";
+import { carriedOver, LOOKS, SELECTION } from "./state.js";
+import { makeLive } from "./views/live.js";
+import { makeGlossary } from "./words.js";
+import { openWorkspace } from "./workspace.js";
+
+/**
+ * Put the explorer into an element. Returns what the page around it may call:
+ * `load(payload)`, `loadBase64(text)`, `receive(value)` (see `explorer_value` in explorer_page.py),
+ * `selection()`, `select(patch)`, `link()`.
+ *
+ * Options: `css` (the style sheet), `standalone` (the page is nothing but the explorer: keys and the
+ * system's colour scheme are its own), `onRelease({top_p, method, run, trace})`, `onCancel()`,
+ * `onOpen({trace})`.
+ */
+export function mount(host, options) {
+  const page = {
+    ...makeShell(host, options),
+    options,
+    extras: {}, // what the page around says of releases
+    workspace: null,
+    askedSrc: null, // the address that was asked for last
+    openSrc: null, // the one on show
+    ticket: 0, // of the last payload that was asked for: an older one that comes late is dropped
+    link: readLink(location.hash), // until a trace has answered it
+    told: "", // by the page around, about a release
+  };
+  followTheme(page);
+  window.addEventListener("hashchange", () => onHash(page));
+  return {
+    load: (payload) => load(page, payload),
+    loadBase64: (text) => open(page, bytesOf(text.trim())),
+    receive: (value) => receive(page, value),
+    selection() {
+      const state = page.workspace.app.store.get();
+      return Object.fromEntries([...SELECTION, ...LOOKS, "tour"].map((n) => [n, state[n]]));
+    },
+    select: (patch) => page.workspace.app.store.set(patch),
+    link: () => address(page),
+    /** What is drawn, as numbers, and which frames are decoded: for tests and for reading out. */
+    inspect() {
+      const { app } = page.workspace;
+      const { dense, sparse } = app.clips;
+      const clips = [dense, sparse(app.store.get().run)];
+      return {
+        decoded: clips.map((clip) => clip.pictures.map(Boolean)),
+        methods: [...app.data.methods.values()],
+        ...(app.hasRecords && {
+          kept: app.kept(),
+          ...app.stats(),
+          measured: app.isMeasured(),
+          record: app.record(),
+        }),
+      };
+    },
+    math: { selectionAt, measure, curve, blockDensity, makeBins, tilesTouched },
+  };
+}
+
+/** The elements that stay while traces come and go. */
+function makeShell(host, options) {
+  const shadow = host.shadowRoot ?? host.attachShadow({ mode: "open" });
+  const panel = makeLive(options.onCancel);
+  const topSlot = el("div", { class: "liveslot top" }, panel.node);
+  const notice = el("p", { class: "notice", role: "alert", hidden: true });
+  const body = el("div", { class: "body" }, el("p", { class: "wait" }, "Opening the trace…"));
+  const root = el("div", { class: "lab" }, topSlot, notice, body);
+  put(shadow, el("style", {}, options.css), root);
+  makeGlossary(root);
+  const query = new URLSearchParams(location.search);
+  const isEmbedded = query.get("embed") === "1";
+  if (isEmbedded) root.dataset.embed = "";
+  return { root, panel, topSlot, notice, body, slide: isEmbedded ? query.get("view") : null };
+}
+
+/** The page's theme where it sets one, else the system's where the explorer is the whole page. */
+function followTheme(page) {
+  const { root, options } = page;
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  function apply() {
+    const explicit = document.documentElement.dataset.theme;
+    const isDark = explicit
+      ? explicit === "dark"
+      : document.body.classList.contains("dark") || (options.standalone && system.matches);
+    const name = isDark ? "dark" : "light";
+    if (root.dataset.theme === name) return;
+    root.dataset.theme = name;
+    page.workspace?.redraw();
+  }
+  apply();
+  system.addEventListener("change", apply);
+  const watcher = new MutationObserver(apply);
+  watcher.observe(document.body, { attributes: true, attributeFilter: ["class"] });
+  watcher.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+}
+
+function showNotice({ notice }, text) {
+  notice.hidden = !text;
+  put(notice, text ?? "");
+}
+
+/** The address of what is on show. */
+function address({ workspace, askedSrc }) {
+  const state = workspace.app.store.get();
+  const text = writeLink({ ...state, frame: state.playing ? null : state.frame }, traceOf(askedSrc));
+  return `${location.href.split("#")[0]}#${text}`;
+}
+
+/** The link to what is on show, and whether the clipboard took it. */
+async function copyLink(page) {
+  const text = address(page);
+  try {
+    await navigator.clipboard.writeText(text);
+    return { copied: true, text };
+  } catch {
+    return { copied: false, text }; // not allowed here: the page shows it instead
+  }
+}
+
+function workspaceOptions(page) {
+  const { onRelease, standalone } = page.options;
+  return {
+    standalone,
+    slide: page.slide,
+    onRelease: onRelease && ((asked) => onRelease({ ...asked, trace: traceOf(page.openSrc) })),
+    onState: () => page.workspace && history.replaceState(history.state, "", address(page)),
+    copyLink: () => copyLink(page),
+  };
+}
+
+/** Another workspace in the place of this one, which stays where the other can't be opened. */
+function show(page, data, wanted) {
+  const { body, root, extras } = page;
+  const before = [...body.childNodes];
+  let next;
+  try {
+    next = openWorkspace(data, { root, options: workspaceOptions(page), extras, wanted });
+  } catch (error) {
+    body.replaceChildren(...before);
+    throw error;
+  }
+  page.workspace?.close();
+  page.workspace = next;
+}
+
+/** Open what the link asks for, and say what of it this trace does not hold. */
+function followLink(page, data) {
+  const { wanted, problems } = page.link;
+  const found = [...problems];
+  show(page, data, wanted);
+  const { app } = page.workspace;
+  const state = app.store.get();
+  const lacks = missing(data, wanted, app.hasRecords ? state : null);
+  if (isNumber(wanted.cluster) && state.cluster === null && !lacks.length)
+    lacks.push(`cluster ${wanted.cluster + 1}`);
+  if (lacks.length) found.push(`this trace does not hold ${lacks.join(", ")}`);
+  if (found.length)
+    showNotice(page, `In this page's link, ${found.join("; ")}. The nearest is shown.`);
+  page.link = null;
+}
+
+function load(page, payload) {
+  const data = readPayload(payload);
+  showNotice(page, null);
+  if (page.link) return followLink(page, data);
+  const { app } = page.workspace ?? {};
+  return show(page, data, app ? carriedOver(app.store.get(), app.data, data) : {});
+}
+
+/** Open a payload from its bytes. Returns whether it could be opened. */
+async function open(page, bytesOrPromise, src = null) {
+  page.ticket += 1;
+  const { ticket } = page;
+  try {
+    const payload = await parsePayload(await bytesOrPromise);
+    if (ticket === page.ticket) {
+      load(page, payload);
+      page.openSrc = src;
+    }
+    return true;
+  } catch (error) {
+    if (ticket === page.ticket)
+      showNotice(page, "The trace could not be opened. What was shown before stays.");
+    return false;
+  }
+}
+
+async function bytesAt(src) {
+  const answer = await fetch(src);
+  if (!answer.ok) throw new Error(`${src} answered ${answer.status}.`);
+  return new Uint8Array(await answer.arrayBuffer());
+}
+
+/** Open the trace that the link names, which lies beside the one at `src`; without it, that one. */
+async function openLinked(page, src) {
+  const name = page.link.trace;
+  const linked = src.replace(/[^/]+\/payload$/, `${name}/payload`);
+  page.askedSrc = linked;
+  const answer = await fetch(linked).catch(() => null);
+  if (answer?.ok) {
+    page.options.onOpen?.({ trace: name });
+    await open(
+      page,
+      answer.arrayBuffer().then((buffer) => new Uint8Array(buffer)),
+      linked,
+    );
+    return;
+  }
+  page.askedSrc = src;
+  page.link = { trace: null, wanted: {}, problems: [] };
+  await open(page, bytesAt(src), src);
+  showNotice(page, "The trace of this link is no longer open here, so another one is shown.");
+}
+
+function onHash(page) {
+  if (!page.workspace) return;
+  page.link = readLink(location.hash);
+  showNotice(page, null);
+  if (isElsewhere(page.link, page.askedSrc) && page.askedSrc) openLinked(page, page.askedSrc);
+  else followLink(page, page.workspace.app.data);
+}
+
+/** Take what the page around says: the trace to show, a run in progress, a notice about a release. */
+function receive(page, value) {
+  if (!value) return;
+  page.extras.can_run = value.can_run;
+  showLive(page, value);
+  if (!value.notice) clearNotice(page, value);
+  if (!value.src || value.src === page.askedSrc) {
+    if (value.notice) tell(page, value.notice);
+  } else if (page.link && isElsewhere(page.link, value.src)) {
+    if (traceOf(page.askedSrc) !== page.link.trace) openLinked(page, value.src);
+  } else {
+    page.askedSrc = value.src;
+    open(page, bytesAt(value.src), value.src).then(() => value.notice && tell(page, value.notice));
+  }
+}
+
+/** The panel of a run in progress: beside the slider where a release started it, else on top. */
+function showLive({ panel, workspace, topSlot }, { live, notice }) {
+  const slot = (live?.release && workspace?.liveSlot) || topSlot;
+  if (!notice && panel.node.parentNode !== slot) slot.append(panel.node);
+  if (live || !notice) panel.update(live ?? null); // a notice ends no run
+  if (live?.release) workspace?.say(null);
+}
+
+/** Say why a budget is not run: beside the slider where there is one. */
+function tell(page, text) {
+  page.told = text;
+  if (!page.workspace?.say(text)) showNotice(page, text);
+}
+
+/** Take back what `tell` said, unless the run that it speaks of goes on. */
+function clearNotice(page, { live }) {
+  if (!page.told || (live && !live.release)) return;
+  page.told = "";
+  page.workspace?.say(null);
+  showNotice(page, null);
+}
+
+/** Whether a link names another trace than the one at `src`. */
+function isElsewhere({ trace }, src) {
+  return /^[\w-]{1,64}$/.test(trace ?? "") && trace !== traceOf(src);
+}
+
+/** The name of a trace in its address, `lab/NAME/payload`; null where it has none. */
+function traceOf(src) {
+  return src?.match(/([\w-]{1,64})\/payload$/)?.[1] ?? null;
+}
