@@ -102,7 +102,8 @@ def run_tuning(
         "left_out": [],
     }
     sizes = _TOY_SIZES if toy else _SIZES
-    clustered = make_clustered(sizes, device.type, dtype, "fused")
+    # The clustering is not timed, and the interpreter would be slow at it.
+    clustered = make_clustered(sizes, device.type, dtype, "auto" if toy else "fused")
     tried: list[tuple[dict[str, Any], dict[str, Any], Callable, Callable]] = []
     for density in sizes.densities:
         for compensate in (False, True):
@@ -124,7 +125,7 @@ def run_tuning(
                 continue
             record["left_out"].append({**what, "name": name, "why": fault})
             on_progress(f"  {name} left out: {fault}")
-        ms = race(runs, rounds, device)
+        ms = race(runs, rounds, device, warm_ups=0 if toy else 2)
         for name, times in ms.items():
             row = {
                 **what,
@@ -189,7 +190,11 @@ def _assignment(clustered: ClusteredWorkload) -> tuple[dict[str, Any], Callable,
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m svg2.bench.tune", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m svg2.bench.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to try out the harness")
     arguments = parser.parse_args(argv)
@@ -199,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
                 arguments.out,
                 lambda text: print(text, file=sys.stderr),
                 toy=arguments.toy,
-                rounds=2 if arguments.toy else 7,
+                rounds=1 if arguments.toy else 7,
             )
     except (SuiteUnavailable, OSError) as error:
         print(error, file=sys.stderr)

@@ -70,7 +70,11 @@ def run_tests() -> dict[str, int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m svg2.bench.versions", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m svg2.bench.versions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("which", choices=("oldest", "newest"))
     which = parser.parse_args(argv).which
     result: dict[str, Any] = provenance(torch.device("cpu"))

@@ -94,10 +94,10 @@ def test_a_second_run_of_the_same_video_joins_the_first(made) -> None:
     before = max(runs.count(), 1)  # a single run has no button to choose it by
     page.locator("#method input[value='svg2']").check()
     page.click("#generate")
-    page.locator("#explorer .runs button", has_text="svg2 · top-p 0.9").wait_for()
+    page.locator("#explorer .runs button", has_text=re.compile(r"^SVG2 · top-p 0.9")).wait_for()
     assert runs.count() == points.count() == before + 1
     points.first.click()
-    page.locator("#explorer .stage", has_text="svg2-comp").wait_for()
+    page.locator("#explorer .stage", has_text="SVG2 + compensation").wait_for()
     page.locator("#method input[value='svg2-comp']").check()
 
 
@@ -140,7 +140,7 @@ def test_a_cancelled_run_keeps_its_dense_side(visit) -> None:
 def test_a_link_opens_its_trace_and_state(visit) -> None:
     page = visit("?seed=5#trace=blue-cube&run=2&layer=2&frame=3&cluster=2&side=k&compare=blink")
     page.locator("#explorer .prompt", has_text="a blue cube bouncing").wait_for()
-    assert page.locator("#explorer .runs [aria-pressed=true]").inner_text() == "svg2 · top-p 0.7"
+    assert page.locator("#explorer .runs [aria-pressed=true]").inner_text() == "SVG2 · top-p 0.7"
     assert page.get_by_label("Layer", exact=True).input_value() == "1"
     assert page.locator("#explorer .count").inner_text().startswith("3 /")
     assert page.get_by_label("Pinned cluster", exact=True).input_value() == "2"
