@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from svg2.config import SVG2Config, parse_settings
-from svg2.errors import Cancelled, InputError, RequestError, UsageError
+from svg2.errors import Cancelled, InputError, RequestError, SuiteUnavailable, UsageError
 from svg2.method.selection import METHODS, PAPER_METHOD
 from svg2.models.request import DTYPES, MODEL_DEFAULTS
 from svg2.runs.distributed import Processes, joined, processes
@@ -228,11 +228,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     _output_folder(str(path.parent))
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
+    if arguments.toy and arguments.suite == "cpu":
+        raise UsageError("--toy is for the suites gpu and e2e: leave it out for the suite cpu.")
 
     from svg2.bench.cpu import run_cpu_suite
     from svg2.bench.e2e import run_e2e_suite
     from svg2.bench.gpu import run_gpu_suite
-    from svg2.errors import SuiteUnavailable
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

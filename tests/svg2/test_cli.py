@@ -96,6 +96,7 @@ def test_missing_commands_and_arguments_are_refused(capsys):
         *([], ["nope"], ["compare"], ["compare", "--prompt", "a"], ["bench"], ["compare", *out]),
         ["compare", "--prompt", "a", "--prompts", "b", *out],
         ["compare", "--prompts", "nowhere.txt", *out],
+        ["bench", "--toy", "--out", "nowhere.json"],
         ["compare", "--prompts", "tests", *out],
     ):
         assert cli.main(argv) == 2

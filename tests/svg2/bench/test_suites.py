@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from svg2.bench import cpu
+from svg2.bench import cpu, e2e, gpu
 from svg2.bench.e2e import run_e2e_suite, speedup_limit
 from svg2.bench.gpu import run_gpu_suite
 from svg2.bench.report import with_numbers
@@ -82,12 +83,25 @@ def test_gpu_suite_runs_whole_at_toy_sizes_and_says_so(toy_gpu):
         assert 0 <= row["relative_error"] <= record["error_budget"]
     best = [row for row in record["attention"] if row["contestant"] == row["best_dense"]]
     assert len(best) == 3  # at each density of the two cases
-    assert all(row["share"] == pytest.approx(1) for row in best)
+
+
+def test_gpu_ratios_are_those_of_the_times(tmp_path, monkeypatch):
+    ms = {"svg2": 2.0, "svg2-comp": 4.0}
+    monkeypatch.setattr(gpu, "race", lambda runs, *_: {name: [ms.get(name, 8.0)] for name in runs})
+    monkeypatch.setattr(gpu, "TOY_CASES", gpu.TOY_CASES[:1])
+    record = run_gpu_suite(tmp_path / "gpu.json", lambda text: None, toy=True, rounds=1)
+    for row in record["attention"]:
+        speedup = {"svg2": 4.0, "svg2-comp": 2.0}.get(row["contestant"], 1.0)
+        assert row["speedup"] == speedup
+        assert row["share"] == pytest.approx(speedup * row["density"])
+        # 4 operations per pair and dimension: 2 heads of 64, 192² pairs, in 8 ms if dense.
+        tflops = speedup * row["density"] * 0.002359296
+        assert row["useful_tflops"] == pytest.approx(tflops)
+    sparse = {row["density"] for row in record["attention"] if row["contestant"] == "svg2"}
+    assert min(sparse) < 1 == max(sparse)
 
 
 def test_a_wrong_result_is_not_timed(tmp_path, monkeypatch):
-    from svg2.bench import gpu
-
     right = gpu.cluster_attention
     monkeypatch.setattr(gpu, "cluster_attention", lambda *a, **k: 1.01 * right(*a, **k))
     monkeypatch.setattr(gpu, "TOY_CASES", gpu.TOY_CASES[:1])
@@ -112,9 +126,33 @@ def test_e2e_suite_runs_whole_at_toy_sizes_and_says_so(toy_e2e):
         sparse_ms = run["dense_forward_ms"] + run["cold_forward_ms"] + 2 * run["warm_forward_ms"]
         assert run["svg2_seconds"] == pytest.approx(branches * sparse_ms / 1e3)
         assert run["dense_seconds"] == pytest.approx(branches * run["dense_forward_ms"] * 4 / 1e3)
-        predicted_seconds = run["dense_seconds"] / run["predicted"]
-        missing_seconds = run["svg2_seconds"] - predicted_seconds
-        assert run["unexplained"] == pytest.approx(missing_seconds / run["svg2_seconds"])
+
+
+def test_a_run_is_put_together_from_its_forwards(tmp_path, monkeypatch):
+    forwards_ms = iter([150.0, 100.0, 40.0])  # stock, dense, warm
+    toy = replace(e2e.TOY_MODELS[0], settings=e2e.TOY_MODELS[0].settings[:1])
+
+    def race(contestants, *_, **__):
+        (forward,) = contestants.values()
+        forward()
+        return {name: [70.0] for name in contestants}
+
+    def timed(bench):
+        bench._forward()
+        return next(forwards_ms), None
+
+    monkeypatch.setattr(e2e, "TOY_MODELS", (toy,))
+    monkeypatch.setattr(e2e, "race", race)
+    monkeypatch.setattr(e2e._Bench, "_timed", timed)
+    monkeypatch.setattr(e2e, "_BISECTIONS", 1)
+    monkeypatch.setattr(e2e, "speedup_limit", lambda *_: 2.0)
+    (run,) = run_e2e_suite(tmp_path / "e2e.json", lambda text: None, toy=True)["runs"]
+    # 4 steps of 2 forwards: 400 ms against 100 dense, 70 cold and twice 40 warm, times 2.
+    assert run["dense_seconds"] == pytest.approx(0.8)
+    assert run["svg2_seconds"] == pytest.approx(0.5)
+    assert run["speedup"] == pytest.approx(1.6)
+    # A run at the predicted speedup of 2 would take 0.4 of the 0.5 seconds.
+    assert run["unexplained"] == pytest.approx(0.2)
 
 
 def test_speedup_limit():
