@@ -180,6 +180,7 @@ def test_a_model_without_weights_is_one_line(folder, tmp_path, capsys):
     assert error.splitlines()[-1].startswith("svg2: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dense denoise", "svg2 denoise"])
 def test_ctrl_c_leaves_whole_files_or_none(folder, tmp_path, stage):
     argv = ["compare", "--prompt", "a red ball", "--model", folder, "--out", str(tmp_path)]

@@ -124,6 +124,7 @@ def test_low_precisions(pipe, model, config, dtype):
     assert np.array_equal(generate(pipe, model), dense)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_whole_and_few(pipe, model, config):
     dense = generate(pipe, model)
     torch._dynamo.reset()
@@ -143,6 +144,7 @@ def test_compiled_blocks_are_whole_and_few(pipe, model, config):
     assert near(generate(pipe, model), dense)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.nightly)], indirect=True
 )

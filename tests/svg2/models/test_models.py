@@ -107,6 +107,7 @@ def test_devices_and_precisions():
         resolve_device(f"cuda:{torch.cuda.device_count()}")
 
 
+@pytest.mark.slow
 def test_the_shipped_model_runs_without_our_code(tmp_path):
     script = f"""
 import sys
@@ -150,6 +151,7 @@ def offline_hub(tmp_path, monkeypatch):
     _was_online.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hub_id", ["someone/tiny-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"])
 def test_a_hub_id_is_loaded_from_the_cache_without_a_network(folder, hub_id, offline_hub):
     script = f"""

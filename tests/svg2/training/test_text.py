@@ -39,6 +39,7 @@ def test_what_is_said_loosely_keeps_what_parses():
             assert prompts.parse(own).bodies == (body,), (seed, own)
 
 
+@pytest.mark.slow
 def test_reading_is_learnt_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("svg2.training.text._BATCH", 24)
     record = train_text(tmp_path / "text.pt", steps=175)
