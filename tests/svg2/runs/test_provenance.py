@@ -23,10 +23,9 @@ def test_peak_memory_is_of_the_block_alone():
     size = 64 << 20
     with peak_memory(CPU) as small:
         pass
-    with peak_memory(CPU) as large:
-        # New pages: an allocator may have as much left over from earlier tests.
-        with mmap.mmap(-1, size) as block:
-            block.write(b"1" * size)
+    # New pages: an allocator may have as much left over from earlier tests.
+    with peak_memory(CPU) as large, mmap.mmap(-1, size) as block:
+        block.write(b"1" * size)
     assert large.nbytes is None or large.nbytes > size
     if small.nbytes is not None and large.nbytes is not None:
         assert large.nbytes - small.nbytes > size // 2

@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from svg2.models import prompts
 from svg2.models.prompts import Body, Scene
 from svg2.training.pipeline import build_tokenizer
