@@ -50,10 +50,12 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_program_sets_its_environment_before_torch_is_loaded():
     assert run_python(_WATCHED) == "PASSIVE"
 
 
+@pytest.mark.slow
 def test_a_given_environment_stays_and_the_page_is_up_before_torch_is_loaded():
     code = (
         "import app, os, sys\n"

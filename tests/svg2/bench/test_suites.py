@@ -111,6 +111,7 @@ def test_a_wrong_result_is_not_timed(tmp_path, monkeypatch):
     assert all("wrong result" in left["why"] for left in record["left_out"])
 
 
+@pytest.mark.slow
 def test_e2e_suite_runs_whole_at_toy_sizes_and_says_so(toy_e2e):
     assert toy_e2e["left_out"] == []
     runs = toy_e2e["runs"]

@@ -31,6 +31,7 @@ def run(model, folder, share=ALONE, dtype="auto", **watch):
     return compare_all(PROMPTS, Run.of(request), folder, share, Watch(**watch))
 
 
+@pytest.mark.slow
 def test_a_second_run_continues_where_the_first_stopped(model, tmp_path):
     with pytest.raises(Cancelled):
         run(model, tmp_path, should_cancel=(tmp_path / "0000" / "result.json").exists)

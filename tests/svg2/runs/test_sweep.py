@@ -33,6 +33,7 @@ def run_of(folder):
     return Run.of(Request("a red ball", model=folder))
 
 
+@pytest.mark.slow
 def test_sweep_measures_every_method_and_budget(folder, pipe, tmp_path):
     methods, top_ps = ["svg2", "svg2-comp"], [0.5, 0.9]
     content = sweep(SweepPlan.of(run_of(folder), methods, top_ps), tmp_path, pipe)
