@@ -55,7 +55,14 @@ def made(making):
     picture.wait_for()
     seen = {
         "picture": picture.get_attribute("src"),
-        "width": picture.evaluate("(i) => i.decode().then(() => i.naturalWidth)"),
+        # Of a copy: an element stops decoding when the next preview comes.
+        "width": picture.evaluate(
+            """(element) => {
+                const copy = new Image();
+                copy.src = element.src;
+                return copy.decode().then(() => copy.naturalWidth);
+            }"""
+        ),
         "text": live.inner_text(),
     }
     live.get_by_text("Density by step, now").wait_for()
@@ -117,7 +124,7 @@ def test_a_whole_run_takes_the_buttons_over_from_a_release(made) -> None:
 
 
 def test_a_cancelled_run_keeps_its_dense_side(visit) -> None:
-    page = visit("?num_inference_steps=20")
+    page = visit("?num_inference_steps=80")  # a sparse side long enough to be seen
     page.click("#generate")
     sparse = re.compile(r"SVG2 \+ compensation.*step [1-9]")
     page.locator("#status .progress", has_text=sparse).wait_for()
