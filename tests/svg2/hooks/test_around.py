@@ -16,6 +16,8 @@ from svg2.models.finding import model_spec
 from svg2.models.loading import load_pipeline
 from tests.svg2.tiny_families import PROMPT, TINY, save
 
+pytestmark = pytest.mark.slow  # half a minute in all
+
 WHOLE = {"top_p": 1.0, "warmup_fraction": 0.0}
 NAMES = ("wan2.1-t2v", "hunyuanvideo")
 
@@ -124,7 +126,6 @@ def test_low_precisions(pipe, model, config, dtype):
     assert np.array_equal(generate(pipe, model), dense)
 
 
-@pytest.mark.slow
 def test_compiled_blocks_are_whole_and_few(pipe, model, config):
     dense = generate(pipe, model)
     torch._dynamo.reset()
@@ -144,7 +145,6 @@ def test_compiled_blocks_are_whole_and_few(pipe, model, config):
     assert near(generate(pipe, model), dense)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.nightly)], indirect=True
 )
