@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from kernels import bf16_is_native, cluster_attention, kmeans, permute, sort_by_label
+from svg2.bench.harness import Progress, save_record
 from svg2.bench.race import race
-from svg2.bench.suite import Progress, save_record
 from svg2.bench.workload import (
     WARM_KMEANS_ITERS,
     ClusteredWorkload,

@@ -18,8 +18,8 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
+from svg2.bench.harness import Progress, reason, save_record, suite_device
 from svg2.bench.race import race
-from svg2.bench.suite import Progress, reason, save_record, suite_device
 from svg2.config import SVG2Config, ceil_fraction
 from svg2.hooks.enable import Handle, enable, measure_dense
 from svg2.hooks.stats import RunStats

@@ -30,8 +30,8 @@ from svg2.bench.baselines import (
     flex_padded,
 )
 from svg2.bench.exact import ERROR_BUDGET, ExactRows
+from svg2.bench.harness import Progress, reason, save_record, suite_device
 from svg2.bench.race import race
-from svg2.bench.suite import Progress, reason, save_record, suite_device
 from svg2.bench.workload import (
     WARM_KMEANS_ITERS,
     ClusteredWorkload,

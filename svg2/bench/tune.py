@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from svg2.bench.exact import ERROR_BUDGET, ExactRows
+from svg2.bench.harness import Progress, reason, save_record, suite_device
 from svg2.bench.race import race
-from svg2.bench.suite import Progress, reason, save_record, suite_device
 from svg2.bench.workload import ClusteredWorkload, Workload, make_clustered, select_density
 from svg2.errors import SuiteUnavailable
 from svg2.runs.provenance import provenance

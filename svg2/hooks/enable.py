@@ -12,7 +12,7 @@ from svg2.errors import ConfigError
 if TYPE_CHECKING:  # `import svg2` stays light; what needs torch or diffusers is imported on use
     from svg2.hooks.session import Session
     from svg2.hooks.stats import RunStats
-    from svg2.method.sample import CallSample
+    from svg2.method.call_sample import CallSample
 
 
 class Handle:

@@ -16,9 +16,9 @@ from svg2.hooks.stats import StatsRecorder
 from svg2.hooks.steps import Position, Tracker
 from svg2.hooks.ulysses import HeadShare
 from svg2.method.call import CallResult, TextTokens, sparse_call
+from svg2.method.call_sample import CallSample
 from svg2.method.clustering import CacheKey, CentroidCache
 from svg2.method.plan import Plan
-from svg2.method.sample import CallSample
 from svg2.method.stages import DENSE_STAGE, StageClock
 
 Observer = Callable[[CallSample], None]

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from numpy import ndarray
 
 from svg2.config import SVG2Config
-from svg2.method.sample import CallSample
+from svg2.method.call_sample import CallSample
 from svg2.trace.file import trace_bytes
 from svg2.trace.records import NUM_NEAR, Record, RecordingPolicy, Trace
 

@@ -13,8 +13,8 @@ import torch
 from svg2.bench import cpu, e2e, gpu
 from svg2.bench.e2e import run_e2e_suite, speedup_limit
 from svg2.bench.gpu import run_gpu_suite
+from svg2.bench.harness import reason
 from svg2.bench.report import with_numbers
-from svg2.bench.suite import reason
 from svg2.errors import SuiteUnavailable
 from tests.svg2.bench.workloads import SMALL
 from tests.tree import ROOT
