@@ -92,11 +92,11 @@ def place_kernel(
     tl.store(perm_ptr + head * N + place, i.to(perm_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["H", "N"])
+@triton.jit(do_not_specialize=["H", "N", "OUT_N"])
 def move_kernel(
     x_ptr,  # [B, H, N, D], any strides over B, H and N
     perm_ptr,  # [BH, N]
-    out_ptr,  # [BH, N, D]
+    out_ptr,  # [BH, OUT_N, D]
     stride_b,
     stride_h,
     stride_n,

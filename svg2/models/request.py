@@ -113,6 +113,8 @@ def _whole(value: object) -> int | None:
     """The value as an int, also for a float like 17.0 from a page; None if it is not whole."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    if isinstance(value, int):  # also one too large for a float
+        return value
     return int(value) if math.isfinite(value) and value == int(value) else None
 
 

@@ -97,8 +97,11 @@ class Studio:
             ModelUnavailable: a model that can't be loaded here.
             Cancelled: the watch was cancelled.
         """
+        if self._loaded != model:
+            watch.report("", "load")  # said before the wait for whoever loads now
         with self._lock:
             if self._loaded != model:
+                watch.check()  # a cancelled run frees no other model
                 self._pipe = self._loaded = None
                 self._pipe = load(spec, watch)
                 self._loaded = model
