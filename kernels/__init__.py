@@ -1,4 +1,5 @@
-"""Pure tensor operations of the sparse attention: k-means, permutation, cluster attention.
+"""Pure tensor operations of the sparse attention: k-means, permutation, routing, cluster
+attention.
 
 Dimension names used in every signature of this project:
 
@@ -14,20 +15,22 @@ and it runs on CPUs. `fused` is Triton, and is imported when it first runs. No o
 pass.
 """
 
-from kernels.cluster_attention.api import Compensation, cluster_attention
+from kernels.cluster_attention.api import StandIns, cluster_attention
 from kernels.cpu import bf16_is_native
 from kernels.impl import MAX_K_CLUSTERS, Impl, ImplUnavailable, resolve_impl
 from kernels.kmeans.api import KMeansResult, cluster_means, init_centroids, kmeans
 from kernels.permutation.api import Permutation, permute, sort_by_label, unpermute
 from kernels.precision import full_fp32
+from kernels.routing.api import Routes, route
 
 __all__ = [
     "MAX_K_CLUSTERS",
-    "Compensation",
     "Impl",
     "ImplUnavailable",
     "KMeansResult",
     "Permutation",
+    "Routes",
+    "StandIns",
     "bf16_is_native",
     "cluster_attention",
     "cluster_means",
@@ -36,6 +39,7 @@ __all__ = [
     "kmeans",
     "permute",
     "resolve_impl",
+    "route",
     "sort_by_label",
     "unpermute",
 ]

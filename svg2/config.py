@@ -11,6 +11,7 @@ from svg2.errors import ConfigError
 from svg2.method.selection import METHODS, PAPER_METHOD
 
 ImplChoice = Literal["auto", "reference", "fused"]
+StandInChoice = Literal["pairs", "means"]
 
 _MAX_CLUSTERS = 65_535  # labels are stored as uint16 in traces
 _MAX_ITERS = 1_000
@@ -23,6 +24,9 @@ class SVG2Config:
     Attributes:
         top_p: attention mass that the kept key clusters of each query cluster must reach, in
             (0, 1]. At 1 every key cluster is kept.
+        density: share of the query-key pairs that each sparse call keeps, in (0, 1], in place of
+            `top_p` and `min_keep_ratio`: it is never passed, but each query cluster keeps at least
+            one key cluster. None: `top_p` decides.
         num_q_clusters, num_k_clusters: clusters per head, at most one per token.
         kmeans_iters_init: k-means iterations on a cold start, without earlier centroids. From 10
             on, most of them run on small samples of the tokens, where the video has enough: 20
@@ -34,6 +38,9 @@ class SVG2Config:
         min_keep_ratio: share of the key clusters that each query cluster keeps whatever their
             mass, in [0, 1].
         method: name of a row of `svg2.METHODS`.
+        stand_ins: how `svg2-routed` stands for skipped clusters: `pairs`, with a key and a value for
+            each pair of clusters, the closest; or `means`, with those of each key cluster, which
+            takes little memory.
         seed: seed of the choice of tokens that k-means starts from.
         impl: kernels to run: `auto`, `reference` or `fused`.
 
@@ -43,6 +50,7 @@ class SVG2Config:
     """
 
     top_p: float = 0.9
+    density: float | None = None
     num_q_clusters: int = 100
     num_k_clusters: int = 500
     kmeans_iters_init: int = 20
@@ -51,11 +59,14 @@ class SVG2Config:
     dense_layers: int = 0
     min_keep_ratio: float = 0.1
     method: str = PAPER_METHOD
+    stand_ins: StandInChoice = "pairs"
     seed: int = 0
     impl: ImplChoice = "auto"
 
     def __post_init__(self) -> None:
         self._real("top_p", 0.0, 1.0, above_low=True)
+        if self.density is not None:
+            self._real("density", 0.0, 1.0, above_low=True)
         self._integer("num_q_clusters", 1, _MAX_CLUSTERS)
         self._integer("num_k_clusters", 1, _MAX_CLUSTERS)
         self._integer("kmeans_iters_init", 1, _MAX_ITERS)
@@ -68,10 +79,13 @@ class SVG2Config:
                 f"Unknown method {self.method!r}: choose one of {', '.join(METHODS)}."
             )
         self._integer("seed", 0, 2**63 - 1)
-        if self.impl not in get_args(ImplChoice):
-            raise ConfigError(
-                f"impl must be one of {', '.join(get_args(ImplChoice))}, not {self.impl!r}."
-            )
+        self._choice("stand_ins", StandInChoice)
+        self._choice("impl", ImplChoice)
+
+    def _choice(self, name: str, kind: Any) -> None:
+        if getattr(self, name) not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise ConfigError(f"{name} must be one of {choices}, not {getattr(self, name)!r}.")
 
     def _real(self, name: str, low: float, high: float, *, above_low: bool = False) -> None:
         value = getattr(self, name)
@@ -119,7 +133,7 @@ class SVG2Config:
 
     @property
     def compensates(self) -> bool:
-        """Whether skipped key clusters contribute through their centroids."""
+        """Whether something stands for skipped key clusters."""
         return METHODS[self.method].compensates
 
     def warmup_steps(self, num_steps: int) -> int:
@@ -157,7 +171,11 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigError(f"A setting is written name=value, not {setting!r}.")
         _check_name(name)
-        changes[name] = _parse(name, text, type(getattr(defaults, name)))
+        default = getattr(defaults, name)
+        if default is None and text.lower() == "none":
+            changes[name] = None
+        else:
+            changes[name] = _parse(name, text, float if default is None else type(default))
     return changes
 
 

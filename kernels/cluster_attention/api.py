@@ -12,18 +12,20 @@ from kernels.permutation.reference import permute, unpermute
 
 
 @dataclass(frozen=True)
-class Compensation:
-    """What stands for the key clusters that a query cluster skips.
+class StandIns:
+    """One virtual key for each key cluster that a query cluster skips.
 
     Attributes:
-        k_centroids: mean of the keys of each cluster.
-        v_centroids: mean of the values of each cluster.
+        keys, values: `[B, H, K, D]`, or `[B, H, Q, K, D]` where each pair of clusters has its own.
+        log_weights: what is added to the logit of a virtual key, `[B, H, K]` or `[B, H, Q, K]`;
+            None is the logarithm of the number of keys of the cluster. -inf takes one out.
 
-    Source: after SVG-EAR, arXiv 2603.08982.
+    Source: after the centroid compensation of SVG-EAR, arXiv 2603.08982.
     """
 
-    k_centroids: Float[Tensor, "B H K D"]
-    v_centroids: Float[Tensor, "B H K D"]
+    keys: Float[Tensor, "B H *pair D"]
+    values: Float[Tensor, "B H *pair D"]
+    log_weights: Float[Tensor, "B H *pair"] | None = None
 
 
 def cluster_attention(
@@ -35,7 +37,7 @@ def cluster_attention(
     kept: Bool[Tensor, "B H Q K"],
     *,
     scale: float | None = None,
-    compensation: Compensation | None = None,
+    stand_ins: StandIns | None = None,
     q_perm: Int[Tensor, "B H N"] | None = None,
     impl: Impl = "auto",
 ) -> Float[Tensor, "B H N D"]:
@@ -44,10 +46,10 @@ def cluster_attention(
     All tensors are in the order of their clusters; the offsets say where each one starts, and its
     last entry is the number of tokens. With `q_perm`, the `perm` that sorts the queries, q and the
     result are in their original order instead, which spares the fused kernels a copy of each.
-    `scale` is 1/sqrt(D) if not given. With `compensation` each
-    skipped cluster of n keys adds one virtual key of weight `n·exp(scale·q·k_centroid)` and value
-    `v_centroid`; empty clusters add nothing. A query that keeps no key and has no compensation
-    gets zeros. The result has the dtype of q; sums and softmax are in fp32 or better.
+    `scale` is 1/sqrt(D) if not given. With `stand_ins` each skipped cluster adds one virtual key
+    of weight `exp(scale·q·key + log_weight)`; empty clusters add nothing. A query that keeps no
+    key and has no stand-in gets zeros. The result has the dtype of q; sums and softmax are in fp32
+    or better.
 
     Raises:
         ValueError: the shapes do not fit; an input requires a gradient; or the fused kernels are
@@ -55,29 +57,27 @@ def cluster_attention(
         ImplUnavailable: the implementation asked for cannot run here.
     Source: SVG2, arXiv 2505.18875.
     """
-    _check_shapes(q, k, v, q_offsets, k_offsets, kept, compensation, q_perm)
-    centroids = None
-    if compensation is not None:
-        centroids = (compensation.k_centroids, compensation.v_centroids)
-    k_centroids, v_centroids = centroids or (None, None)
-    refuse_gradients(
-        "cluster_attention", q=q, k=k, v=v, k_centroids=k_centroids, v_centroids=v_centroids
-    )
+    _check_shapes(q, k, v, q_offsets, k_offsets, kept, stand_ins, q_perm)
+    parts = None if stand_ins is None else vars(stand_ins)
+    refuse_gradients("cluster_attention", q=q, k=k, v=v, **(parts or {}))
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
     if resolve_impl(impl, q, is_matmul=True) == "fused":
         from kernels.cluster_attention import fused
 
+        keys, values, log_weights = (parts or {}).values() or (None, None, None)
         return fused.cluster_attention(
-            q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm
+            q, k, v, q_offsets, k_offsets, kept, scale, keys, values, log_weights, q_perm
         )
     if q_perm is not None:
         q = permute(q, q_perm)
-    out = reference.cluster_attention(q, k, v, q_offsets, k_offsets, kept, scale, centroids)
+    out = reference.cluster_attention(
+        q, k, v, q_offsets, k_offsets, kept, scale, **(parts or {})
+    )
     return out if q_perm is None else unpermute(out, q_perm)
 
 
-def _check_shapes(q, k, v, q_offsets, k_offsets, kept, compensation, q_perm) -> None:
+def _check_shapes(q, k, v, q_offsets, k_offsets, kept, stand_ins, q_perm) -> None:
     batch, heads, num_q_clusters, num_k_clusters = kept.shape
     head_dim = q.shape[-1]
     num_keys = k.shape[2]
@@ -90,10 +90,15 @@ def _check_shapes(q, k, v, q_offsets, k_offsets, kept, compensation, q_perm) -> 
     }
     if q_perm is not None:
         expected["q_perm"] = (q_perm, (batch, heads, q.shape[2]))
-    if compensation is not None:
-        shape = (batch, heads, num_k_clusters, head_dim)
-        expected["k_centroids"] = (compensation.k_centroids, shape)
-        expected["v_centroids"] = (compensation.v_centroids, shape)
+    if stand_ins is not None:
+        for name in ("keys", "values"):
+            tensor = getattr(stand_ins, name)
+            pairs = (num_k_clusters,) if tensor.ndim == 4 else kept.shape[2:]
+            expected[f"stand_ins.{name}"] = (tensor, (batch, heads, *pairs, head_dim))
+        if stand_ins.log_weights is not None:
+            tensor = stand_ins.log_weights
+            pairs = (num_k_clusters,) if tensor.ndim == 3 else kept.shape[2:]
+            expected["stand_ins.log_weights"] = (tensor, (batch, heads, *pairs))
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(

@@ -96,7 +96,7 @@ def _measure_attention(
     top_p, kept, density = select_density(clustered, density_asked)
     everything = torch.ones_like(kept)
 
-    def attend(kept, compensation=None):
+    def attend(kept, stand_ins=None):
         return cluster_attention(
             clustered.q_sorted,
             clustered.k_sorted,
@@ -104,7 +104,7 @@ def _measure_attention(
             clustered.q_offsets,
             clustered.k_offsets,
             kept,
-            compensation=compensation,
+            stand_ins=stand_ins,
         )
 
     ms = race(
@@ -112,7 +112,7 @@ def _measure_attention(
             "dense": lambda: F.scaled_dot_product_attention(clustered.q, clustered.k, clustered.v),
             "everything": lambda: attend(everything),
             PAPER_METHOD: lambda: attend(kept),
-            COMPENSATED_METHOD: lambda: attend(kept, clustered.compensation),
+            COMPENSATED_METHOD: lambda: attend(kept, clustered.stand_ins),
         },
         rounds,
     )

@@ -49,11 +49,11 @@ class ExactRows:
         is_kept = rows_kept.repeat_interleave(k_sizes, dim=-1, output_size=len(k))
         scores = scores.masked_fill(~is_kept, -torch.inf)
         if has_virtual:
-            k_mean = clustered.compensation.k_centroids[0, head].double()
+            k_mean = clustered.stand_ins.keys[0, head].double()
             virtual = q[self.rows] @ k_mean.t() * scale + k_sizes.double().log()
             virtual = virtual.masked_fill(rows_kept, -torch.inf)
             scores = torch.cat([scores, virtual], dim=-1)
-            v = torch.cat([v, clustered.compensation.v_centroids[0, head].double()])
+            v = torch.cat([v, clustered.stand_ins.values[0, head].double()])
         return torch.softmax(scores, -1) @ v
 
     def error_of(self, out: Float[Tensor, "B H N D"]) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels import (
-    Compensation,
+    StandIns,
     cluster_attention,
     kmeans,
     permute,
@@ -179,11 +179,11 @@ class _Suite:
         workload = case.workload
         top_p, kept, density = select_density(clustered, asked)
 
-        def ours(compensation: Compensation | None = None) -> Tensor:
+        def ours(stand_ins: StandIns | None = None) -> Tensor:
             return cluster_attention(
                 *(clustered.q_sorted, clustered.k_sorted, clustered.v_sorted),
                 *(clustered.q_offsets, clustered.k_offsets, kept),
-                compensation=compensation,
+                stand_ins=stand_ins,
                 impl=self.impl,
             )
 
@@ -192,7 +192,7 @@ class _Suite:
             sparse |= self._others(case, clustered, kept)
         contestants = dict(dense) if asked == _OTHERS_AT else {best: dense[best]}
         contestants |= self._right(case, sparse, clustered, kept, has_virtual=False)
-        with_virtual = {COMPENSATED_METHOD: lambda: ours(clustered.compensation)}
+        with_virtual = {COMPENSATED_METHOD: lambda: ours(clustered.stand_ins)}
         contestants |= self._right(case, with_virtual, clustered, kept, has_virtual=True)
         ms = self._race(contestants)
         gflop = 4 * workload.head_dim * workload.heads * workload.tokens**2 / 1e9

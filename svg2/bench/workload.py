@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kernels import (
-    Compensation,
+    StandIns,
     Impl,
     KMeansResult,
     cluster_means,
@@ -18,7 +18,7 @@ from kernels import (
     permute,
     sort_by_label,
 )
-from svg2.method.plan import cluster_mass
+from svg2.method.selection.masses import cluster_mass
 from svg2.method.selection.top_p import keep_top_p
 
 WARM_KMEANS_ITERS = 2
@@ -85,7 +85,7 @@ class ClusteredWorkload:
     Attributes:
         q, k, v: video tokens in their own order.
         q_clusters, k_clusters: clusters of the video tokens.
-        q_sorted, k_sorted, v_sorted, q_offsets, k_offsets, compensation: arguments of
+        q_sorted, k_sorted, v_sorted, q_offsets, k_offsets, stand_ins: arguments of
             `kernels.cluster_attention`.
     """
 
@@ -99,7 +99,7 @@ class ClusteredWorkload:
     v_sorted: Float[Tensor, "B H S D"]
     q_offsets: Int[Tensor, "B H Q1"]
     k_offsets: Int[Tensor, "B H K1"]
-    compensation: Compensation
+    stand_ins: StandIns
 
     def with_text(self, kept: Bool[Tensor, "B H Q K"]) -> Bool[Tensor, "B H Q2 K2"]:
         """Add the prompt tokens' row and column, all kept, to a selection of video clusters."""
@@ -165,7 +165,7 @@ def make_clustered(
         v_sorted=v_sorted,
         q_offsets=q_offsets,
         k_offsets=k_offsets,
-        compensation=Compensation(k_centroids, v_centroids),
+        stand_ins=StandIns(k_centroids, v_centroids),
     )
 
 

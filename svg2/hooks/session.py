@@ -148,10 +148,13 @@ class Session:
         heads = None if share is None else (share.own.start, share.own.stop, share.heads)
         place = (self._transformer, layer, position.branch)
         key = CacheKey(*place, tuple(q.shape), part.index, heads)
-        result = sparse_call(q, k, v, self.config, self.cache.entry(key), clock, text)
+        result = sparse_call(
+            *(q, k, v, self.config, self.cache.entry(key), clock, text),
+            sum_heads=None if share is None else share.sum,
+        )
         if part.index == 0:
             self._parts = []
-        self._parts.append(_Shares.of(result.plan, share, self.config.compensates))
+        self._parts.append(_Shares.of(result.plan, share))
         if part.is_last:
             self._note(layer, (q, k, v), result.plan, clock)
         clock.skip()
@@ -167,7 +170,8 @@ class Session:
             layer,
             impl=plan.k_clusters.impl,
             density=shares.density,
-            virtual_density=shares.virtual_density,
+            compute_density=shares.compute_density,
+            overhead_density=shares.overhead_density,
             kept_mass=shares.kept_mass,
             clock=clock,
         )
@@ -183,31 +187,30 @@ class _Shares:
     """Shares of one sparse attention per head of the model, means over the batch."""
 
     density: Float[Tensor, "H"]
-    virtual_density: Float[Tensor, "H"] | None
+    compute_density: Float[Tensor, "H"]
     kept_mass: Float[Tensor, "H"]
+    overhead_density: float
 
     @classmethod
-    def of(cls, plan: Plan, share: HeadShare | None, compensates: bool) -> "_Shares":
+    def of(cls, plan: Plan, share: HeadShare | None) -> "_Shares":
         def by_head(x: Tensor) -> Tensor:
             x = x.mean(0)
             return x if share is None else share.gather(x, dim=0)
 
         return cls(
             density=by_head(plan.density()),
-            virtual_density=by_head(plan.virtual_density()) if compensates else None,
+            compute_density=by_head(plan.compute_density()),
             kept_mass=by_head(plan.kept_mass()),
+            overhead_density=plan.overhead_density(),
         )
 
     @classmethod
     def mean(cls, parts: "list[_Shares]") -> "_Shares":
-        if len(parts) == 1:
-            return parts[0]
-        virtual = [part.virtual_density for part in parts if part.virtual_density is not None]
-        return cls(
-            density=torch.stack([part.density for part in parts]).mean(0),
-            virtual_density=torch.stack(virtual).mean(0) if virtual else None,
-            kept_mass=torch.stack([part.kept_mass for part in parts]).mean(0),
-        )
+        def mean(name: str) -> Tensor:
+            return torch.stack([getattr(part, name) for part in parts]).mean(0)
+
+        overhead = sum(part.overhead_density for part in parts) / len(parts)
+        return cls(mean("density"), mean("compute_density"), mean("kept_mass"), overhead)
 
 
 def _call_sample(

@@ -33,7 +33,9 @@ class RunStats:
         density: kept share of the query-key pairs, mean over the sparse calls and heads; None
             where none ran sparse.
         density_run: mean over all calls, where a dense one counts 1; None before the first call.
-        compute_density: `density` plus the virtual keys that compensation computes.
+        compute_density: `density` plus the pairs of stand-ins and of the routing pass.
+        overhead_density: operations of k-means as a share of those of all pairs, mean over the
+            sparse calls; None where none ran sparse.
         kept_mass: attention mass of what is kept, estimated from centroids, mean over the sparse
             calls and heads; None where none ran sparse.
         stage_seconds: seconds of `STAGES` over the sparse calls, and of `dense_attention`, the
@@ -56,6 +58,7 @@ class RunStats:
     density: float | None
     density_run: float | None
     compute_density: float | None
+    overhead_density: float | None
     kept_mass: float | None
     stage_seconds: dict[str, float | None]
     observer_seconds: float
@@ -103,8 +106,9 @@ class RunStats:
 class _SparseCall:
     place: tuple[int, int, int]
     density: Tensor
-    virtual_density: Tensor | None
+    compute_density: Tensor
     kept_mass: Tensor
+    overhead_density: float
     clock: StageClock
 
 
@@ -152,14 +156,17 @@ class StatsRecorder:
         layer: int,
         impl: str,
         density: Tensor,
-        virtual_density: Tensor | None,
+        compute_density: Tensor,
         kept_mass: Tensor,
+        overhead_density: float,
         clock: StageClock,
     ) -> None:
         """Add a sparse call; the tensors are `[H]`."""
         self._impl = impl
         place = (position.step, layer, position.branch)
-        self._sparse.append(_SparseCall(place, density, virtual_density, kept_mass, clock))
+        self._sparse.append(
+            _SparseCall(place, density, compute_density, kept_mass, overhead_density, clock)
+        )
 
     def dense_call(self, position: Position, layer: int, clock: StageClock | None) -> None:
         """Add a dense call; the clock is of its attention kernel, None if not told apart."""
@@ -197,9 +204,6 @@ class StatsRecorder:
         heads = self._num_heads
         density = _stack([call.density for call in self._sparse], heads)
         kept_mass = _stack([call.kept_mass for call in self._sparse], heads)
-        virtual = [
-            call.virtual_density for call in self._sparse if call.virtual_density is not None
-        ]
         stage_ms = np.array(
             [[call.clock.stage_ms.get(stage, 0.0) for stage in STAGES] for call in self._sparse]
         ).reshape(-1, len(STAGES))
@@ -207,12 +211,13 @@ class StatsRecorder:
         stage_seconds: dict[str, float | None] = dict(zip(STAGES, sums.tolist(), strict=True))
         stage_seconds[DENSE_STAGE] = self._dense_seconds()
 
-        mean_density = mean_mass = compute_density = density_run = None
+        mean_density = mean_mass = compute_density = overhead_density = density_run = None
         if self._sparse:
             mean_density, mean_mass = float(density.mean()), float(kept_mass.mean())
-            compute_density = mean_density
-            if virtual:
-                compute_density += float(_stack(virtual, heads).mean())
+            compute_density = float(
+                _stack([call.compute_density for call in self._sparse], heads).mean()
+            )
+            overhead_density = float(np.mean([call.overhead_density for call in self._sparse]))
         calls = len(self._sparse) + len(self._dense)
         if calls:
             density_run = (float(density.mean(axis=1).sum()) + len(self._dense)) / calls
@@ -225,6 +230,7 @@ class StatsRecorder:
             density=mean_density,
             density_run=density_run,
             compute_density=compute_density,
+            overhead_density=overhead_density,
             kept_mass=mean_mass,
             stage_seconds=stage_seconds,
             observer_seconds=self._observer_seconds,

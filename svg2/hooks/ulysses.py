@@ -48,6 +48,12 @@ class HeadShare:
         dist.all_gather(parts, x.contiguous(), group=self.group)
         return torch.cat(parts, dim)
 
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over the processes, on each."""
+        total = x.clone()
+        dist.all_reduce(total, group=self.group)
+        return total
+
     def _swap(self, parts: Tensor) -> Tensor:
         parts = parts.contiguous()
         received = torch.empty_like(parts)

@@ -21,13 +21,15 @@ class SparseResult:
     Attributes:
         out: attention output, in the order of the tokens.
         density: kept share of all query-key pairs per head, in (0, 1].
-        compute_density: `density` plus the pairs that compensation computes.
+        compute_density: `density` plus the pairs of stand-ins and of the routing pass.
+        overhead_density: operations of k-means, as a share of those of all pairs.
         plan: clusters, attention masses and kept pairs.
     """
 
     out: Float[Tensor, "B H N D"]
     density: Float64[Tensor, "B H"]
     compute_density: Float64[Tensor, "B H"]
+    overhead_density: float
     plan: Plan
 
 
@@ -38,6 +40,7 @@ def sparse_attention(
     v: Float[Tensor, "B H N D"],
     config: SVG2Config | None = None,
     centroids: Centroids | None = None,
+    grid: tuple[int, int, int] | None = None,
 ) -> SparseResult:
     """Sparse self-attention on tensors of any model, on a CPU or on CUDA. No gradients flow.
 
@@ -49,11 +52,12 @@ def sparse_attention(
         centroids: a `svg2.Centroids()` per layer and guidance branch. k-means starts from the
             centroids that it holds, and leaves its own there for the next denoising step. None
             starts cold.
+        grid: frames, rows and columns of tokens (T, Y, X), for methods that need them.
 
     Raises:
-        ConfigError: different shapes or dtypes of q, k and v; more clusters than tokens; or
-            kernels (`config.impl`) that can't run here.
-    Source: SVG2, arXiv 2505.18875; compensation after SVG-EAR, arXiv 2603.08982.
+        ConfigError: different shapes or dtypes of q, k and v; more clusters than tokens; a method
+            that needs `grid` without one; or kernels (`config.impl`) that can't run here.
+    Source: SVG2, arXiv 2505.18875; stand-ins after SVG-EAR, arXiv 2603.08982.
     """
     config = SVG2Config() if config is None else config
     if q.ndim != 4 or not q.shape == k.shape == v.shape or not q.dtype == k.dtype == v.dtype:
@@ -62,9 +66,10 @@ def sparse_attention(
             f"q, k and v must have one shape [B, H, N, D] and one dtype, not {found}."
         )
     try:
-        result = sparse_call(q, k, v, config, centroids or Centroids())
+        result = sparse_call(q, k, v, config, centroids or Centroids(), grid=grid)
     except ImplUnavailable as error:
         raise ConfigError(str(error)) from error
-    density = result.plan.density()
-    virtual = result.plan.virtual_density() if config.compensates else 0.0
-    return SparseResult(result.out, density, density + virtual, result.plan)
+    plan = result.plan
+    return SparseResult(
+        result.out, plan.density(), plan.compute_density(), plan.overhead_density(), plan
+    )

@@ -1,5 +1,6 @@
 """One call of sparse attention: cluster, permute, select, attend."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,17 +9,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kernels import (
-    Compensation,
     KMeansResult,
     Permutation,
+    StandIns,
     cluster_attention,
-    cluster_means,
     permute,
     sort_by_label,
 )
 from svg2.config import SVG2Config
-from svg2.method.clustering import Centroids, cluster_tokens
-from svg2.method.plan import Clustered, Plan, cluster_mass
+from svg2.method.clustering import Centroids, cluster_tokens, kmeans_distances
+from svg2.method.plan import Plan, Tokens
 from svg2.method.selection import METHODS
 from svg2.method.stages import StageClock
 
@@ -62,6 +62,8 @@ def sparse_call(
     centroids: Centroids,
     clock: StageClock | None = None,
     text: TextTokens | None = None,
+    grid: tuple[int, int, int] | None = None,
+    sum_heads: Callable[[Tensor], Tensor] | None = None,
 ) -> CallResult:
     """Self-attention of each query over the keys of the clusters that its own cluster keeps.
 
@@ -71,17 +73,20 @@ def sparse_call(
         clock: gets the stages `kmeans`, `permute`, `select` and `attention`.
         text: prompt tokens of a joint model. All queries attend to them and they attend to all
             keys; the selection is of video tokens alone.
+        grid: frames, rows and columns of tokens (T, Y, X), for methods that need them.
+        sum_heads: adds up a tensor over the processes that share the heads.
 
     Raises:
-        ConfigError: more clusters than tokens.
+        ConfigError: more clusters than tokens, or a method that needs `grid` without one.
         kernels.ImplUnavailable: kernels (`config.impl`) that can't run here.
-    Source: SVG2, arXiv 2505.18875; compensation after SVG-EAR, arXiv 2603.08982.
+    Source: SVG2, arXiv 2505.18875; stand-ins for skipped clusters after SVG-EAR, arXiv 2603.08982.
     """
     config.check_tokens(q.shape[2])
     method = METHODS[config.method]
     clock = clock or StageClock(q.device)
+    distances = kmeans_distances(q.shape[2], config, centroids)
     q_clusters, k_clusters = (
-        cluster_tokens(x, config, centroids, s) for x, s in ((q, "q"), (k, "k"))
+        cluster_tokens(x, config, centroids, s, grid) for x, s in ((q, "q"), (k, "k"))
     )
     clock.mark("kmeans")
 
@@ -93,20 +98,21 @@ def sparse_call(
         v_sorted[:, :, n_video:] = text.v
     clock.mark("permute")
 
-    P = cluster_mass(q_clusters.centroids, k_clusters.centroids, k_clusters.sizes)
-    kept = method.function("select")(Clustered(q_clusters, k_clusters, P), config)
+    tokens = Tokens(
+        *(q, k, v, k_sorted[:, :, :n_video], v_sorted[:, :, :n_video]),
+        *(q_order, k_order, q_clusters, k_clusters, grid),
+        **({} if sum_heads is None else {"sum_heads": sum_heads}),
+    )
+    routed = method.function("route")(tokens, config)
+    kept = method.function("select")(tokens, routed, config)
     clock.mark("select")
 
-    compensation = None
-    if method.compensates:
-        v_centroids = cluster_means(v, k_order, impl=config.impl)
-        compensation = Compensation(k_clusters.centroids, v_centroids)
-    keys = _Keys(k_order.offsets, kept, compensation)
+    keys = _Keys(k_order.offsets, kept, routed.stand_ins)
     keys = keys if text is None else keys.with_text(n_text)
     # The kernel sorts the queries and unsorts the output, so both are in token order here.
     out = cluster_attention(
         *(q, k_sorted, v_sorted, q_order.offsets, keys.offsets, keys.kept),
-        compensation=keys.compensation,
+        stand_ins=keys.stand_ins,
         q_perm=q_order.perm,
         impl=config.impl,
     )
@@ -114,7 +120,14 @@ def sparse_call(
     if text is not None:  # attends to all keys, so their order does not matter
         text_out = F.scaled_dot_product_attention(text.q, k_sorted, v_sorted)
     clock.mark("attention")
-    return CallResult(out, Plan(q_clusters, k_clusters, P, kept, n_text), text_out)
+    plan = Plan(
+        *(q_clusters, k_clusters, routed.P, kept, routed.error),
+        has_stand_ins=routed.stand_ins is not None,
+        passes=routed.passes,
+        kmeans_distances=distances,
+        n_text=n_text,
+    )
+    return CallResult(out, plan, text_out)
 
 
 def _order(clusters: KMeansResult, config: SVG2Config) -> Permutation:
@@ -130,15 +143,17 @@ class _Keys:
 
     offsets: Int[Tensor, "B H K1"]
     kept: Bool[Tensor, "B H Q K"]
-    compensation: Compensation | None
+    stand_ins: StandIns | None
 
     def with_text(self, n_text: int) -> "_Keys":
         """The clusters with the text as a last one that every query cluster keeps."""
-        compensation = self.compensation
-        if compensation is not None:  # zeros: the text is never skipped, so they are not read
-            compensation = Compensation(
-                F.pad(compensation.k_centroids, (0, 0, 0, 1)),
-                F.pad(compensation.v_centroids, (0, 0, 0, 1)),
+        stand_ins = self.stand_ins
+        if stand_ins is not None:  # zeros: the text is never skipped, so they are not read
+            log_weights = stand_ins.log_weights
+            stand_ins = StandIns(
+                F.pad(stand_ins.keys, (0, 0, 0, 1)),
+                F.pad(stand_ins.values, (0, 0, 0, 1)),
+                None if log_weights is None else F.pad(log_weights, (0, 1)),
             )
         offsets = torch.cat([self.offsets, self.offsets[..., -1:] + n_text], dim=-1)
-        return _Keys(offsets, F.pad(self.kept, (0, 1), value=True), compensation)
+        return _Keys(offsets, F.pad(self.kept, (0, 1), value=True), stand_ins)

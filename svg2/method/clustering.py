@@ -88,7 +88,11 @@ class CentroidCache:
 
 
 def cluster_tokens(
-    x: Float[Tensor, "B H N D"], config: SVG2Config, centroids: Centroids, side: Side
+    x: Float[Tensor, "B H N D"],
+    config: SVG2Config,
+    centroids: Centroids,
+    side: Side,
+    grid: tuple[int, int, int] | None = None,
 ) -> KMeansResult:
     """Cluster queries or keys per head as `config.method` does.
 
@@ -97,11 +101,12 @@ def cluster_tokens(
     Args:
         centroids: start of k-means; its centroids of this side are replaced by the new ones.
         side: whether `x` holds queries or keys.
+        grid: frames, rows and columns of tokens, for methods that need them.
     """
     method = METHODS[config.method]
     num_clusters = getattr(config, f"num_{side}_clusters")
     if method.cluster is not None:
-        return method.function("cluster")(x, num_clusters, config)
+        return method.function("cluster")(x, num_clusters, config, grid)
     warm = getattr(centroids, side)
     if warm is None:
         clusters = _cold_start(x, num_clusters, config, centroids.key, side)
@@ -109,6 +114,27 @@ def cluster_tokens(
         clusters = kmeans(x, warm, config.kmeans_iters_step, impl=config.impl)
     setattr(centroids, side, clusters.centroids.to(x.dtype))
     return clusters
+
+
+def kmeans_distances(num_tokens: int, config: SVG2Config, centroids: Centroids) -> float:
+    """Distances between tokens and centroids that `cluster_tokens` computes per head, both sides.
+
+    Call it before, since it depends on which sides of `centroids` are warm.
+    """
+    if METHODS[config.method].cluster is not None:
+        return 0.0
+    distances = 0
+    for side in ("q", "k"):
+        num_clusters = getattr(config, f"num_{side}_clusters")
+        if getattr(centroids, side) is not None:
+            distances += config.kmeans_iters_step * num_tokens * num_clusters
+            continue
+        iters = config.kmeans_iters_init
+        for size, sample_iters in sample_stages(num_tokens, num_clusters, iters):
+            distances += sample_iters * size * num_clusters
+            iters -= sample_iters
+        distances += iters * num_tokens * num_clusters
+    return float(distances)
 
 
 def _cold_start(

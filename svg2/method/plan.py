@@ -1,40 +1,87 @@
 """What one sparse call computes: clusters, attention masses, kept pairs and densities."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
-from kernels import KMeansResult, full_fp32
+from kernels import KMeansResult, Permutation, StandIns
 
 
 @dataclass(frozen=True)
-class Clustered:
-    """Clustered queries and keys: the input of a selection.
+class Tokens:
+    """Clustered video tokens of one call: the input of a router.
+
+    Attributes:
+        q, k, v: in their own order.
+        k_sorted, v_sorted: in the order of their clusters.
+        q_order, k_order: the orders of the clusters.
+        q_clusters, k_clusters: clusters of the video tokens.
+        grid: frames, rows and columns of tokens (T, Y, X); None where it is not known.
+        sum_heads: adds up a tensor over the processes that share the heads; the identity in one.
+    """
+
+    q: Float[Tensor, "B H N D"]
+    k: Float[Tensor, "B H N D"]
+    v: Float[Tensor, "B H N D"]
+    k_sorted: Float[Tensor, "B H N D"]
+    v_sorted: Float[Tensor, "B H N D"]
+    q_order: Permutation
+    k_order: Permutation
+    q_clusters: KMeansResult
+    k_clusters: KMeansResult
+    grid: tuple[int, int, int] | None = None
+    sum_heads: Callable[[Tensor], Tensor] = lambda x: x
+
+    def pairs(self) -> Int[Tensor, "B H Q K"]:
+        """Query-key pairs of each pair of clusters, int64."""
+        q_sizes, k_sizes = self.q_clusters.sizes.long(), self.k_clusters.sizes.long()
+        return q_sizes.unsqueeze(-1) * k_sizes.unsqueeze(-2)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a router found: the input of a selection.
+
+    Attributes:
+        P: attention mass of each key cluster per query cluster; rows sum to 1.
+        error: predicted error of skipping each block, larger is worse; None without prediction.
+        stand_ins: what stands for skipped key clusters; None if nothing does.
+        passes: query-key products of the router per pair of a query cluster and a key, in units of
+            one pair of attention.
+    """
+
+    P: Float32[Tensor, "B H Q K"]
+    error: Float32[Tensor, "B H Q K"] | None = None
+    stand_ins: StandIns | None = None
+    passes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Clusters, masses and the selection of one call.
 
     Attributes:
         q_clusters, k_clusters: clusters of the video tokens.
-        P: estimated attention mass of each key cluster per query cluster; rows sum to 1.
+        P: attention mass of each key cluster per query cluster; rows sum to 1.
+        kept: key clusters that each query cluster attends to.
+        error: predicted error of skipping each block; None without prediction.
+        has_stand_ins: whether something stands for skipped clusters.
+        passes: as in `Routed`.
+        kmeans_distances: distances that k-means computed, per head.
+        n_text: number of prompt tokens of a joint model, without padding. They attend to all
+            tokens and all tokens attend to them. Only the densities count them.
     """
 
     q_clusters: KMeansResult
     k_clusters: KMeansResult
     P: Float32[Tensor, "B H Q K"]
-
-
-@dataclass(frozen=True)
-class Plan(Clustered):
-    """Clustered queries and keys with the selection.
-
-    Attributes:
-        kept: key clusters that each query cluster attends to.
-        n_text: number of prompt tokens of a joint model, without padding. They attend to all
-            tokens and all tokens attend to them. Only the densities count them.
-    """
-
     kept: Bool[Tensor, "B H Q K"]
+    error: Float32[Tensor, "B H Q K"] | None = None
+    has_stand_ins: bool = False
+    passes: float = 0.0
+    kmeans_distances: float = 0.0
     n_text: int = 0
 
     def density(self) -> Float64[Tensor, "B H"]:
@@ -44,13 +91,24 @@ class Plan(Clustered):
         text_pairs = n_text * (2 * n_video + n_text)
         return (self._pairs(keys_BHQ) + text_pairs).double() / self._all_pairs
 
-    def virtual_density(self) -> Float64[Tensor, "B H"]:
-        """Share of all pairs that compensation computes: one key per skipped cluster."""
-        skipped_BHQK = ~self.kept & (self._k_sizes > 0).unsqueeze(-2)
-        return self._pairs(skipped_BHQK.sum(-1)).double() / self._all_pairs
+    def compute_density(self) -> Float64[Tensor, "B H"]:
+        """`density` plus the pairs of stand-ins, one key a skipped cluster, and of the router."""
+        density = self.density()
+        if self.has_stand_ins:
+            skipped_BHQK = ~self.kept & (self._k_sizes > 0).unsqueeze(-2)
+            density = density + self._pairs(skipped_BHQK.sum(-1)).double() / self._all_pairs
+        num_q, n_keys = self.P.shape[2], self.k_clusters.labels.shape[-1]
+        return density + self.passes * num_q * n_keys / self._all_pairs
+
+    def overhead_density(self) -> float:
+        """Operations of k-means, as a share of those of all query-key pairs.
+
+        A distance takes one product of D numbers, a pair of attention two.
+        """
+        return self.kmeans_distances / 2 / self._all_pairs
 
     def kept_mass(self) -> Float32[Tensor, "B H"]:
-        """Attention mass of the kept clusters, estimated from centroids; mean over the queries."""
+        """Attention mass of the kept clusters, as estimated; mean over the queries."""
         weights_BHQ = self.q_clusters.sizes.float()
         mass_BHQ = (self.P * self.kept).sum(-1)
         return (mass_BHQ * weights_BHQ).sum(-1) / weights_BHQ.sum(-1)
@@ -66,22 +124,3 @@ class Plan(Clustered):
     def _all_pairs(self) -> int:
         n_q, n_k = (x.labels.shape[-1] for x in (self.q_clusters, self.k_clusters))
         return (n_q + self.n_text) * (n_k + self.n_text)
-
-
-def cluster_mass(
-    q_centroids: Float[Tensor, "B H Q D"],
-    k_centroids: Float[Tensor, "B H K D"],
-    k_sizes: Int[Tensor, "B H K"],
-) -> Float32[Tensor, "B H Q K"]:
-    """Attention mass of each key cluster per query cluster, estimated from centroids.
-
-    The mass is cluster size times exp(score), normalised over K. It is computed in fp32, also
-    under autocast and TF32. An empty cluster has a mass of exactly 0.
-
-    Source: SVG2, arXiv 2505.18875, section on top-p dynamic budget control.
-    """
-    with full_fp32():
-        scale = 1.0 / math.sqrt(q_centroids.shape[-1])
-        scores_BHQK = (q_centroids.float() * scale) @ k_centroids.float().mT
-        log_sizes_BHK = k_sizes.float().log()  # log 0 is -inf; softmax turns it into exactly 0
-        return torch.softmax(scores_BHQK + log_sizes_BHK.unsqueeze(-2), dim=-1)

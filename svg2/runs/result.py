@@ -21,7 +21,7 @@ def result_record(
     - `attention_speedup`: self-attention time of the whole loops, dense over sparse. The sparse
       time includes clustering, permutation, selection and the dense warm-up.
     - `attention_share`: share of the dense loop that its self-attention kernel takes.
-    - `density`, `compute_density`: over the sparse calls; null without any.
+    - `density`, `compute_density`, `overhead_density`: over the sparse calls; null without any.
 
     Args:
         dense_reused: whether the dense run was made for an earlier comparison.
@@ -48,6 +48,7 @@ def result_record(
         "density": stats.density,
         "density_run": stats.density_run,
         "compute_density": compute_density,
+        "overhead_density": stats.overhead_density,
         "flop_ratio": None if compute_density is None else 1 / compute_density,
         "kept_mass": stats.kept_mass,
         "psnr_db": psnr_db(dense.frames, sparse.frames),

@@ -112,10 +112,10 @@ def run(case: Case, *, compensate: bool = False, **options) -> Tensor:
     num_q, num_k = case.kept.shape[-2:]
     q_order = kernels.sort_by_label(case.q_labels, num_q)
     k_order = kernels.sort_by_label(case.k_labels, num_k)
-    compensation = None
+    stand_ins = None
     if compensate:
         means = (cluster_means(x.double(), case.k_labels, num_k) for x in (case.k, case.v))
-        compensation = kernels.Compensation(*(mean.to(case.q.dtype) for mean in means))
+        stand_ins = kernels.StandIns(*(mean.to(case.q.dtype) for mean in means))
     permuted = kernels.cluster_attention(
         kernels.permute(case.q, q_order),
         kernels.permute(case.k, k_order),
@@ -123,7 +123,7 @@ def run(case: Case, *, compensate: bool = False, **options) -> Tensor:
         q_order.offsets,
         k_order.offsets,
         case.kept,
-        compensation=compensation,
+        stand_ins=stand_ins,
         **options,
     )
     return kernels.unpermute(permuted, q_order)

@@ -70,10 +70,10 @@ class Call:
         q_clusters = kernels.kmeans(q, self.q_start, 2, impl=self.impl)
         k_clusters = kernels.kmeans(k, self.k_start, 2, impl=self.impl)
         q_order, k_order = self.sort(q_clusters), self.sort(k_clusters)
-        compensation = None
+        stand_ins = None
         if self.compensate:
             v_means = kernels.cluster_means(v, k_order, impl=self.impl)
-            compensation = kernels.Compensation(k_clusters.centroids, v_means)
+            stand_ins = kernels.StandIns(k_clusters.centroids, v_means)
         out = kernels.cluster_attention(
             q if self.permuted else kernels.permute(q, q_order, impl=self.impl),
             kernels.permute(k, k_order, impl=self.impl),
@@ -81,7 +81,7 @@ class Call:
             q_order.offsets,
             k_order.offsets,
             self.case.kept,
-            compensation=compensation,
+            stand_ins=stand_ins,
             q_perm=q_order.perm if self.permuted else None,
             impl=self.impl,
         )

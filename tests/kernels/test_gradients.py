@@ -13,15 +13,15 @@ def _arguments():
     return x, order, kept
 
 
-def _attention(q, k, v, k_centroids=None, v_centroids=None):
+def _attention(q, k, v, keys=None, values=None):
     x, order, kept = _arguments()
     means = x[:, :, :2]
-    compensation = kernels.Compensation(
-        means if k_centroids is None else k_centroids,
-        means if v_centroids is None else v_centroids,
+    stand_ins = kernels.StandIns(
+        means if keys is None else keys,
+        means if values is None else values,
     )
     offsets = order.offsets
-    return kernels.cluster_attention(q, k, v, offsets, offsets, kept, compensation=compensation)
+    return kernels.cluster_attention(q, k, v, offsets, offsets, kept, stand_ins=stand_ins)
 
 
 OPS = {
@@ -33,8 +33,8 @@ OPS = {
     "cluster_attention q": lambda x, w: _attention(w, x, x),
     "cluster_attention k": lambda x, w: _attention(x, w, x),
     "cluster_attention v": lambda x, w: _attention(x, x, w),
-    "cluster_attention k_centroids": lambda x, w: _attention(x, x, x, k_centroids=w[:, :, :2]),
-    "cluster_attention v_centroids": lambda x, w: _attention(x, x, x, v_centroids=w[:, :, :2]),
+    "cluster_attention keys": lambda x, w: _attention(x, x, x, keys=w[:, :, :2]),
+    "cluster_attention values": lambda x, w: _attention(x, x, x, values=w[:, :, :2]),
 }
 
 

@@ -14,6 +14,7 @@ from svg2.errors import ConfigError
 
 REFUSED = [
     ("top_p", [0, 0.0, -1, 1.5, math.nan, math.inf, "0.9", True, None, 0.5j]),
+    ("density", [0, 0.0, -1, 1.5, math.nan, math.inf, "0.9", True, 0.5j]),
     ("num_q_clusters", [0, -1, 2.0, "8", True, None, math.nan, 10**9]),
     ("num_k_clusters", [0, -1, 2.5, "8", False, None, 10**9]),
     ("kmeans_iters_init", [0, -1, 1.0, "2", True, 10**9]),
@@ -22,6 +23,7 @@ REFUSED = [
     ("dense_layers", [-1, 0.5, "1", True]),
     ("min_keep_ratio", [-0.1, 1.1, math.nan, "0.1", False]),
     ("method", ["", "svg9", None, 1, []]),
+    ("stand_ins", ["", "pair", None, 1]),
     ("seed", [-1, 2**63, 0.0, "0", True]),
     ("impl", ["", "triton", None, 1]),
 ]

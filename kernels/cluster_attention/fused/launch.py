@@ -23,9 +23,12 @@ def cluster_attention(
     scale: float,
     k_centroids: Tensor | None,
     v_centroids: Tensor | None,
+    log_weights: Tensor | None,
     q_perm: Tensor | None,
 ) -> Tensor:
     """The same as the reference; with `q_perm`, q and the result are in their original order."""
+    if log_weights is not None:
+        raise ValueError("the Triton kernels take no log_weights yet")
     with device_of(q):
         return attend_with(
             q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm,
@@ -34,7 +37,7 @@ def cluster_attention(
 
 
 @cluster_attention.register_fake
-def _(q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm):
+def _(q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, log_weights, q_perm):
     return torch.empty_like(dense_rows(q))
 
 

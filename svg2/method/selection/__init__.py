@@ -22,14 +22,17 @@ class Method:
         name: identifier in settings, in traces and on the command line.
         title: name on the page.
         line: description on the page, in one line.
-        select: `module:function` in this package that selects key clusters. It takes an
-            `svg2.method.plan.Clustered` and an `SVG2Config`, and returns bool `[B, H, Q, K]`.
+        select: `module:function` in this package that selects key clusters. It takes
+            `svg2.method.plan.Tokens` and `Routed` and an `SVG2Config`, and returns bool
+            `[B, H, Q, K]`.
         symbol: marker on charts.
         colour: colour of markers and lines, as `#rrggbb`.
+        route: `module:function` in this package that weighs the pairs of clusters. It takes
+            `Tokens` and an `SVG2Config`, and returns a `Routed`.
         cluster: `module:function` in this package that clusters tokens. It takes the tokens
-            `[B, H, N, D]`, the number of clusters and an `SVG2Config`, and returns a
-            `kernels.KMeansResult`. None is k-means with a warm start.
-        compensates: whether skipped key clusters contribute through their centroids.
+            `[B, H, N, D]`, the number of clusters, an `SVG2Config` and the grid of tokens, and
+            returns a `kernels.KMeansResult`. None is k-means with a warm start.
+        compensates: whether something stands for skipped key clusters.
         rule: selection that a browser can repeat at another budget; None if it can't.
     """
 
@@ -39,18 +42,19 @@ class Method:
     select: str
     symbol: Literal["circle", "diamond", "square", "triangle", "cross", "star"]
     colour: str
+    route: str = "masses:route"
     cluster: str | None = None
     compensates: bool = False
     rule: Rule | None = "top_p"
 
-    def function(self, role: Literal["select", "cluster"]) -> Callable[..., Any]:
-        """Import and return the function that this method uses to select or to cluster."""
+    def function(self, role: Literal["cluster", "route", "select"]) -> Callable[..., Any]:
+        """Import and return the function of this method for a role."""
         module, _, name = str(getattr(self, role)).partition(":")
         return getattr(import_module(f"{__name__}.{module}"), name)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that the page needs, as JSON values."""
-        return {k: v for k, v in asdict(self).items() if k not in ("select", "cluster")}
+        return {k: v for k, v in asdict(self).items() if k not in ("cluster", "route", "select")}
 
 
 _ROWS = (
@@ -66,10 +70,22 @@ _ROWS = (
         "svg2-comp",
         title="SVG2 + compensation",
         line="the same selection; the centroids of skipped clusters stand in for them",
+        route="masses:route_with_centroids",
         select="top_p:select",
         compensates=True,
         symbol="diamond",
         colour="#b4690e",
+    ),
+    Method(
+        "svg2-routed",
+        title="SVG2, routed by error",
+        line="computes what would be missed most; stand-ins weigh what was seen of the rest",
+        route="by_error:route",
+        select="by_error:select",
+        compensates=True,
+        rule=None,
+        symbol="star",
+        colour="#8a3ffc",
     ),
     Method(
         "position",
@@ -88,4 +104,6 @@ METHODS: Mapping[str, Method] = {row.name: row for row in _ROWS}
 PAPER_METHOD = "svg2"
 """The paper's method: the default of `SVG2Config` and of the command line."""
 COMPENSATED_METHOD = "svg2-comp"
-"""The paper's method with compensation for skipped clusters: the default of the page."""
+"""The paper's method with compensation for skipped clusters."""
+ROUTED_METHOD = "svg2-routed"
+"""Routing by predicted error: the default of the page and of the command line."""

@@ -8,14 +8,19 @@ from kernels import KMeansResult, Permutation, cluster_means, resolve_impl
 from svg2.config import SVG2Config
 
 
-def cluster(x: Float[Tensor, "B H N D"], num_clusters: int, config: SVG2Config) -> KMeansResult:
+def cluster(
+    x: Float[Tensor, "B H N D"],
+    num_clusters: int,
+    config: SVG2Config,
+    grid: tuple[int, int, int] | None = None,
+) -> KMeansResult:
     """Cut the tokens into blocks of neighbours whose sizes differ by at most one.
 
     Tokens are in (frame, row, column) order. The centroid of a block is the mean of its tokens.
 
     Args:
         num_clusters: number of blocks, at most one per token.
-        config: only `impl` is used.
+        config: only `impl` is used; `grid` is not.
     """
     batch, heads, num_tokens = x.shape[:3]
     ends = torch.arange(num_clusters + 1, device=x.device) * num_tokens // num_clusters

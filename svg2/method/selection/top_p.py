@@ -5,12 +5,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from svg2.config import SVG2Config, ceil_fraction
-from svg2.method.plan import Clustered
+from svg2.method.plan import Routed, Tokens
+from svg2.method.selection.budget import heaviest, spend
 
 
-def select(clustered: Clustered, config: SVG2Config) -> Bool[Tensor, "B H Q K"]:
-    """The selection of SVG2: `keep_top_p` with `top_p` and `min_keep_ratio` of `config`."""
-    return keep_top_p(clustered.P, clustered.k_clusters.sizes, config.top_p, config.min_keep_ratio)
+def select(tokens: Tokens, routed: Routed, config: SVG2Config) -> Bool[Tensor, "B H Q K"]:
+    """The selection of SVG2: `keep_top_p` with the settings of `config`.
+
+    With `density` as the budget, p is the largest with which all heads of the layer together stay
+    within it, and at least the heaviest cluster is kept.
+    """
+    sizes = tokens.k_clusters.sizes
+    if config.density is None:
+        return keep_top_p(routed.P, sizes, config.top_p, config.min_keep_ratio)
+    sorted_P, order = torch.sort(routed.P, dim=-1, stable=True)
+    # The mass of a cluster and of all lighter ones: top-p keeps those with more than 1 - p.
+    mass_down_to = torch.zeros_like(sorted_P).scatter_(-1, order, sorted_P.cumsum(-1))
+    return spend(mass_down_to, heaviest(routed.P, sizes), tokens, config.density)
 
 
 def keep_top_p(
