@@ -71,9 +71,7 @@ def cluster_attention(
         )
     if q_perm is not None:
         q = permute(q, q_perm)
-    out = reference.cluster_attention(
-        q, k, v, q_offsets, k_offsets, kept, scale, **(parts or {})
-    )
+    out = reference.cluster_attention(q, k, v, q_offsets, k_offsets, kept, scale, **(parts or {}))
     return out if q_perm is None else unpermute(out, q_perm)
 
 

@@ -63,9 +63,7 @@ def route(
     share_work(range(batch * heads), route_heads, k.device)
     by_pair = sums if per_pair else means
     keys, values = by_pair.unflatten(0, (batch, heads)).split(dim, dim=-1)
-    mass, error, log_weights = (
-        x.unflatten(0, (batch, heads)) for x in (mass, error, log_weights)
-    )
+    mass, error, log_weights = (x.unflatten(0, (batch, heads)) for x in (mass, error, log_weights))
     return mass, error, StandIns(keys, values, log_weights)
 
 
