@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from svg2.process import prepare_process
+
 # The program owns the process: both are read when a library is loaded, so they come first.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch leave their cores
+prepare_process()
 
 import gradio as gr
 

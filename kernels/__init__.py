@@ -16,7 +16,7 @@ pass.
 """
 
 from kernels.cluster_attention.api import StandIns, cluster_attention
-from kernels.cpu import bf16_is_native
+from kernels.cpu import bf16_is_native, on_one_thread
 from kernels.impl import MAX_K_CLUSTERS, Impl, ImplUnavailable, resolve_impl
 from kernels.kmeans.api import KMeansResult, cluster_means, init_centroids, kmeans
 from kernels.permutation.api import Permutation, permute, sort_by_label, unpermute
@@ -37,6 +37,7 @@ __all__ = [
     "full_fp32",
     "init_centroids",
     "kmeans",
+    "on_one_thread",
     "permute",
     "resolve_impl",
     "route",

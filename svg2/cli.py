@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,14 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from svg2.config import SVG2Config, parse_settings
 from svg2.errors import Cancelled, InputError, RequestError, SuiteUnavailable, UsageError
 from svg2.method.selection import METHODS
-from svg2.models.request import DTYPES, MODEL_DEFAULTS
+from svg2.models.request import DTYPES
 from svg2.runs.distributed import Processes, joined, processes
 from svg2.terminal import Stopped, running
 
 if TYPE_CHECKING:
     from svg2.runs.run import Run
-
-_SIZES = (("480p", 480, 832), ("720p", 720, 1280))
 
 _BUDGETS = (0.08, 0.12, 0.15, 0.2, 0.3, 0.4)
 
@@ -182,10 +179,10 @@ def _sweep_prompts(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from svg2.models.catalogue import MODELS
+    from svg2.models.listing import listed_models
     from svg2.models.pipelines import PIPELINES
 
-    listed = [_description(model, title) for model, title in MODELS.items()]
+    listed = listed_models()
     for entry in listed:
         mark = "available" if entry["available"] else "not available"
         print(f"{entry['model']:16} {mark:14} {entry['title']}", file=sys.stderr)
@@ -205,49 +202,6 @@ def _models(arguments: argparse.Namespace) -> int:
     )
     _print_result({"models": listed})
     return 0
-
-
-def _description(model: str, title: str) -> dict[str, Any]:
-    """One model as JSON values: availability, settings, memory, licence and source."""
-    from svg2.models.finding import model_spec
-    from svg2.models.loading import availability
-    from svg2.models.memory_estimate import GIB
-
-    entry: dict[str, Any] = {"model": model, "title": title}
-    try:
-        spec = model_spec(model)
-    except RequestError as error:
-        return entry | {"available": False, "why": str(error)}
-    missing = availability(spec)
-    entry |= {
-        "available": missing is None,
-        "why": missing or spec.needs,
-        "pipeline": spec.kind.name,
-        "settings": {name: getattr(spec, name) for name in (*MODEL_DEFAULTS, "guidance_scale_2")},
-        "config": spec.config.to_dict(),
-    }
-    row = spec.published
-    if row is None:
-        return entry
-    memory = {}
-    for name, height, width in _SIZES:
-        multiple = spec.size_multiple
-        height, width = (side // multiple * multiple for side in (height, width))
-        need = spec.memory(spec.num_frames, height, width)
-        assert need is not None
-        memory[name] = {
-            "tokens": math.prod(spec.grid(spec.num_frames, height, width)),
-            "dense_gib": round(need.dense_peak / GIB, 2),
-            "added_gib": round(need.added / GIB, 2),
-            "added_share": round(need.added_share, 4),
-        }
-    return entry | {
-        "hub_id": row.hub_id,
-        "download_gb": row.download_gb,
-        "license": row.license,
-        "source": row.source,
-        "memory": memory,
-    }
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -1,1 +1,1 @@
-"""One pass of all keys past the query centroids: masses, errors, and stand-ins by what was seen."""
+"""All keys past the query centroids: masses, errors, and stand-ins that weigh what was seen."""

@@ -49,7 +49,7 @@ class Grid:
     budgets: tuple[float, ...]
 
     def points(self, prompt: str, seed: int) -> list[tuple[str, float, Run]]:
-        """Method, budget and run of each point of one prompt; budgets that do not fit are left out.
+        """Method, budget and run of each point of a prompt, without budgets that do not fit.
 
         Raises:
             InputError: an unknown method, or an invalid prompt.
