@@ -17,6 +17,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch lea
 
 import gradio as gr
 
+from svg2.errors import RequestError
+from svg2.models.catalogue import MODELS
 from svg2.runs.jobs import Studio
 from viz.page.address import CHOICES, SETTINGS, WRITE_ADDRESS
 from viz.page.handlers import BAD_INPUT, Page
@@ -118,6 +120,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     studio = Studio(args.model)
+    if studio.model not in MODELS:
+        try:
+            _ = studio.spec
+        except RequestError as error:
+            print(f"python app.py: {error}", file=sys.stderr)
+            sys.exit(2)
     traces = OpenTraces(read_traces(TRACES))
     options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
     try:
