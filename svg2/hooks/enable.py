@@ -134,9 +134,11 @@ def _queries(pipe: Any, attention: SelfAttention) -> Tensor:
 
     from svg2.hooks.families import transformers_of
 
-    module, dtype = attention.module, transformers_of(pipe)[0].dtype
+    module, transformer = attention.module, transformers_of(pipe)[0]
+    # An offloaded transformer computes elsewhere than it waits.
+    device = getattr(pipe, "_execution_device", transformer.device)
     shape = (1, module.heads, 0, module.inner_dim // module.heads)
-    return torch.empty(shape, dtype=dtype, device=pipe._execution_device)
+    return torch.empty(shape, dtype=transformer.dtype, device=device)
 
 
 def _replaceable(pipe: Any) -> tuple[Family, list[list[SelfAttention]]]:

@@ -42,7 +42,8 @@ def test_a_model_that_does_not_exist_is_refused_in_a_sentence(capsys, monkeypatc
         app.main(["--model", "typo"])
     said = capsys.readouterr().err
     assert refused.value.code == 2
-    assert said.startswith("python app.py: ") and said.count("\n") == 1
+    assert said.startswith("python app.py: ")
+    assert said.count("\n") == 1
     assert "'typo'" in said
 
 
