@@ -20,7 +20,7 @@ from svg2.config import SVG2Config, parse_settings
 from svg2.errors import Cancelled, InputError, RequestError, SuiteUnavailable, UsageError
 from svg2.method.selection import METHODS
 from svg2.models.request import DTYPES, MODEL_DEFAULTS
-from svg2.runs.distributed import Processes, joined, processes
+from svg2.runs.distributed import joined, processes
 from svg2.terminal import Stopped, running
 
 if TYPE_CHECKING:
@@ -67,11 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     if (arguments.prompt is None) == (arguments.prompts is None):
         raise UsageError("Give either --prompt or --prompts, and not both.")
+    if arguments.layout is not None and arguments.prompts is None:
+        raise UsageError("--layout is for a file of prompts: give --prompts.")
+    if arguments.samples is not None and arguments.layout is None:
+        raise UsageError("--samples is for clips of a benchmark: give --layout vbench.")
     if arguments.prompts is not None:
         return _compare_prompts(arguments)
     run = _run_of(arguments)
     share = processes()
-    _check_share(run, share)
+    share.check_tokens(run.n_tokens)
     folder = _output_folder(arguments.out)
     _warn_if_outside_grammar(run)
 
@@ -95,30 +99,24 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _compare_prompts(arguments: argparse.Namespace) -> int:
-    from svg2.runs.batch import compare_all, read_prompts
+    from svg2.runs.batch import PromptFolders, compare_all, read_prompts
+    from svg2.runs.clip_set import VBENCH_SAMPLES, ClipSet
 
     prompts = read_prompts(arguments.prompts)
     arguments.prompt = prompts[0]
     run, share = _run_of(arguments), processes()
-    folder = _output_folder(arguments.out)
+    folder = Path(arguments.out)
+    if arguments.layout is None:
+        layout = PromptFolders(folder, prompts, run)
+    else:
+        samples = VBENCH_SAMPLES if arguments.samples is None else arguments.samples
+        layout = ClipSet(folder, prompts, run, samples)
+    _output_folder(arguments.out)
     kept = f"completed prompts are kept in {folder}, and the same command continues from there"
     with running(lambda _: kept, shows_progress=share.is_first) as watch:
-        done = compare_all(prompts, run, folder, share, watch)
+        done = compare_all(layout, share, watch)
     _print_result(done)
     return 0
-
-
-def _check_share(run: Run, share: Processes) -> None:
-    """Check that the tokens of a video divide evenly among the processes.
-
-    Raises:
-        RequestError: tokens that do not divide evenly.
-    """
-    if run.n_tokens % share.world:
-        raise RequestError(
-            f"The {run.n_tokens:,} tokens of this video can't be shared evenly among "
-            f"{share.world} processes: ask for another size or another number of processes."
-        )
 
 
 def _keep_dense(stopped: Cancelled, run: Run, folder: Path) -> str:
@@ -297,6 +295,17 @@ def _parser() -> argparse.ArgumentParser:
         *("--prompts",),
         metavar="FILE",
         help="text file, one prompt per line; torchrun shares them among processes",
+    )
+    compare.add_argument(
+        *("--layout",),
+        choices=["vbench"],
+        help="with --prompts: clips as VBench and VBench-Long take them, not a folder per prompt",
+    )
+    compare.add_argument(
+        *("--samples",),
+        type=int,
+        metavar="N",
+        help="with --layout: clips of each prompt, with seeds from --seed on (default: 5)",
     )
     compare.add_argument(
         "--method", help=f"one of {', '.join(METHODS)} (default: the model's own)"

@@ -12,7 +12,7 @@ from svg2.models.finding import model_spec
 from svg2.models.loading import load_pipeline
 from svg2.models.request import Request
 from svg2.runs import progress
-from svg2.runs.batch import compare_all
+from svg2.runs.batch import PromptFolders, compare_all
 from svg2.runs.call import load_for
 from svg2.runs.compare import compare, save_comparison
 from svg2.runs.dense_sparse import generate_dense, generate_sparse
@@ -305,7 +305,7 @@ def test_kernels_that_cannot_run_are_refused_before_the_dense_run(
         with pytest.raises(ConfigError, match="fused"):
             sweep(plan, tmp_path, given)
     with pytest.raises(ConfigError, match="fused"):
-        compare_all([PROMPT], fused, tmp_path, Processes(0, 1, 0))
+        compare_all(PromptFolders(tmp_path, [PROMPT], fused), Processes(0, 1, 0))
     assert not any(tmp_path.iterdir())
 
 
