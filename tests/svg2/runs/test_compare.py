@@ -20,6 +20,7 @@ from svg2.runs.distributed import Processes
 from svg2.runs.progress import Progress, Watch
 from svg2.runs.run import Run
 from svg2.runs.sweep import SweepPlan, sweep
+from svg2.runs.sweep_prompts import Grid, sweep_prompts
 from svg2.trace.file import load_trace, trace_bytes
 from svg2.trace.metrics import psnr_db
 from svg2.trace.records import RecordingPolicy
@@ -296,7 +297,8 @@ def refusing_to_generate(monkeypatch, *modules):
 def test_kernels_that_cannot_run_are_refused_before_the_dense_run(
     folder, pipe, run, tmp_path, monkeypatch
 ):
-    refusing_to_generate(monkeypatch, "svg2.runs.compare", "svg2.runs.sweep")
+    modules = ("svg2.runs.compare", "svg2.runs.sweep", "svg2.runs.sweep_prompts")
+    refusing_to_generate(monkeypatch, *modules)
     fused = run.with_settings(impl="fused")
     plan = SweepPlan.of(fused, ["svg2"], [0.5])
     for given in (pipe, None):
@@ -304,6 +306,8 @@ def test_kernels_that_cannot_run_are_refused_before_the_dense_run(
             compare(fused, given)
         with pytest.raises(ConfigError, match="fused"):
             sweep(plan, tmp_path, given)
+        with pytest.raises(ConfigError, match="fused"):
+            sweep_prompts(Grid(fused, ((PROMPT, 0),), ("svg2",), (0.5,)), tmp_path, given)
     with pytest.raises(ConfigError, match="fused"):
         compare_all(PromptFolders(tmp_path, [PROMPT], fused), Processes(0, 1, 0))
     assert not any(tmp_path.iterdir())
