@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -52,7 +52,7 @@ def scripted(function: _Function) -> _Function:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.script(function)
+            return cast(_Function, torch.jit.script(function))
     except Exception:  # whatever a torch without TorchScript raises
         return function
 
