@@ -54,8 +54,8 @@ class Record:
             clusters look near.
         k_near: per key cluster the 4 nearest others that hold tokens, nearest first (its own id
             where there are fewer).
-        gain: logarithm of the predicted error of skipping a block over the keys that it costs; None
-            where the method predicts none.
+        gain: logarithm of the predicted error of skipping a block over the keys that it costs;
+            None where the method predicts none.
         thresholds: per budget i / 200 of top-p what the gain of a block must exceed to be kept,
             which depends on all heads of the layer; None without `gain`.
         recall: share of the true softmax mass over the video tokens that fell on kept keys, mean
@@ -155,10 +155,10 @@ class Trace:
 def selection_at(record: Record, top_p: float, min_keep_ratio: float) -> Bool[ndarray, "Q K"]:
     """What the method would keep of the recorded masses at another budget, in float64.
 
-    Where errors are recorded: the blocks whose gain is above the threshold of the nearest budget of
-    `TICKS`, and the heaviest of each row. Else top-p: rows are normalised by their own sum, since
-    float16 moved it off 1; heaviest first, ties by index, kept while the sum of those before is
-    below `top_p`; at least ceil(min_keep_ratio·K). Never an empty cluster; 1 keeps all.
+    Where errors are recorded: the blocks whose gain is above the threshold of the nearest budget
+    of `TICKS`, and the heaviest of each row. Else top-p: rows are normalised by their own sum,
+    since float16 moved it off 1; heaviest first, ties by index, kept while the sum of those before
+    is below `top_p`; at least ceil(min_keep_ratio·K). Never an empty cluster; 1 keeps all.
 
     Raises:
         ValueError: `top_p` outside (0, 1] or `min_keep_ratio` outside [0, 1].
