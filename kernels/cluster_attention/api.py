@@ -24,7 +24,7 @@ class StandIns:
 
     keys: Float[Tensor, "B H *pair D"]
     values: Float[Tensor, "B H *pair D"]
-    log_weights: Float[Tensor, "B H *pair"] | None = None
+    log_weights: Float[Tensor, "B H *weighed"] | None = None
 
 
 def cluster_attention(

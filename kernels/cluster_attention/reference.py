@@ -32,7 +32,7 @@ def cluster_attention(
     scale: float,
     keys: Float[Tensor, "B H *pair D"] | None = None,
     values: Float[Tensor, "B H *pair D"] | None = None,
-    log_weights: Float[Tensor, "B H *pair"] | None = None,
+    log_weights: Float[Tensor, "B H *weighed"] | None = None,
     q_perm: Int[Tensor, "B H N"] | None = None,
 ) -> Float[Tensor, "B H N D"]:
     """Heads that keep everything go to dense SDPA, the blocks of the others to the workers.
