@@ -1,6 +1,6 @@
 // What the state selects: the record on show, the mask at its budget, and the ways to move on.
 
-import { isNumber } from "./dom.js";
+import { budget, isNumber } from "./dom.js";
 import { curve, heaviestBlock, measure, selectionAt, TICKS } from "./select.js";
 import { measuredBudget, nearestPlace, PLACE, placesOf, recordAt, recordedRun } from "./state.js";
 
@@ -19,6 +19,8 @@ export function makeCurrent(data, store) {
     shownRun: () => data.runs[source() < 0 ? store.get().run : source()],
     /** The method whose selection is shown. */
     method: () => data.methods.get(current.shownRun().method),
+    /** What the run on show was asked to keep, "top-p 0.9" or "density 6 %". */
+    measuredName: () => current.shownRun().asked || `top-p ${budget(current.measuredBudget())}`,
     /** Whether the browser can repeat the selection of the run on show at another budget. */
     canRedo() {
       const { config, predicts } = current.shownRun();

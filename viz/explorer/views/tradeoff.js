@@ -180,7 +180,7 @@ function drawPoint({ app, reading, scale }, p, mark, isCurrent) {
         y: y + 4,
         "text-anchor": isRight ? "end" : "start",
       },
-      [isNumber(p.top_p) && `p ${budget(p.top_p)}`, p.psnr_db === null && "identical"]
+      [p.asked, p.psnr_db === null && "identical"]
         .filter(Boolean)
         .join(", "),
     ),
