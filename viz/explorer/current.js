@@ -42,6 +42,11 @@ export function makeCurrent(data, store) {
       }
       return memo.mask;
     },
+    /** What colours the mask; without predicted errors it is no error. */
+    tint() {
+      const { tint } = store.get();
+      return tint === "error" && !current.record().gain ? "kept" : tint;
+    },
     stats() {
       current.kept();
       return memo.stats;

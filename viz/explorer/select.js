@@ -47,7 +47,8 @@ export function rank(record) {
   return record.ranked;
 }
 
-function leastKept(record, minKeepRatio) {
+/** The number of key clusters that every row keeps whatever they hold. */
+export function leastKept(record, minKeepRatio) {
   return Math.max(1, Math.ceil(minKeepRatio * record.K - 1e-9)); // 0.07 of 100 is 7, not 8
 }
 

@@ -7,7 +7,7 @@ export const PLACE = ["step", "layer", "branch", "head"];
 /** What is looked at. */
 export const SELECTION = ["run", ...PLACE, "frame", "cluster", "pair", "side", "top_p"];
 /** How it is drawn. */
-export const LOOKS = ["lit", "opacity", "compare", "wipe", "axis", "sort", "zoom"];
+export const LOOKS = ["lit", "opacity", "compare", "wipe", "axis", "tint", "sort", "zoom"];
 
 const DEFAULT_LOOKS = {
   lit: "attended",
@@ -15,6 +15,7 @@ const DEFAULT_LOOKS = {
   compare: "side",
   wipe: 0.5,
   axis: "density",
+  tint: "kept",
   sort: 1,
   zoom: false,
 };

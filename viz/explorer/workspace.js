@@ -204,6 +204,7 @@ function makePalette(root) {
         line: read("--line"),
         accent: read("--accent"),
         accentRgb: hexToRgb(read("--accent")),
+        missedRgb: hexToRgb(read("--missed")),
         maskRgb: hexToRgb(read("--skipped")),
       };
       return palette;

@@ -40,6 +40,7 @@ export function makeMasks(app) {
       const mask = has(MASK);
       const marks = mask || has([...PIN, "hover"]);
       const order = has(["sort", "zoom"]);
+      const tint = has(["tint"]);
       if (changed.has("run")) put(introduction, ...introductionOf(app));
       if (mask) {
         budget.update(state);
@@ -49,9 +50,10 @@ export function makeMasks(app) {
         board.showTitles(state);
         sorting.update(state);
       }
+      if (mask || tint) board.showTint();
       if (mask || has(PIN)) board.readPinned();
-      if (marks) board.original.draw();
-      if (marks || order) board.sorted.draw();
+      if (marks || tint) board.original.draw();
+      if (marks || order || tint) board.sorted.draw();
     },
   };
 }
@@ -71,8 +73,10 @@ function viewNode({ introduction, budget, board, sorting, tiles }) {
       "div",
       { class: "main" },
       board.node,
+      board.tint,
       el("div", { class: "sortrow" }, sorting.nodes, board.zoomButton),
       board.reading,
+      board.why,
       tiles.node,
     ),
   );

@@ -1,6 +1,6 @@
 // Measured runs on a chart: solid marks, a symbol per method. The what-if has a density but no PSNR, so it is only a line.
 
-import { budget, choice, el, isNumber, percent, put, svg } from "../dom.js";
+import { budget, choice, el, percent, put, svg } from "../dom.js";
 import { term } from "../words.js";
 import { marksOf, symbolPath } from "./marks.js";
 import { AXES, PAD, chartData, describe, makeScale, pointOf } from "./points.js";
