@@ -138,6 +138,7 @@ export function readPayload(payload) {
   }
   if (!payload.runs.length) throw new Error("The trace holds no sparse run.");
   const decoded = new Map();
+  let same = {}; // what other runs kept at the place that was last asked for
   const methods = methodsOf(payload);
   const runs = payload.runs.map((run, index) => ({
     index,
@@ -181,7 +182,10 @@ export function readPayload(payload) {
       return decoded.get(i);
     },
     forget: (i) => decoded.delete(i),
-    sameClusters: (i) => sameClusters(payload.records, i),
+    sameClusters(i) {
+      if (same.index !== i) same = { index: i, found: sameClusters(payload.records, i) };
+      return same.found;
+    },
   };
 }
 
