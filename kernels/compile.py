@@ -47,7 +47,7 @@ DTYPES = ("fp16", "bf16")
 # What pointers point to, other than q, k, v and what has their dtype.
 _POINTEES = {
     **dict.fromkeys(("perm_ptr", "order_ptr"), "i64"),
-    **dict.fromkeys(("means_ptr", "half_norms_ptr", "bias_ptr"), "fp32"),
+    **dict.fromkeys(("means_ptr", "half_norms_ptr", "bias_ptr", "weights_ptr"), "fp32"),
     "kept_ptr": "u8",
     **dict.fromkeys(
         """labels_ptr ranks_ptr counts_ptr totals_ptr offsets_ptr q_offsets_ptr k_offsets_ptr

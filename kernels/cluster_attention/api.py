@@ -58,22 +58,22 @@ def cluster_attention(
     Source: SVG2, arXiv 2505.18875.
     """
     _check_shapes(q, k, v, q_offsets, k_offsets, kept, stand_ins, q_perm)
-    parts = None if stand_ins is None else vars(stand_ins)
-    refuse_gradients("cluster_attention", q=q, k=k, v=v, **(parts or {}))
+    keys = values = log_weights = None
+    if stand_ins is not None:
+        keys, values, log_weights = stand_ins.keys, stand_ins.values, stand_ins.log_weights
+    virtual = {"keys": keys, "values": values, "log_weights": log_weights}
+    refuse_gradients("cluster_attention", q=q, k=k, v=v, **virtual)
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
     if resolve_impl(impl, q, is_matmul=True) == "fused":
         from kernels.cluster_attention import fused
 
-        keys, values, log_weights = (parts or {}).values() or (None, None, None)
         return fused.cluster_attention(
             q, k, v, q_offsets, k_offsets, kept, scale, keys, values, log_weights, q_perm
         )
     if q_perm is not None:
         q = permute(q, q_perm)
-    out = reference.cluster_attention(
-        q, k, v, q_offsets, k_offsets, kept, scale, **(parts or {})
-    )
+    out = reference.cluster_attention(q, k, v, q_offsets, k_offsets, kept, scale, **virtual)
     return out if q_perm is None else unpermute(out, q_perm)
 
 

@@ -152,7 +152,7 @@ def test_other_configurations_and_twice_the_same():
         fused.Config(fused.Tiling(128, 16, 4, 1, chunk=8), fused.Tiling(64, 16, 4, 1, chunk=8)),
         fused.Config(fused.Tiling(64, 64, 4, 1), fused.Tiling(32, 16, 4, 1)),
     ):
-        out = fused.attend_with(q, *rest, 64**-0.5, None, None, None, config)
+        out = fused.attend_with(q, *rest, 64**-0.5, None, None, config)
         torch.testing.assert_close(out, expected)
 
 
@@ -171,8 +171,8 @@ def test_lists_name_every_kept_key_once():
     work = torch.empty(3, num_q, dtype=torch.int32)
     q_offsets = torch.tensor([[0, 0, 1, 64, 200, 300]], dtype=torch.int32)
     lists.list_keys_kernel[(num_q, 1)](
-        kept.view(torch.uint8), q_offsets, offsets, tiles, chunks, counts, work, None,
-        num_q, num_k, *stride, 0,
+        kept.view(torch.uint8), q_offsets, offsets, tiles, chunks, counts, work, None, None,
+        num_q, num_k, *stride, 0, 0, 0,
         COMPENSATE=False, BLOCK_K=32, BLOCK_N=block, CHUNK=chunk, BLOCK_M=64, TAIL_M=16,
     )  # fmt: skip
     for row in range(num_q):
@@ -195,10 +195,13 @@ def test_the_op_keeps_its_promises_to_the_compiler():
     case = make_case(n=40, dim=64, heads=1)
     q_order, *rest = arguments(case)
     q = kernels.permute(case.q, q_order)
-    torch.library.opcheck(fused.cluster_attention, (q, *rest, 0.125, None, None, None))
+    torch.library.opcheck(fused.cluster_attention, (q, *rest, 0.125, None, None, None, None))
     torch.library.opcheck(
-        fused.cluster_attention, (case.q, *rest, 0.125, None, None, q_order.perm)
+        fused.cluster_attention, (case.q, *rest, 0.125, None, None, None, q_order.perm)
     )
+    shape = (*case.kept.shape, case.q.shape[-1])
+    stand_ins = (torch.randn(shape), torch.randn(shape), torch.randn(shape[:-1]))
+    torch.library.opcheck(fused.cluster_attention, (q, *rest, 0.125, *stand_ins, None))
 
 
 def test_compiled_whole():
