@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from svg2.config import SVG2Config, parse_settings
 from svg2.errors import Cancelled, InputError, RequestError, SuiteUnavailable, UsageError
-from svg2.method.selection import METHODS, PAPER_METHOD
+from svg2.method.selection import METHODS
 from svg2.models.request import DTYPES, MODEL_DEFAULTS
 from svg2.runs.distributed import Processes, joined, processes
 from svg2.terminal import Stopped, running
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from svg2.runs.run import Run
 
 _SIZES = (("480p", 480, 832), ("720p", 720, 1280))
+
+_BUDGETS = (0.08, 0.12, 0.15, 0.2, 0.3, 0.4)
 
 OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
 
@@ -138,6 +140,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "A sweep runs in one process: use compare to share a video among several."
         )
+    if (arguments.prompt is None) == (arguments.prompts is None):
+        raise UsageError("Give either --prompt or --prompts, and not both.")
+    if arguments.prompts is not None:
+        return _sweep_prompts(arguments)
+    if arguments.budgets is not None:
+        raise UsageError("--compute-density goes with --prompts: give --top-p with --prompt.")
     run = _run_of(arguments)
     top_ps = [parse_settings([f"top_p={text}"])["top_p"] for text in arguments.top_ps]
 
@@ -151,6 +159,25 @@ def _sweep(arguments: argparse.Namespace) -> int:
         limit = arguments.trace_mb and round(arguments.trace_mb * 2**20)
         content = sweep(plan, folder, watch=watch, trace_bytes_limit=limit)
     _print_result(content)
+    return 0
+
+
+def _sweep_prompts(arguments: argparse.Namespace) -> int:
+    from svg2.runs.batch import read_prompts
+    from svg2.runs.sweep_prompts import Grid, sweep_prompts
+
+    prompts = read_prompts(arguments.prompts)
+    arguments.prompt = prompts[0]
+    run = _run_of(arguments)
+    seeded = tuple((prompt, arguments.seed + i) for i, prompt in enumerate(prompts))
+    budgets = tuple(arguments.budgets or _BUDGETS)
+    grid = Grid(run, seeded, tuple(arguments.methods), budgets)
+    grid.points(*seeded[0])  # checks the methods
+    folder = _output_folder(arguments.out)
+    kept = f"completed points are kept in {folder}, and the same command continues from there"
+    with running(lambda _: kept) as watch:
+        content = sweep_prompts(grid, folder, watch=watch)
+    _print_result({"statistics": content["statistics"]})
     return 0
 
 
@@ -271,14 +298,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="text file, one prompt per line; torchrun shares them among processes",
     )
-    compare.add_argument("--method", help=f"one of {', '.join(METHODS)} (default: {PAPER_METHOD})")
+    compare.add_argument(
+        "--method", help=f"one of {', '.join(METHODS)} (default: the model's own)"
+    )
     compare.add_argument("--top-p", metavar="P", help="attention mass to keep, in (0, 1]")
+    compare.add_argument(
+        "--density", metavar="D", help="share of the pairs to keep, in (0, 1], in place of --top-p"
+    )
     compare.set_defaults(run=_compare)
 
     sweep = commands.add_parser(
         "sweep", help="one video at several budgets and with several methods"
     )
-    _add_request(sweep)
+    _add_request(sweep, prompt_required=False)
+    sweep.add_argument(
+        *("--prompts",),
+        metavar="FILE",
+        help="text file, one prompt per line, each with the next seed; resumable, no trace",
+    )
+    sweep.add_argument(
+        *("--compute-density",),
+        dest="budgets",
+        nargs="+",
+        type=_share,
+        metavar="D",
+        help="with --prompts: shares of the pairs to compute, stand-ins and routing included",
+    )
     sweep.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
     sweep.add_argument(
         *("--top-p",),
@@ -358,6 +403,13 @@ def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) 
     parser.add_argument("--out", required=True, metavar="DIR")
 
 
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
+    return share
+
+
 def _megabytes(text: str) -> float:
     size = float(text)
     if not 0.1 <= size <= 1000:
@@ -392,8 +444,8 @@ def _run_of(arguments: argparse.Namespace) -> Run:
         true_cfg_scale=arguments.true_cfg_scale,
     )
     texts = list(arguments.settings)
-    # --method, --top-p and --impl are settings with their own option.
-    for name in ("method", "top_p", "impl"):
+    # These settings have an option of their own.
+    for name in ("method", "top_p", "density", "impl"):
         if getattr(arguments, name, None) is not None:
             texts.append(f"{name}={getattr(arguments, name)}")
     return Run.of(request, preset=arguments.preset, settings=parse_settings(texts))

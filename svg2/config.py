@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from svg2.errors import ConfigError
-from svg2.method.selection import METHODS, PAPER_METHOD
+from svg2.method.selection import METHODS, PAPER_METHOD, ROUTED_METHOD
+
+__all__ = ["ROUTED_METHOD", "SVG2Config", "ceil_fraction", "parse_settings"]
 
 ImplChoice = Literal["auto", "reference", "fused"]
 StandInChoice = Literal["pairs", "means"]
@@ -38,7 +40,7 @@ class SVG2Config:
         min_keep_ratio: share of the key clusters that each query cluster keeps whatever their
             mass, in [0, 1].
         method: name of a row of `svg2.METHODS`.
-        stand_ins: how `svg2-routed` stands for skipped clusters: `pairs`, with a key and a value for
+        stand_ins: how routing by error stands for skipped clusters: `pairs`, with a key and a value for
             each pair of clusters, the closest; or `means`, with those of each key cluster, which
             takes little memory.
         seed: seed of the choice of tokens that k-means starts from.

@@ -59,5 +59,11 @@ def route(
     refuse_gradients("route", q_centroids=q_centroids, k=k, v=v)
     if scale is None:
         scale = 1 / math.sqrt(k.shape[-1])
-    resolve_impl(impl, k, is_matmul=True)
+    if resolve_impl(impl, k, is_matmul=True) == "fused":
+        from kernels.routing import fused
+
+        mass, error, keys, values, log_weights = fused.route(
+            q_centroids, k, v, k_offsets, scale, per_pair
+        )
+        return Routes(mass, error, StandIns(keys, values, log_weights))
     return Routes(*reference.route(q_centroids, k, v, k_offsets, scale, per_pair))

@@ -9,7 +9,7 @@ from kernels.cluster_attention.api import StandIns
 from kernels.cpu import scripted, share_work
 from kernels.precision import full_fp32
 
-_LEAST_LOG_FACTOR, _MOST_LOG_FACTOR = -1.0, 3.0
+LEAST_LOG_FACTOR, MOST_LOG_FACTOR = -1.0, 3.0
 
 
 @full_fp32()
@@ -48,7 +48,7 @@ def route(
             torch.div(seen, total, out=mass[h])
             log_seen = seen.log() + highest[:, None]
             # From sums to means: 0 for an empty cluster, and where all weights underflow.
-            sums[h] *= torch.where(seen > 0, seen.reciprocal(), 0.0)[..., None]
+            sums[h] /= torch.where(seen > 0, seen, 1.0)[..., None]
             gap = torch.linalg.vector_norm(sums[h, ..., dim:] - means[h, :, dim:], dim=-1)
             torch.mul(gap, mass[h], out=error[h])
             if per_pair:
@@ -57,15 +57,13 @@ def route(
             else:
                 log_sizes = sizes.to(dtype).log()
                 factor = log_seen - queries[h] @ means[h, :, :dim].t() - log_sizes
-                factor = factor.clamp(_LEAST_LOG_FACTOR, _MOST_LOG_FACTOR)
+                factor = factor.clamp(LEAST_LOG_FACTOR, MOST_LOG_FACTOR)
                 log_weights[h] = log_sizes + factor.nan_to_num(0.0)
 
     share_work(range(batch * heads), route_heads, k.device)
     by_pair = sums if per_pair else means
     keys, values = by_pair.unflatten(0, (batch, heads)).split(dim, dim=-1)
-    mass, error, log_weights = (
-        x.unflatten(0, (batch, heads)) for x in (mass, error, log_weights)
-    )
+    mass, error, log_weights = (x.unflatten(0, (batch, heads)) for x in (mass, error, log_weights))
     return mass, error, StandIns(keys, values, log_weights)
 
 

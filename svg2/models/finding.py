@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from svg2.config import SVG2Config, ceil_fraction
+from svg2.config import ROUTED_METHOD, SVG2Config, ceil_fraction
 from svg2.errors import ConfigError, RequestError
 from svg2.models.catalogue import PUBLISHED, Published
 from svg2.models.memory_estimate import GIB
@@ -133,6 +133,10 @@ def _is_folder(model: str) -> bool:
         return False
 
 
+# Stand-ins for each pair of clusters take gigabytes in a large model.
+_METHOD_SETTINGS = {ROUTED_METHOD: {"stand_ins": "means", "min_keep_ratio": 0.0}}
+
+
 def _published_config(kind: PipelineKind, height: int, layers: int) -> SVG2Config:
     """Settings that the method's authors published, by family, default height in px and layers."""
     return SVG2Config(
@@ -161,6 +165,7 @@ def _published_spec(name: str, row: Published) -> ModelSpec:
         max_sequence_length=kind.max_sequence_length,
         fps=row.fps,
         config=config,
+        method_settings=_METHOD_SETTINGS,
         size_multiple=math.lcm(16, 2 * row.latent_stride),
         latent_stride=row.latent_stride,
         expand_timesteps=row.expand_timesteps,
@@ -224,6 +229,9 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
         config = published.replace(
             **{name: lab[name] for name in published.to_dict() if name in lab}
         )
+        method_settings = dict(lab.get("methods", _METHOD_SETTINGS))
+        for method, settings in method_settings.items():
+            config.replace(method=method, **settings)  # checks them
         latent_stride = _stride(vae, "spatial", 8)
         patch = _patch(transformer)
         two_experts = index.get("boundary_ratio") is not None
@@ -234,6 +242,7 @@ def _folder_spec(model_id: str, folder: Path, title: str) -> ModelSpec:
             needs="It runs on two CPU cores." if is_builtin else "Its weights are on disk here.",
             is_local=True,
             config=config,
+            method_settings=method_settings,
             guidance_scale_2=fields["guidance_scale"] if two_experts else None,
             # WanPipeline requires a multiple of 16 with every VAE
             size_multiple=math.lcm(16, latent_stride * patch[1], latent_stride * patch[2]),

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from svg2.config import SVG2Config, ceil_fraction
 from svg2.errors import ConfigError, RequestError
@@ -36,7 +37,8 @@ class ModelSpec:
         kind: pipeline class of the weights; `kind_for` gives the one that runs a request.
         needs: what running it requires, in one sentence.
         is_local: whether its weights are in a folder on this machine.
-        config: default settings of the method.
+        config: default settings, with the default method.
+        method_settings: settings in which a method differs from those, by name of the method.
         fps: frames per second of its clips.
         guidance_scale_2: guidance scale of the second expert; None for models with one.
         size_multiple: height and width are multiples of this many pixels.
@@ -63,6 +65,7 @@ class ModelSpec:
     max_sequence_length: int | None
     fps: float
     config: SVG2Config
+    method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     guidance_scale_2: float | None = None
     size_multiple: int = 16
     frame_stride: int = 4
@@ -73,12 +76,20 @@ class ModelSpec:
     expand_timesteps: bool = False
     published: Published | None = field(default=None, repr=False)
 
-    def config_for(self, num_frames: int, height: int, width: int) -> SVG2Config:
-        """The default settings at a size; at most one cluster per four tokens."""
+    def config_of(self, method: str | None = None) -> SVG2Config:
+        """The default settings of a method; of the model's own method without one."""
+        method = self.config.method if method is None else method
+        return self.config.replace(method=method, **self.method_settings.get(method, {}))
+
+    def config_for(
+        self, num_frames: int, height: int, width: int, method: str | None = None
+    ) -> SVG2Config:
+        """The default settings of a method at a size; at most one cluster per four tokens."""
         most = max(1, math.prod(self.grid(num_frames, height, width)) // 4)
-        return self.config.replace(
-            num_q_clusters=min(self.config.num_q_clusters, most),
-            num_k_clusters=min(self.config.num_k_clusters, most),
+        config = self.config_of(method)
+        return config.replace(
+            num_q_clusters=min(config.num_q_clusters, most),
+            num_k_clusters=min(config.num_k_clusters, most),
         )
 
     def preset(self, name: str) -> ModelSpec:
@@ -87,22 +98,25 @@ class ModelSpec:
         Raises:
             ConfigError: an unknown preset.
         """
-        config = self.config
-        if name == "fast":
-            config = config.replace(top_p=0.8, warmup_fraction=config.warmup_fraction / 2)
-        elif name == "faithful":
-            warmup = max(0.3, config.warmup_fraction)
-            config = config.replace(top_p=0.95, warmup_fraction=warmup)
-        elif name == "draft":
+        if name in ("fast", "faithful"):
+            return replace(
+                self,
+                config=self.config.replace(**_preset_settings(name, self.config)),
+                method_settings={
+                    method: {**settings, **_preset_settings(name, self.config_of(method))}
+                    for method, settings in self.method_settings.items()
+                },
+            )
+        if name == "draft":
             half = (self.num_frames - 1) // 2
             usual = {
                 "num_frames": half - half % self.frame_stride + 1,
                 "num_inference_steps": ceil_fraction(0.6, self.num_inference_steps),
             }
             return replace(self, **{**usual, **self.draft})
-        elif name not in PRESETS:
+        if name not in PRESETS:
             raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
-        return replace(self, config=config)
+        return self
 
     def grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Frames, rows and columns of video tokens (T, Y, X) at a size in frames and pixels."""
@@ -201,6 +215,14 @@ class ModelSpec:
                 "or shorter video."
             )
         return ResolvedRequest(**(dataclasses.asdict(request) | filled))
+
+
+def _preset_settings(name: str, config: SVG2Config) -> dict[str, float]:
+    """Budget and warm-up of the presets `fast` and `faithful`."""
+    top_p, warmup = config.top_p, config.warmup_fraction
+    if name == "fast":
+        return {"top_p": max(0.05, round(top_p - 0.1, 2)), "warmup_fraction": warmup / 2}
+    return {"top_p": round((1 + top_p) / 2, 3), "warmup_fraction": max(0.3, warmup)}
 
 
 def capitalised(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from svg2.config import SVG2Config
@@ -26,11 +26,13 @@ class Run:
         spec: the model of the request.
         request: the request with the model's defaults filled in.
         config: settings of the method, with its name.
+        chosen: the settings that were asked for, in place of the model's own.
     """
 
     spec: ModelSpec
     request: ResolvedRequest
     config: SVG2Config
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -54,8 +56,7 @@ class Run:
         """
         spec = (model_spec(request.model) if spec is None else spec).preset(preset)
         resolved = spec.resolve(request)
-        config = spec.config_for(resolved.num_frames, resolved.height, resolved.width)
-        return cls(spec, resolved, config).with_settings(**(settings or {}))
+        return cls(spec, resolved, spec.config).with_settings(**(settings or {}))
 
     @property
     def method(self) -> Method:
@@ -81,12 +82,22 @@ class Run:
     def with_settings(self, **settings: Any) -> Run:
         """The same video with other settings of the method.
 
+        Another method takes the model's settings for it, but what was chosen stays. A `top_p`
+        replaces a `density`, and the other way round.
+
         Raises:
             ConfigError: an invalid setting, or more clusters than tokens.
         """
-        config = self.config.replace(**settings)
+        chosen = dict(self.chosen)
+        if settings.get("top_p") is not None and settings.get("density") is None:
+            settings = settings | {"density": None}
+        chosen |= settings
+        SVG2Config().replace(**chosen)  # checks the names and the method
+        request = self.request
+        size = (request.num_frames, request.height, request.width)
+        config = self.spec.config_for(*size, chosen.get("method")).replace(**chosen)
         config.check_tokens(self.n_tokens)
-        return dataclasses.replace(self, config=config)
+        return dataclasses.replace(self, config=config, chosen=chosen)
 
     def with_prompt(self, prompt: str) -> Run:
         """The same run with another prompt.

@@ -11,6 +11,7 @@ from diffusers.models import AutoencoderKLWan
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from svg2.method.selection import ROUTED_METHOD
 from svg2.models.prompts import tokens_of, vocabulary
 from svg2.training.vae import LATENT_CHANNELS
 
@@ -32,6 +33,16 @@ DEFAULTS: dict[str, Any] = {
     "warmup_fraction": 0.15,
     "dense_layers": 0,
     "min_keep_ratio": 0.05,
+    "method": ROUTED_METHOD,
+    "methods": {
+        ROUTED_METHOD: {
+            "top_p": 0.3,
+            "num_q_clusters": 64,
+            "num_k_clusters": 150,
+            "warmup_fraction": 0.0,
+            "min_keep_ratio": 0.0,
+        }
+    },
     "draft": {"num_frames": 17, "num_inference_steps": 5},
 }
 

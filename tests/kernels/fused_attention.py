@@ -13,6 +13,7 @@ from tests.kernels.cases import (
     make_case,
     masked_attention,
     run,
+    stand_in_attention,
 )
 
 FP32, FP16 = torch.float32, torch.float16
@@ -98,6 +99,50 @@ def test_a_whole_tile_of_virtual_keys_may_be_empty():
         case.q, case.k, case.v, case.q_labels, 64 + case.k_labels % 6, torch.zeros_like(case.kept)
     )
     check(case, compensate=True)
+
+
+def make_stand_ins(case, by_pair):
+    """Random ones; what is in `by_pair` differs between the query clusters."""
+    generator = torch.Generator().manual_seed(1)
+    batch, heads, num_q, num_k = case.kept.shape
+    dim = case.q.shape[-1]
+
+    def draw(name, *last):
+        pair = (num_q, num_k) if name in by_pair else (num_k,)
+        return torch.randn(batch, heads, *pair, *last, generator=generator).to(case.q.dtype)
+
+    weights = 2 * draw("weights") if "weights" in by_pair else None
+    if weights is not None:
+        weights[..., ::3] = -torch.inf
+    return kernels.StandIns(draw("keys", dim), draw("values", dim), weights)
+
+
+@pytest.mark.parametrize(
+    ("n", "dim", "dtype", "by_pair"),
+    grid(
+        (1, 63, 257),
+        (64, 128),
+        (FP32, FP16),
+        ("weights", "keys values", "keys values weights", "values weights", ""),
+    ),
+)
+def test_stand_ins(n, dim, dtype, by_pair, poisoned_memory):
+    case = make_case(n=n, dim=dim, batch=2, num_k=70).to(dtype)
+    stand_ins = make_stand_ins(case, by_pair)
+    actual = run(case, stand_ins=stand_ins, impl="fused")
+    assert_as_exact_as(
+        actual, stand_in_attention(case, stand_ins, dtype), stand_in_attention(case, stand_ins)
+    )
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_weights_shared_by_the_query_clusters(impl):
+    case = make_case(n=100, dim=64, num_q=3)
+    keys, values = torch.randn(2, 1, 2, 11, 64)
+    sizes = kernels.sort_by_label(case.k_labels, 11).sizes
+    plain = run(case, stand_ins=kernels.StandIns(keys, values), impl=impl)
+    shared = run(case, stand_ins=kernels.StandIns(keys, values, sizes.float().log()), impl=impl)
+    torch.testing.assert_close(shared, plain)
 
 
 @pytest.mark.parametrize("compensate", [False, True])

@@ -33,6 +33,8 @@ class Method:
             `[B, H, N, D]`, the number of clusters, an `SVG2Config` and the grid of tokens, and
             returns a `kernels.KMeansResult`. None is k-means with a warm start.
         compensates: whether something stands for skipped key clusters.
+        passes: what the router computes per query cluster and key, in pairs of attention; the
+            most where settings change it.
         rule: selection that a browser can repeat at another budget; None if it can't.
     """
 
@@ -45,6 +47,7 @@ class Method:
     route: str = "masses:route"
     cluster: str | None = None
     compensates: bool = False
+    passes: float = 0.0
     rule: Rule | None = "top_p"
 
     def function(self, role: Literal["cluster", "route", "select"]) -> Callable[..., Any]:
@@ -83,6 +86,7 @@ _ROWS = (
         route="by_error:route",
         select="by_error:select",
         compensates=True,
+        passes=1.5,
         rule=None,
         symbol="star",
         colour="#8a3ffc",

@@ -13,10 +13,14 @@ from svg2.method.plan import Tokens
 _HALF_BITS = 16
 
 
-def heaviest(P: Float[Tensor, "B H Q K"], k_sizes: Int[Tensor, "B H K"]) -> Bool[Tensor, "B H Q K"]:
+def heaviest(
+    P: Float[Tensor, "B H Q K"], k_sizes: Int[Tensor, "B H K"]
+) -> Bool[Tensor, "B H Q K"]:
     """The key cluster with the largest mass of each query cluster, never an empty one."""
     ranked = P.masked_fill((k_sizes == 0).unsqueeze(-2), -1.0)
-    return torch.zeros_like(P, dtype=torch.bool).scatter_(-1, ranked.argmax(-1, keepdim=True), True)
+    return torch.zeros_like(P, dtype=torch.bool).scatter_(
+        -1, ranked.argmax(-1, keepdim=True), True
+    )
 
 
 def spend(
