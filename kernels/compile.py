@@ -42,7 +42,7 @@ SHARED_LIMITS = {
 }
 # The table has the attention variants with the least and the most options, and of the list kernel
 # the variant with the most.
-IN_TABLE = r"^(?!attend|list keys)|bf16$|bf16\+comp\+perm$|K1024\+comp$"
+IN_TABLE = r"^(?!attend|list keys)|bf16$|bf16\+comp\+pairs\+perm$|K1024\+comp\+weights$"
 DTYPES = ("fp16", "bf16")
 
 # What pointers point to, other than q, k, v and what has their dtype.

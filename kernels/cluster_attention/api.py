@@ -1,31 +1,14 @@
 """Cluster attention: exact attention over the kept blocks of variable size."""
 
 import math
-from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kernels.cluster_attention import reference
+from kernels.cluster_attention.stand_ins import StandIns
 from kernels.impl import Impl, refuse_gradients, resolve_impl
 from kernels.permutation.reference import permute, unpermute
-
-
-@dataclass(frozen=True)
-class StandIns:
-    """One virtual key for each key cluster that a query cluster skips.
-
-    Attributes:
-        keys, values: `[B, H, K, D]`, or `[B, H, Q, K, D]` where each pair of clusters has its own.
-        log_weights: what is added to the logit of a virtual key, `[B, H, K]` or `[B, H, Q, K]`;
-            None is the logarithm of the number of keys of the cluster. -inf takes one out.
-
-    Source: after the centroid compensation of SVG-EAR, arXiv 2603.08982.
-    """
-
-    keys: Float[Tensor, "B H *pair D"]
-    values: Float[Tensor, "B H *pair D"]
-    log_weights: Float[Tensor, "B H *pair"] | None = None
 
 
 def cluster_attention(

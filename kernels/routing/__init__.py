@@ -1,1 +1,1 @@
-"""One pass of all keys past the query centroids: masses, errors, and stand-ins by what was seen."""
+"""Routing: what query centroids see of each key cluster, and what stands for it."""

@@ -154,9 +154,7 @@ def route(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mass and error, and keys, values and weights of stand-ins; keys and values are like k."""
     with device_of(k):
-        return route_with(
-            q_centroids, k, v, k_offsets, scale, per_pair, device_tiling(k.device)
-        )
+        return route_with(q_centroids, k, v, k_offsets, scale, per_pair, device_tiling(k.device))
 
 
 @route.register_fake

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.cluster_attention.api import StandIns
+from kernels.cluster_attention.stand_ins import StandIns
 from kernels.cpu import scripted, share_work
 from kernels.precision import full_fp32
 

@@ -213,7 +213,9 @@ def stand_in_attention(
     scores = (q @ k.mT * scale).masked_fill(~token_mask(case), -math.inf)
     virtual = (q[..., None, :] @ keys.mT)[..., 0, :] * scale + weights
     virtual = virtual.masked_fill(~stands, -math.inf)
-    p, virtual_p = torch.cat([scores, virtual], -1).softmax(-1).split(
-        [scores.shape[-1], virtual.shape[-1]], -1
+    p, virtual_p = (
+        torch.cat([scores, virtual], -1)
+        .softmax(-1)
+        .split([scores.shape[-1], virtual.shape[-1]], -1)
     )
     return p @ v + (virtual_p[..., None, :] @ values)[..., 0, :]

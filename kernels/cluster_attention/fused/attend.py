@@ -147,10 +147,7 @@ def attend_kernel(
             highest = new_highest
 
         if COMPENSATE:
-            if PAIRS:
-                first_virtual = row * K * D
-            else:
-                first_virtual = head * K * D
+            first_virtual = (row if PAIRS else head) * K * D
             for c0 in range(0, K, BLOCK_C):
                 c = c0 + tl.arange(0, BLOCK_C)
                 bias = tl.load(bias_ptr + row * bias_stride + c)
@@ -212,7 +209,7 @@ def _constants(
 
 
 def builds(config: Config, head_dim: int, dtype: str) -> Iterator[Build]:
-    """Each tiling, with and without permuted queries, and without virtual keys or with each kind."""
+    """Each tiling, with each kind of virtual keys or none, and with and without `q_perm`."""
     for part, tiling in config.tilings.items():
         for compensate, pairs in ((False, False), (True, False), (True, True)):
             for permuted in (False, True):

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kernels.cluster_attention.api import StandIns
 from kernels.cluster_attention.fused.lists import MAX_KEYS, make_lists
 from kernels.cluster_attention.fused.problem import Problem
 from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for
+from kernels.cluster_attention.stand_ins import StandIns
 from kernels.impl import INTERPRETING, MAX_K_CLUSTERS, chip_of, dense_rows, device_of
 
 
@@ -80,7 +80,7 @@ def attend_with(
 def _virtual_keys(
     stand_ins: StandIns, dtype: torch.dtype, num_q_clusters: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys, values and weights as the kernels read them: keys and values both with Q or without."""
+    """Keys, values and weights as the kernels read them: keys and values in one shape."""
     parts = [stand_ins.keys, stand_ins.values]
     if {part.ndim for part in parts} == {4, 5}:
         parts = [_for_each_query_cluster(x, num_q_clusters) if x.ndim == 4 else x for x in parts]

@@ -17,10 +17,10 @@ class Problem:
         q_offsets, k_offsets: contiguous int32.
         kept: contiguous.
         scale: of the logits, above 0.
-        virtual_k, virtual_v: keys and values that stand for skipped clusters, contiguous and in the
-            dtype of q; with Q where each query cluster has its own; None without compensation.
-        log_weights: fp32, added to the logits of virtual keys, with a Q of stride 0 where all query
-            clusters share them; None for the logarithms of the sizes.
+        virtual_k, virtual_v: keys and values that stand for skipped clusters, contiguous and in
+            the dtype of q; with Q where each query cluster has its own; None without compensation.
+        log_weights: fp32, added to the logits of virtual keys, with a Q of stride 0 where all
+            query clusters share them; None for the logarithms of the sizes.
         q_perm: row of q and `out` of each query, or None.
     """
 
