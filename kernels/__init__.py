@@ -17,7 +17,7 @@ pass.
 
 from kernels.cluster_attention.api import cluster_attention
 from kernels.cluster_attention.stand_ins import StandIns
-from kernels.cpu import bf16_is_native
+from kernels.cpu import bf16_is_native, on_one_thread
 from kernels.impl import MAX_K_CLUSTERS, Impl, ImplUnavailable, resolve_impl
 from kernels.kmeans.api import KMeansResult, cluster_means, init_centroids, kmeans
 from kernels.permutation.api import Permutation, permute, sort_by_label, unpermute
@@ -38,6 +38,7 @@ __all__ = [
     "full_fp32",
     "init_centroids",
     "kmeans",
+    "on_one_thread",
     "permute",
     "resolve_impl",
     "route",

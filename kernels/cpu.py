@@ -6,15 +6,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
-_pools: dict[int, ThreadPoolExecutor] = {}
+_pools: dict[tuple[int, str], ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
+_local = threading.local()
 
 
 @cache
@@ -50,9 +52,31 @@ def scripted(function: _Function) -> _Function:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.script(function)
+            return cast(_Function, torch.jit.script(function))
     except Exception:  # whatever a torch without TorchScript raises
         return function
+
+
+def on_one_thread(work: Callable[[], _Result], device: torch.device) -> _Result:
+    """Call `work` where each torch operation takes one thread, and `share_work` all workers.
+
+    Between its operations OpenMP makes threads wait for each other. Where other processes keep the
+    cores busy, each small operation then waits for the slowest; large shares of work do not.
+    On another device than a CPU, or with one thread, `work` is just called.
+    """
+    num_workers = torch.get_num_threads()
+    if device.type != "cpu" or num_workers <= 1:
+        return work()
+
+    def in_worker() -> _Result:
+        _local.num_workers = num_workers
+        try:
+            with torch.no_grad():
+                return work()
+        finally:
+            _local.num_workers = None
+
+    return _pool(num_workers, "driver").submit(in_worker).result()
 
 
 def share_work(
@@ -78,21 +102,25 @@ def share_work(
         with torch.inference_mode():
             work(take)
 
-    num_workers = min(torch.get_num_threads(), len(items))
+    num_threads = getattr(_local, "num_workers", None) or torch.get_num_threads()
+    num_workers = min(num_threads, len(items))
     if num_workers <= 1 or device.type != "cpu":
         in_inference_mode()
         return
-    pool = _pool(torch.get_num_threads())
+    pool = _pool(num_threads)
     futures = [pool.submit(in_inference_mode) for _ in range(num_workers)]
     errors = [error for future in futures if (error := future.exception()) is not None]
     if errors:
         raise errors[0]
 
 
-def _pool(num_workers: int) -> ThreadPoolExecutor:
-    """Threads that each run torch operations on one thread; one pool per number of workers."""
+def _pool(num_workers: int, kind: str = "workers") -> ThreadPoolExecutor:
+    """Threads that each run torch operations on one thread; one pool per number of workers.
+
+    Drivers are other threads than the workers that they wait for.
+    """
     with _pools_lock:
-        if num_workers not in _pools:
+        if (num_workers, kind) not in _pools:
             callers_threads = torch.get_num_threads()
             all_up = threading.Barrier(num_workers + 1)
 
@@ -103,12 +131,12 @@ def _pool(num_workers: int) -> ThreadPoolExecutor:
                 torch.set_num_threads(1)
                 all_up.wait()
 
-            pool = ThreadPoolExecutor(num_workers, thread_name_prefix="kernels")
+            pool = ThreadPoolExecutor(num_workers, thread_name_prefix=f"kernels-{kind}")
             for _ in range(num_workers):
                 pool.submit(start)
             all_up.wait()
             # set_num_threads is per thread and global at once: give the global one back, or every
             # later thread of the process would start with one.
             torch.set_num_threads(callers_threads)
-            _pools[num_workers] = pool
-        return _pools[num_workers]
+            _pools[num_workers, kind] = pool
+        return _pools[num_workers, kind]

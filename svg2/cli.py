@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from svg2.config import SVG2Config, parse_settings
-from svg2.errors import Cancelled, InputError, RequestError, SuiteUnavailable, UsageError
+from svg2.errors import Cancelled, InputError, SuiteUnavailable, UsageError
 from svg2.method.selection import METHODS
-from svg2.models.request import DTYPES, MODEL_DEFAULTS
-from svg2.runs.distributed import Processes, joined, processes
+from svg2.models.request import DTYPES
+from svg2.process import keep_freed_memory
+from svg2.runs.distributed import joined, processes
 from svg2.terminal import Stopped, running
 
 if TYPE_CHECKING:
     from svg2.runs.run import Run
-
-_SIZES = (("480p", 480, 832), ("720p", 720, 1280))
 
 _BUDGETS = (0.08, 0.12, 0.15, 0.2, 0.3, 0.4)
 
@@ -42,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    keep_freed_memory()
     try:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
@@ -67,11 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     if (arguments.prompt is None) == (arguments.prompts is None):
         raise UsageError("Give either --prompt or --prompts, and not both.")
+    if arguments.layout is not None and arguments.prompts is None:
+        raise UsageError("--layout is for a file of prompts: give --prompts.")
+    if arguments.samples is not None and arguments.layout is None:
+        raise UsageError("--samples is for clips of a benchmark: give --layout vbench.")
     if arguments.prompts is not None:
         return _compare_prompts(arguments)
     run = _run_of(arguments)
     share = processes()
-    _check_share(run, share)
+    share.check_tokens(run.n_tokens)
     folder = _output_folder(arguments.out)
     _warn_if_outside_grammar(run)
 
@@ -95,30 +98,24 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _compare_prompts(arguments: argparse.Namespace) -> int:
-    from svg2.runs.batch import compare_all, read_prompts
+    from svg2.runs.batch import PromptFolders, compare_all, read_prompts
+    from svg2.runs.clip_set import VBENCH_SAMPLES, ClipSet
 
     prompts = read_prompts(arguments.prompts)
     arguments.prompt = prompts[0]
     run, share = _run_of(arguments), processes()
-    folder = _output_folder(arguments.out)
+    folder = Path(arguments.out)
+    if arguments.layout is None:
+        layout = PromptFolders(folder, prompts, run)
+    else:
+        samples = VBENCH_SAMPLES if arguments.samples is None else arguments.samples
+        layout = ClipSet(folder, prompts, run, samples)
+    _output_folder(arguments.out)
     kept = f"completed prompts are kept in {folder}, and the same command continues from there"
     with running(lambda _: kept, shows_progress=share.is_first) as watch:
-        done = compare_all(prompts, run, folder, share, watch)
+        done = compare_all(layout, share, watch)
     _print_result(done)
     return 0
-
-
-def _check_share(run: Run, share: Processes) -> None:
-    """Check that the tokens of a video divide evenly among the processes.
-
-    Raises:
-        RequestError: tokens that do not divide evenly.
-    """
-    if run.n_tokens % share.world:
-        raise RequestError(
-            f"The {run.n_tokens:,} tokens of this video can't be shared evenly among "
-            f"{share.world} processes: ask for another size or another number of processes."
-        )
 
 
 def _keep_dense(stopped: Cancelled, run: Run, folder: Path) -> str:
@@ -182,10 +179,10 @@ def _sweep_prompts(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from svg2.models.catalogue import MODELS
+    from svg2.models.listing import listed_models
     from svg2.models.pipelines import PIPELINES
 
-    listed = [_description(model, title) for model, title in MODELS.items()]
+    listed = listed_models()
     for entry in listed:
         mark = "available" if entry["available"] else "not available"
         print(f"{entry['model']:16} {mark:14} {entry['title']}", file=sys.stderr)
@@ -205,49 +202,6 @@ def _models(arguments: argparse.Namespace) -> int:
     )
     _print_result({"models": listed})
     return 0
-
-
-def _description(model: str, title: str) -> dict[str, Any]:
-    """One model as JSON values: availability, settings, memory, licence and source."""
-    from svg2.models.finding import model_spec
-    from svg2.models.loading import availability
-    from svg2.models.memory_estimate import GIB
-
-    entry: dict[str, Any] = {"model": model, "title": title}
-    try:
-        spec = model_spec(model)
-    except RequestError as error:
-        return entry | {"available": False, "why": str(error)}
-    missing = availability(spec)
-    entry |= {
-        "available": missing is None,
-        "why": missing or spec.needs,
-        "pipeline": spec.kind.name,
-        "settings": {name: getattr(spec, name) for name in (*MODEL_DEFAULTS, "guidance_scale_2")},
-        "config": spec.config.to_dict(),
-    }
-    row = spec.published
-    if row is None:
-        return entry
-    memory = {}
-    for name, height, width in _SIZES:
-        multiple = spec.size_multiple
-        height, width = (side // multiple * multiple for side in (height, width))
-        need = spec.memory(spec.num_frames, height, width)
-        assert need is not None
-        memory[name] = {
-            "tokens": math.prod(spec.grid(spec.num_frames, height, width)),
-            "dense_gib": round(need.dense_peak / GIB, 2),
-            "added_gib": round(need.added / GIB, 2),
-            "added_share": round(need.added_share, 4),
-        }
-    return entry | {
-        "hub_id": row.hub_id,
-        "download_gb": row.download_gb,
-        "license": row.license,
-        "source": row.source,
-        "memory": memory,
-    }
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -299,6 +253,17 @@ def _parser() -> argparse.ArgumentParser:
         help="text file, one prompt per line; torchrun shares them among processes",
     )
     compare.add_argument(
+        *("--layout",),
+        choices=["vbench"],
+        help="with --prompts: clips as VBench and VBench-Long take them, not a folder per prompt",
+    )
+    compare.add_argument(
+        *("--samples",),
+        type=int,
+        metavar="N",
+        help="with --layout: clips of each prompt, with seeds from --seed on (default: 5)",
+    )
+    compare.add_argument(
         "--method", help=f"one of {', '.join(METHODS)} (default: the model's own)"
     )
     compare.add_argument("--top-p", metavar="P", help="attention mass to keep, in (0, 1]")
@@ -320,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
         *("--compute-density",),
         dest="budgets",
         nargs="+",
-        type=_share,
+        type=_between(0.001, 1),
         metavar="D",
         help="with --prompts: shares of the pairs to compute, stand-ins and routing included",
     )
@@ -334,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument(
         *("--trace-mb",),
-        type=_megabytes,
+        type=_between(0.1, 1000, " megabytes"),
         metavar="MB",
         help="drop records to keep trace.npz under this size",
     )
@@ -403,18 +368,13 @@ def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) 
     parser.add_argument("--out", required=True, metavar="DIR")
 
 
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
-    return share
+def _between(low: float, high: float, unit: str = "") -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if low <= (number := float(text)) <= high:
+            return number
+        raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}{unit}, not {text}")
 
-
-def _megabytes(text: str) -> float:
-    size = float(text)
-    if not 0.1 <= size <= 1000:
-        raise argparse.ArgumentTypeError(f"must be from 0.1 to 1000 megabytes, not {text}")
-    return size
+    return parse
 
 
 def _run_of(arguments: argparse.Namespace) -> Run:

@@ -40,9 +40,9 @@ class SVG2Config:
         min_keep_ratio: share of the key clusters that each query cluster keeps whatever their
             mass, in [0, 1].
         method: name of a row of `svg2.METHODS`.
-        stand_ins: how routing by error stands for skipped clusters: `pairs`, with a key and a value for
-            each pair of clusters, the closest; or `means`, with those of each key cluster, which
-            takes little memory.
+        stand_ins: how routing by error stands for skipped clusters: `pairs`, with a key and a
+            value for each pair of clusters, the closest; or `means`, with those of each key
+            cluster, which takes little memory.
         seed: seed of the choice of tokens that k-means starts from.
         impl: kernels to run: `auto`, `reference` or `fused`.
 

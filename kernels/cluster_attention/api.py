@@ -8,7 +8,6 @@ from torch import Tensor
 from kernels.cluster_attention import reference
 from kernels.cluster_attention.stand_ins import StandIns
 from kernels.impl import Impl, refuse_gradients, resolve_impl
-from kernels.permutation.reference import permute, unpermute
 
 
 def cluster_attention(
@@ -54,10 +53,9 @@ def cluster_attention(
         return fused.cluster_attention(
             q, k, v, q_offsets, k_offsets, kept, scale, keys, values, log_weights, q_perm
         )
-    if q_perm is not None:
-        q = permute(q, q_perm)
-    out = reference.cluster_attention(q, k, v, q_offsets, k_offsets, kept, scale, **virtual)
-    return out if q_perm is None else unpermute(out, q_perm)
+    return reference.cluster_attention(
+        q, k, v, q_offsets, k_offsets, kept, scale, **virtual, q_perm=q_perm
+    )
 
 
 def _check_shapes(q, k, v, q_offsets, k_offsets, kept, stand_ins, q_perm) -> None:

@@ -18,7 +18,7 @@ from kernels.precision import full_fp32
 # takes longer than the product itself.
 _BF16_KEYS_STEP = 128
 # Query clusters are handed to the workers in so many shares, each with long and short ones.
-_NUM_SHARES = 24
+_NUM_SHARES = 12
 
 
 @full_fp32()
@@ -33,8 +33,9 @@ def cluster_attention(
     keys: Float[Tensor, "B H *pair D"] | None = None,
     values: Float[Tensor, "B H *pair D"] | None = None,
     log_weights: Float[Tensor, "B H *pair"] | None = None,
+    q_perm: Int[Tensor, "B H N"] | None = None,
 ) -> Float[Tensor, "B H N D"]:
-    """Heads that keep everything go to one dense SDPA, the blocks of the others to the workers.
+    """Heads that keep everything go to dense SDPA, the blocks of the others to the workers.
 
     `keys`, `values` and `log_weights` are the stand-ins of skipped clusters.
     """
@@ -55,25 +56,29 @@ def cluster_attention(
         out.index_copy_(0, dense_heads, _sdpa(*(x[dense_heads] for x in (q, k, v)), scale))
 
     dtype = _product_dtype(q)
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    bias = None
+    q, kv = q.to(dtype), _joined(k.to(dtype), v.to(dtype))
+    perm = None if q_perm is None else q_perm.flatten(0, 1)
+    virtual = bias = None
     if keys is not None and values is not None:
-        keys, values = (x.flatten(0, 1).to(dtype) for x in (keys, values))
+        virtual = _joined(*(x.to(dtype).flatten(0, 1) for x in (keys, values)))
         bias = k_sizes.double().log() if log_weights is None else log_weights.flatten(0, 1)
         bias = bias.to(torch.promote_types(dtype, torch.float32))
         bias = (bias if bias.ndim == 3 else bias[:, None]).masked_fill(~skipped, -torch.inf)
-    num_virtual = 0 if keys is None else kept.shape[-1]
+    num_virtual = 0 if virtual is None else kept.shape[-1]
     rows, longest = _rows(q_offsets, kept, k_sizes, sparse, num_virtual)
     kept_ids = kept.nonzero()[:, 2]
     step = _BF16_KEYS_STEP if dtype is torch.bfloat16 else 1
     longest = -(-(longest + num_virtual) // step) * step
+    most_queries = int(q_sizes.max())
     shares = [rows[i::_NUM_SHARES] for i in range(min(_NUM_SHARES, len(rows)))]
 
     def attend_shares(take: Callable[[], Tensor | None]) -> None:
-        scratch = k.new_empty((2, longest, k.shape[-1]))
+        scratch = kv.new_empty((longest, kv.shape[-1]))
+        scores = kv.new_empty((2, most_queries * longest if step == 1 else 0))
         while (share := take()) is not None:
             _attend(
-                share, kept_ids, k_offsets, q, k, v, scale, keys, values, bias, step, scratch, out
+                *(share, kept_ids, k_offsets, q, perm, kv, virtual, bias, step, scale),
+                *(scratch, scores, out),
             )
 
     share_work(shares, attend_shares, q.device)
@@ -116,14 +121,14 @@ def _attend(
     kept_ids: Tensor,
     k_offsets: Tensor,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    virtual_k: Tensor | None,
-    virtual_v: Tensor | None,
+    perm: Tensor | None,
+    kv: Tensor,
+    virtual: Tensor | None,
     bias: Tensor | None,
     step: int,
+    scale: float,
     scratch: Tensor,
+    scores_scratch: Tensor,
     out: Tensor,
 ) -> None:
     """Attend from the query clusters of `rows`, one after the other.
@@ -137,59 +142,88 @@ def _attend(
     num_bounds = k_offsets.size(1)
     for n in range(len(row) // 6):
         h, i, first, end = row[6 * n], row[6 * n + 1], row[6 * n + 2], row[6 * n + 3]
-        k_parts: list[Tensor] = []
-        v_parts: list[Tensor] = []
+        parts: list[Tensor] = []
         num_virtual = 0
-        if virtual_k is not None and virtual_v is not None:
-            num_virtual = bias.size(2) if bias is not None else 0
-            k_parts.append(virtual_k[h, i] if virtual_k.dim() == 4 else virtual_k[h])
-            v_parts.append(virtual_v[h, i] if virtual_v.dim() == 4 else virtual_v[h])
-        head_k, head_v = k[h], v[h]
+        if virtual is not None:
+            num_virtual = virtual.size(-2)
+            scratch[:num_virtual].copy_(virtual[h, i] if virtual.dim() == 4 else virtual[h])
+        tokens = kv[h]
         length = num_virtual
         for e in range(row[6 * n + 4], row[6 * n + 5]):
             a = bounds[h * num_bounds + ids[e]]
             b = bounds[h * num_bounds + ids[e] + 1]
-            k_parts.append(head_k[a:b])
-            v_parts.append(head_v[a:b])
+            parts.append(tokens[a:b])
             length += b - a
         if length == 0:
-            out[h, first:end].zero_()
-            continue
-        keys = torch.cat(k_parts, dim=0, out=scratch[0, :length])
-        values = torch.cat(v_parts, dim=0, out=scratch[1, :length])
-        queries = q[h, first:end]
-        if step == 1:
-            scores = torch.mm(queries, keys.t()).mul_(scale)
-            if bias is not None:
-                scores[:, :num_virtual].add_(bias[h, i])
-            weights = torch.softmax(scores, 1)
-            if out.dtype == weights.dtype:
-                torch.mm(weights, values, out=out[h, first:end])
-            else:
-                out[h, first:end].copy_(torch.mm(weights, values))
+            result = torch.zeros([end - first, q.size(2)], dtype=q.dtype, device=q.device)
         else:
-            padded = (length + step - 1) // step * step
-            scratch[:, length:padded].zero_()
-            mask = torch.zeros([1, padded], dtype=queries.dtype, device=queries.device)
-            mask[:, length:] = -float("inf")
-            if bias is not None:
-                mask[:, :num_virtual] = bias[h, i]
-            out[h, first:end].copy_(
-                torch.nn.functional.scaled_dot_product_attention(
+            if length > num_virtual:
+                torch.cat(parts, dim=0, out=scratch[num_virtual:length])
+            keys, values = scratch[:length].chunk(2, dim=1)
+            queries = q[h, first:end] if perm is None else q[h].index_select(0, perm[h, first:end])
+            if step == 1:
+                size = (end - first) * length
+                scores = scores_scratch[0, :size].view(end - first, length)
+                weights = scores_scratch[1, :size].view(end - first, length)
+                torch.addmm(scores, queries, keys.t(), beta=0.0, alpha=scale, out=scores)
+                if bias is not None:
+                    scores[:, :num_virtual].add_(bias[h, i])
+                torch.softmax(scores, 1, None, out=weights)
+                result = torch.mm(weights, values)
+            else:
+                padded = (length + step - 1) // step * step
+                scratch[length:padded].zero_()
+                keys, values = scratch[:padded].chunk(2, dim=1)
+                mask = torch.zeros([1, padded], dtype=queries.dtype, device=queries.device)
+                mask[:, length:] = -float("inf")
+                if bias is not None:
+                    mask[:, :num_virtual] = bias[h, i]
+                result = torch.nn.functional.scaled_dot_product_attention(
                     queries[None, None],
-                    scratch[0, :padded][None, None],
-                    scratch[1, :padded][None, None],
+                    keys[None, None],
+                    values[None, None],
                     attn_mask=mask,
                     scale=scale,
                 )[0, 0]
-            )
+        if perm is None:
+            out[h, first:end].copy_(result)
+        else:
+            out[h].index_copy_(0, perm[h, first:end], result.to(out.dtype))
+
+
+def _joined(
+    x: Float[Tensor, "BH *rows D"], y: Float[Tensor, "BH *rows D"]
+) -> Float[Tensor, "BH *rows E"]:
+    """Each row of x with that of y behind it: one row to copy. No copy if they lie so."""
+    width = x.shape[-1]
+    are_neighbours = y.data_ptr() == x.data_ptr() + width * x.element_size()
+    if are_neighbours and x.stride() == y.stride() and x.stride(-1) == 1:
+        return x.as_strided((*x.shape[:-1], 2 * width), x.stride())
+    joined = x.new_empty((*x.shape[:-1], 2 * width))
+
+    def join_heads(take: Callable[[], int | None]) -> None:
+        while (h := take()) is not None:
+            torch.cat([x[h], y[h]], dim=-1, out=joined[h])
+
+    share_work(range(len(x)), join_heads, x.device)
+    return joined
 
 
 def _sdpa(
     q: Float[Tensor, "G M D"], k: Float[Tensor, "G L D"], v: Float[Tensor, "G L D"], scale: float
 ) -> Float[Tensor, "G M D"]:
     """PyTorch's own attention; its fast CPU path wants four dimensions."""
-    return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0]
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+
+    def attend_heads(take: Callable[[], int | None]) -> None:
+        while (h := take()) is not None:
+            parts = (x[h : h + 1][None] for x in (q, k, v))
+            out[h] = F.scaled_dot_product_attention(*parts, scale=scale)[0, 0]
+
+    if len(q) < 2:  # all threads on the one head
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale)[0]
+    share_work(range(len(q)), attend_heads, q.device)
+    return out
 
 
 def _product_dtype(q: Tensor) -> torch.dtype:

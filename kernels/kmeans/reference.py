@@ -1,18 +1,15 @@
 """k-means in PyTorch: on a CPU the heads are shared among one-thread workers."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.cpu import share_work
+from kernels.cpu import scripted, share_work
 from kernels.precision import full_fp32
 
 # Scores that exist at a time: fewer or more were slower, and memory stays bounded at any N.
 _SCORES_PER_CHUNK = 1 << 17
-_GROUP = 8
 # Tokens added up in one go: partial sums keep the fp32 mean of a giant cluster exact.
 _RUN = 128
 
@@ -45,22 +42,33 @@ def kmeans(
 
 
 def _assign(x: Float[Tensor, "N D"], centroids: Float[Tensor, "C D"]) -> Int[Tensor, " N"]:
-    """The nearest centroid of each token; the lowest index among equals.
+    """The nearest centroid of each token; the lowest index among equals."""
+    bias = centroids.square().sum(-1, keepdim=True).mul_(-0.5)
+    labels = torch.empty(len(x), dtype=torch.int32, device=x.device)
+    _assign_chunks(x, centroids, bias, max(1, _SCORES_PER_CHUNK // len(centroids)), labels)
+    return labels
 
-    PyTorch vectorises maxima but not their indices, so this finds the best group of centroids
-    first, and then the best one in it.
+
+@scripted
+def _assign_chunks(x: Tensor, centroids: Tensor, bias: Tensor, chunk: int, labels: Tensor) -> None:
+    """The nearest of [C, D] to each of [N, D], with bias [C, 1], into labels [N].
+
+    PyTorch vectorises maxima but not their indices, so the index is a product too: of all indices
+    with a row of zeros and a one.
     """
-    half_norms = centroids.square().sum(-1, keepdim=True).mul_(0.5)
-    padding = -len(centroids) % _GROUP
-    padded = F.pad(centroids, (0, 0, 0, padding))
-    bias = F.pad(-half_norms, (0, 0, 0, padding), value=-math.inf)
-    labels = []
-    for part in x.split(max(1, _SCORES_PER_CHUNK // len(padded))):
-        scores = torch.addmm(bias, padded, part.t()).view(-1, _GROUP, len(part))
-        group = scores.amax(1).max(0).indices
-        inside = scores.gather(0, group.expand(1, _GROUP, -1))[0].max(0).indices
-        labels.append(group * _GROUP + inside)
-    return torch.cat(labels)
+    count = len(centroids)
+    indices = torch.arange(count, dtype=x.dtype, device=x.device)
+    picks = torch.stack([indices, torch.ones_like(indices)])
+    scratch = torch.empty(count * min(chunk, len(x)), dtype=x.dtype, device=x.device)
+    for start in range(0, len(x), chunk):
+        part = x[start : start + chunk]
+        scores = scratch[: count * len(part)].view(count, len(part))
+        torch.addmm(bias, centroids, part.t(), out=scores)
+        is_best = scores.ge_(scores.amax(0))
+        found = torch.mm(picks, is_best)
+        if bool((found[1] != 1).any()):  # equals, or a token that is not a number
+            found[0] = is_best.max(0).indices.to(x.dtype)
+        labels[start : start + chunk] = found[0]
 
 
 def _update(

@@ -1,9 +1,13 @@
 """Permutation in PyTorch."""
 
+from collections.abc import Callable
+from itertools import product
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int, Shaped
 from torch import Tensor
+
+from kernels.cpu import share_work
 
 
 def sort_by_label(
@@ -21,21 +25,26 @@ def permute(
     x: Shaped[Tensor, "B H N D"], perm: Int[Tensor, "B H N"], room: int = 0
 ) -> Shaped[Tensor, "B H R D"]:
     """x[b, h, perm[b, h, i]] in place i; the last `room` rows hold anything."""
-    rows = x.reshape(-1, x.shape[-1])
-    indices = F.pad(_flat(perm).view(perm.shape), (0, room))
-    return rows.index_select(0, indices.flatten()).view(*indices.shape, x.shape[-1])
+    batch, heads, num_tokens, width = x.shape
+    out = x.new_empty((batch, heads, num_tokens + room, width))
+
+    def permute_heads(take: Callable[[], tuple[int, int] | None]) -> None:
+        while (head := take()) is not None:
+            torch.index_select(x[head], 0, perm[head], out=out[head][:num_tokens])
+
+    share_work(list(product(range(batch), range(heads))), permute_heads, x.device)
+    return out
 
 
 def unpermute(
     x: Shaped[Tensor, "B H N D"], perm: Int[Tensor, "B H N"]
 ) -> Shaped[Tensor, "B H N D"]:
     """Row i of x goes to place perm[b, h, i]."""
-    rows = x.reshape(-1, x.shape[-1])
-    return torch.empty_like(rows).index_copy_(0, _flat(perm), rows).view(x.shape)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
 
+    def unpermute_heads(take: Callable[[], tuple[int, int] | None]) -> None:
+        while (head := take()) is not None:
+            out[head].index_copy_(0, perm[head], x[head])
 
-def _flat(perm: Int[Tensor, "B H N"]) -> Int[Tensor, "B*H*N"]:
-    """Token indices within a head to row indices over all heads."""
-    batch, heads, num_tokens = perm.shape
-    first_row = torch.arange(batch * heads, device=perm.device) * num_tokens
-    return (perm + first_row.view(batch, heads, 1)).flatten()
+    share_work(list(product(*map(range, x.shape[:2]))), unpermute_heads, x.device)
+    return out

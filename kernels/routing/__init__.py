@@ -1,1 +1,1 @@
-"""Routing: what query centroids see of each key cluster, and what stands for it."""
+"""All keys past the query centroids: masses, errors, and stand-ins that weigh what was seen."""

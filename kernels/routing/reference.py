@@ -27,7 +27,7 @@ def route(
     dtype = torch.promote_types(k.dtype, torch.float32)
     queries = (q_centroids.to(dtype) * scale).flatten(0, 1)
     k, v, offsets = k.flatten(0, 1), v.flatten(0, 1), k_offsets.flatten(0, 1).long()
-    sums = k.new_empty((batch * heads, num_q, num_k, 2 * dim), dtype=dtype)
+    sums = k.new_empty((batch * heads, num_k, num_q, 2 * dim), dtype=dtype)
     means = k.new_empty((batch * heads, num_k, 2 * dim), dtype=dtype)
     mass, error, log_weights = (
         k.new_empty((batch * heads, num_q, num_k), dtype=dtype) for _ in range(3)
@@ -39,29 +39,28 @@ def route(
             starts, sizes = offsets[h, :-1], offsets[h].diff()
             places = torch.arange(len(kv), device=kv.device)
             means[h] = F.embedding_bag(places, kv, starts, mode="mean")
-            weights = kv[:, :dim] @ queries[h].t()  # [S, Q]
-            highest = weights.amax(0)
-            weights.sub_(highest).exp_()
-            seen = F.embedding_bag(places, weights, starts, mode="sum").t().contiguous()
+            logits = kv[:, :dim] @ queries[h].t()  # [S, Q]
+            highest = logits.amax(0)
+            weights = logits.sub_(highest).exp()
+            seen = F.embedding_bag(places, weights, starts, mode="sum")  # [K, Q]
+            torch.div(seen.t(), seen.sum(0)[:, None], out=mass[h])
+            # Weights within each cluster; none for empty ones, and where all underflow.
+            weights.div_(torch.where(seen > 0, seen, 1.0).repeat_interleave(sizes, 0))
             _sum_segments(weights, kv, offsets[h], sums[h])
-            total = seen.sum(-1, keepdim=True)
-            torch.div(seen, total, out=mass[h])
-            log_seen = seen.log() + highest[:, None]
-            # From sums to means: 0 for an empty cluster, and where all weights underflow.
-            sums[h] /= torch.where(seen > 0, seen, 1.0)[..., None]
-            gap = torch.linalg.vector_norm(sums[h, ..., dim:] - means[h, :, dim:], dim=-1)
-            torch.mul(gap, mass[h], out=error[h])
+            gap = torch.linalg.vector_norm(sums[h, ..., dim:] - means[h, :, None, dim:], dim=-1)
+            torch.mul(gap.t(), mass[h], out=error[h])
             if per_pair:
-                logits = torch.bmm(sums[h, ..., :dim], queries[h][..., None])[..., 0]
-                torch.sub(log_seen, logits, out=log_weights[h])
+                mean_logits = F.embedding_bag(places, weights.mul_(logits), starts, mode="sum")
+                log_weights[h] = (seen.log() - mean_logits).t()
             else:
                 log_sizes = sizes.to(dtype).log()
+                log_seen = seen.log().t() + highest[:, None]
                 factor = log_seen - queries[h] @ means[h, :, :dim].t() - log_sizes
                 factor = factor.clamp(LEAST_LOG_FACTOR, MOST_LOG_FACTOR)
                 log_weights[h] = log_sizes + factor.nan_to_num(0.0)
 
     share_work(range(batch * heads), route_heads, k.device)
-    by_pair = sums if per_pair else means
+    by_pair = sums.transpose(1, 2) if per_pair else means
     keys, values = by_pair.unflatten(0, (batch, heads)).split(dim, dim=-1)
     mass, error, log_weights = (x.unflatten(0, (batch, heads)) for x in (mass, error, log_weights))
     return mass, error, StandIns(keys, values, log_weights)
@@ -69,11 +68,11 @@ def route(
 
 @scripted
 def _sum_segments(weights: Tensor, tokens: Tensor, offsets: Tensor, out: Tensor) -> None:
-    """Weighted sums of each segment of tokens: [S, Q], [S, E], [K + 1], into [Q, K, E]."""
+    """Weighted sums of each segment of tokens: [S, Q], [S, E], [K + 1], into [K, Q, E]."""
     bounds: list[int] = offsets.tolist()
     for j in range(len(bounds) - 1):
         start, end = bounds[j], bounds[j + 1]
         if end > start:
-            torch.mm(weights[start:end].t(), tokens[start:end], out=out[:, j])
+            torch.mm(weights[start:end].t(), tokens[start:end], out=out[j])
         else:
-            out[:, j].zero_()
+            out[j].zero_()

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kernels import (
-    StandIns,
     Impl,
     KMeansResult,
+    StandIns,
     cluster_means,
     init_centroids,
     kmeans,

@@ -10,6 +10,9 @@ from svg2.config import SVG2Config
 from svg2.errors import ConfigError
 
 if TYPE_CHECKING:  # `import svg2` stays light; what needs torch or diffusers is imported on use
+    from torch import Tensor
+
+    from svg2.hooks.families import Family, SelfAttention
     from svg2.hooks.session import Session
     from svg2.hooks.stats import RunStats
     from svg2.method.call_sample import CallSample
@@ -82,26 +85,65 @@ def measure_dense(pipe: Any) -> Handle:
     return _install(pipe, None, None)
 
 
-def _install(
-    pipe: Any, config: SVG2Config | None, observer: Callable[[CallSample], None] | None
-) -> Handle:
-    from kernels import MAX_K_CLUSTERS, ImplUnavailable, resolve_impl
-    from svg2.hooks.families import Place, check_replaceable, family_of, transformers_of
-    from svg2.hooks.session import Session
-    from svg2.hooks.stats import StatsRecorder
-    from svg2.hooks.steps import Tracker, Wrapper, set_on_instance
+def check_kernels(config: SVG2Config) -> None:
+    """Check that the kernels which `config.impl` names can run in this process at all.
 
-    if config is not None:
-        try:
-            impl = resolve_impl(config.impl)
-        except ImplUnavailable as error:
-            raise ConfigError(str(error)) from error
-        most = MAX_K_CLUSTERS - 1  # a prompt that attends with the video is one cluster more
-        if impl == "fused" and config.num_k_clusters > most:
-            raise ConfigError(
-                f"num_k_clusters is {config.num_k_clusters}, and the GPU kernels take at most "
-                f"{most}: ask for fewer clusters, or for impl=reference."
-            )
+    It needs no pipeline, so that it can come before a model is loaded.
+
+    Raises:
+        ConfigError: they can't.
+    """
+    _resolve(config)
+
+
+def check_runnable(pipe: Any, config: SVG2Config) -> None:
+    """Check that a pipeline can run with a config where it is now, before a long dense run.
+
+    Raises:
+        ConfigError: the kernels that `config.impl` names can't run there, or take fewer clusters.
+        TypeError, RuntimeError: as `enable`.
+    """
+    _, layers = _replaceable(pipe)
+    _check_clusters(config, _resolve(config, _queries(pipe, layers[0][0])))
+
+
+def _resolve(config: SVG2Config, q: Tensor | None = None) -> str:
+    """The implementation of the kernels for such queries; without them, in this process."""
+    from kernels import ImplUnavailable, resolve_impl
+
+    try:
+        return resolve_impl(config.impl, q, is_matmul=q is not None)
+    except ImplUnavailable as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_clusters(config: SVG2Config, impl: str) -> None:
+    from kernels import MAX_K_CLUSTERS
+
+    most = MAX_K_CLUSTERS - 1  # a prompt that attends with the video is one cluster more
+    if impl == "fused" and config.num_k_clusters > most:
+        raise ConfigError(
+            f"num_k_clusters is {config.num_k_clusters}, and the GPU kernels take at most "
+            f"{most}: ask for fewer clusters, or for impl=reference."
+        )
+
+
+def _queries(pipe: Any, attention: SelfAttention) -> Tensor:
+    """No queries, with the device, dtype and head dimension of the pipeline's own."""
+    import torch
+
+    from svg2.hooks.families import transformers_of
+
+    module, transformer = attention.module, transformers_of(pipe)[0]
+    # An offloaded transformer computes elsewhere than it waits.
+    device = getattr(pipe, "_execution_device", transformer.device)
+    shape = (1, module.heads, 0, module.inner_dim // module.heads)
+    return torch.empty(shape, dtype=transformer.dtype, device=device)
+
+
+def _replaceable(pipe: Any) -> tuple[Family, list[list[SelfAttention]]]:
+    """The pipeline's family, and per transformer the self-attentions that ours can replace."""
+    from svg2.hooks.families import check_replaceable, family_of, transformers_of
 
     transformers = transformers_of(pipe)
     family = family_of(transformers[0]) if transformers else None
@@ -113,7 +155,24 @@ def _install(
         )
     for attention in (attention for attentions in layers for attention in attentions):
         check_replaceable(getattr(attention.module, "processor", None), family)
+    return family, layers
 
+
+def _install(
+    pipe: Any, config: SVG2Config | None, observer: Callable[[CallSample], None] | None
+) -> Handle:
+    from svg2.hooks.families import Place, transformers_of
+    from svg2.hooks.session import Session
+    from svg2.hooks.stats import StatsRecorder
+    from svg2.hooks.steps import Tracker, Wrapper, set_on_instance
+
+    family, layers = _replaceable(pipe)
+    if config is not None:
+        # A pipeline may move to the GPU later, so `fused` need not be able to run it yet.
+        q = None if config.impl == "fused" else _queries(pipe, layers[0][0])
+        _check_clusters(config, _resolve(config, q))
+
+    transformers = transformers_of(pipe)
     tracker = Tracker(pipe)
     recorder = StatsRecorder(max(map(len, layers)), layers[0][0].module.heads)
     session = Session(config, tracker, recorder, observer)

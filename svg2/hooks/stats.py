@@ -10,7 +10,7 @@ import numpy as np
 
 from svg2.method.stages import DENSE_STAGE, STAGES, StageClock
 
-if TYPE_CHECKING:  # this module loads without torch, so that reading a trace does
+if TYPE_CHECKING:  # this module loads without torch
     from torch import Tensor
 
     from svg2.hooks.steps import Position

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from kernels import ImplUnavailable
+from kernels import MAX_K_CLUSTERS, ImplUnavailable, resolve_impl
 from svg2.config import SVG2Config
 from svg2.errors import ConfigError
 from svg2.method.call import sparse_call
@@ -55,8 +55,9 @@ def sparse_attention(
         grid: frames, rows and columns of tokens (T, Y, X), for methods that need them.
 
     Raises:
-        ConfigError: different shapes or dtypes of q, k and v; more clusters than tokens; a method
-            that needs `grid` without one; or kernels (`config.impl`) that can't run here.
+        ConfigError: different shapes or dtypes of q, k and v; more clusters than tokens, or more
+            key clusters than the GPU kernels take; a method that needs `grid` without one; or
+            kernels (`config.impl`) that can't run here.
     Source: SVG2, arXiv 2505.18875; stand-ins after SVG-EAR, arXiv 2603.08982.
     """
     config = SVG2Config() if config is None else config
@@ -66,6 +67,12 @@ def sparse_attention(
             f"q, k and v must have one shape [B, H, N, D] and one dtype, not {found}."
         )
     try:
+        impl = resolve_impl(config.impl, q, is_matmul=True)
+        if impl == "fused" and config.num_k_clusters > MAX_K_CLUSTERS:
+            raise ConfigError(
+                f"num_k_clusters is {config.num_k_clusters}, and the GPU kernels take at most "
+                f"{MAX_K_CLUSTERS}: ask for fewer clusters, or for impl=reference."
+            )
         result = sparse_call(q, k, v, config, centroids or Centroids(), grid=grid)
     except ImplUnavailable as error:
         raise ConfigError(str(error)) from error

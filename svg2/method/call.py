@@ -13,6 +13,7 @@ from kernels import (
     Permutation,
     StandIns,
     cluster_attention,
+    on_one_thread,
     permute,
     sort_by_label,
 )
@@ -82,8 +83,24 @@ def sparse_call(
     Source: SVG2, arXiv 2505.18875; stand-ins for skipped clusters after SVG-EAR, arXiv 2603.08982.
     """
     config.check_tokens(q.shape[2])
-    method = METHODS[config.method]
     clock = clock or StageClock(q.device)
+    tensors = (q, k, v)
+    return on_one_thread(
+        lambda: _sparse_call(tensors, config, centroids, clock, text, grid, sum_heads), q.device
+    )
+
+
+def _sparse_call(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    config: SVG2Config,
+    centroids: Centroids,
+    clock: StageClock,
+    text: TextTokens | None,
+    grid: tuple[int, int, int] | None,
+    sum_heads: Callable[[Tensor], Tensor] | None,
+) -> CallResult:
+    q, k, v = tensors
+    method = METHODS[config.method]
     distances = kmeans_distances(q.shape[2], config, centroids)
     q_clusters, k_clusters = (
         cluster_tokens(x, config, centroids, s, grid) for x, s in ((q, "q"), (k, "k"))

@@ -1,4 +1,4 @@
-"""Comparisons of many prompts from a file: one folder per prompt, shared among processes."""
+"""Comparisons of many prompts from a file, shared among processes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from svg2.errors import RequestError
 from svg2.models.request import Request
 from svg2.runs.call import load_for
-from svg2.runs.compare import compare, save_comparison
+from svg2.runs.compare import Comparison, compare, save_comparison
 from svg2.runs.distributed import Processes
 from svg2.runs.progress import Watch
 from svg2.runs.run import Run
 from svg2.trace.atomic import json_bytes, write_atomic
+from svg2.trace.records import RecordingPolicy
 
 MAX_PROMPTS = 10_000
 
@@ -41,71 +42,117 @@ def read_prompts(path: str) -> list[str]:
     return prompts
 
 
-def compare_all(
-    prompts: Sequence[str],
-    run: Run,
-    folder: Path,
-    share: Processes,
-    watch: Watch | None = None,
-) -> dict[str, Any]:
-    """Compare the prompts of this process that have no result yet.
+class Layout(Protocol):
+    """Where the comparisons of a batch are kept, and what of each.
 
-    The files of prompt i are in `folder/i`. The process that finishes the last prompt writes
-    results.json with all results. An earlier result is kept if its request.json has the same
-    request (except the device), method and settings.
+    Attributes:
+        runs: one per comparison.
+        policy: what their traces record.
+        summary: a file with all results, there only when all are.
+        counts: how many of what there are, for the report.
+    """
+
+    runs: Sequence[Run]
+    policy: RecordingPolicy | None
+    summary: Path
+    counts: dict[str, int]
+
+    def result(self, number: int) -> dict[str, Any] | None:
+        """What the summary says of a comparison; None where that has yet to be made."""
+
+    def save(self, number: int, comparison: Comparison) -> None:
+        """Keep a comparison."""
+
+    def summarize(self, results: Sequence[dict[str, Any]]) -> None:
+        """Write the summary."""
+
+
+class PromptFolders:
+    """One folder per prompt with all files of a comparison, and results.json.
+
+    The files of prompt i are in `folder/i`. An earlier result is kept if its request.json has the
+    same request (except the device), method and settings.
 
     Args:
         run: the request and settings of all prompts; its own prompt is not used.
-        share: this process among all. Process r of n compares the prompts r, r + n, r + 2n, ...
+    """
+
+    policy: RecordingPolicy | None = None
+
+    def __init__(self, folder: Path, prompts: Sequence[str], run: Run) -> None:
+        self.runs = [run.with_prompt(prompt) for prompt in prompts]
+        self.summary = folder / "results.json"
+        self.counts = {"prompts": len(prompts)}
+        self._folders = [folder / f"{i:04d}" for i in range(len(prompts))]
+        self._identities = [identity_of(prompt_run) for prompt_run in self.runs]
+
+    def result(self, number: int) -> dict[str, Any] | None:
+        """The content of result.json, if it is of the same run; else None."""
+        folder = self._folders[number]
+        try:
+            is_same = (folder / "request.json").read_bytes() == self._identities[number]
+        except OSError:
+            return None
+        return json_of(folder / "result.json") if is_same else None
+
+    def save(self, number: int, comparison: Comparison) -> None:
+        """Write the files of a comparison. result.json is the last: with it, all are complete."""
+        folder = self._folders[number]
+        folder.mkdir(exist_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)
+        write_atomic(folder / "request.json", self._identities[number])
+        save_comparison(comparison, folder)
+
+    def summarize(self, results: Sequence[dict[str, Any]]) -> None:
+        """Write results.json."""
+        write_atomic(self.summary, json_bytes({"results": list(results)}))
+
+
+def compare_all(layout: Layout, share: Processes, watch: Watch | None = None) -> dict[str, Any]:
+    """Make those comparisons of this process that have no result yet.
+
+    The process that finishes the last one writes the summary.
+
+    Args:
+        share: this process among all. Process r of n makes the comparisons r, r + n, r + 2n, ...
 
     Returns:
-        Number of `prompts`, indices `made` now, number `left` without a result, and the `rank`.
+        The layout's counts, numbers `made` now, number `left` without a result, and the `rank`.
     Raises:
         As `svg2.runs.compare.compare`.
     """
-    folders = [folder / f"{i:04d}" for i in range(len(prompts))]
-    runs = [run.with_prompt(prompt) for prompt in prompts]
-    identities = [_identity(prompt_run) for prompt_run in runs]
     watch = watch or Watch()
-
-    def results() -> list[dict[str, Any] | None]:
-        return [_result(*pair) for pair in zip(folders, identities, strict=True)]
-
-    if None in results():
-        (folder / "results.json").unlink(missing_ok=True)
+    numbers = range(len(layout.runs))
+    if any(layout.result(number) is None for number in numbers):
+        layout.summary.unlink(missing_ok=True)
     pipe = None
     made = []
-    for i in range(share.rank, len(prompts), share.world):
-        if _result(folders[i], identities[i]) is not None:
+    for number in numbers[share.rank :: share.world]:
+        if layout.result(number) is not None:
             continue
+        run = layout.runs[number]
         pipe = load_for(run, watch) if pipe is None else pipe
-        comparison = compare(runs[i], pipe, watch=watch)
-        folders[i].mkdir(exist_ok=True)
-        # result.json is written last: where it exists, all files are complete
-        (folders[i] / "result.json").unlink(missing_ok=True)
-        write_atomic(folders[i] / "request.json", identities[i])
-        save_comparison(comparison, folders[i])
-        made.append(i)
-    found = results()
-    left = found.count(None)
+        layout.save(number, compare(run, pipe, watch=watch, policy=layout.policy))
+        made.append(number)
+    found = [layout.result(number) for number in numbers]
+    results = [result for result in found if result is not None]
+    left = len(found) - len(results)
     if not left:
-        write_atomic(folder / "results.json", json_bytes({"results": found}))
-    return {"prompts": len(prompts), "made": made, "left": left, "rank": share.rank}
+        layout.summarize(results)
+    return {**layout.counts, "made": made, "left": left, "rank": share.rank}
 
 
-def _identity(run: Run) -> bytes:
+def identity_of(run: Run) -> bytes:
     """Everything that a result depends on except the machine, as JSON."""
     fields = dataclasses.asdict(run.request)
     del fields["device"]
     return json_bytes({"request": fields, "config": run.config.to_dict()})
 
 
-def _result(folder: Path, identity: bytes) -> dict[str, Any] | None:
-    """The result in a folder, if it is of the same run; else None."""
+def json_of(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is none that can be read."""
     try:
-        if (folder / "request.json").read_bytes() != identity:
-            return None
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return result if isinstance(result, dict) else None
+    return content if isinstance(content, dict) else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from svg2.errors import Cancelled, MediaError, RequestError
-from svg2.hooks.enable import Handle
+from svg2.hooks.enable import Handle, check_kernels
 from svg2.hooks.steps import set_on_instance
 from svg2.models.inputs import check_file, read_image
 from svg2.models.loading import load_pipeline
@@ -28,27 +28,31 @@ if TYPE_CHECKING:
 def load(spec: ModelSpec, watch: Watch, dtype: str = "auto", device: str = "auto") -> Any:
     """Load a model's pipeline and report it.
 
+    A cancel meanwhile is left to the caller, who may keep the pipeline.
+
     Args:
         dtype, device: as in `svg2.models.request.Request`.
 
     Raises:
         ModelUnavailable: a model that can't be loaded here.
         RequestError: a GPU that this machine does not have.
-        Cancelled: the watch was cancelled.
     """
     watch.report("", "load")
-    pipe = load_pipeline(spec, dtype, device)
-    watch.check()
-    return pipe
+    return load_pipeline(spec, dtype, device)
 
 
 def load_for(run: Run, watch: Watch) -> Any:
-    """Load the pipeline of a run's model.
+    """Load the pipeline of a run's model, if the kernels of its method can run here.
 
     Raises:
         As `load`.
+        ConfigError: they can't.
+        Cancelled: the watch was cancelled.
     """
-    return load(run.spec, watch, run.request.dtype, run.request.device)
+    check_kernels(run.config)
+    pipe = load(run.spec, watch, run.request.dtype, run.request.device)
+    watch.check()
+    return pipe
 
 
 def read_video(path: str, num_frames: int, width: int, height: int) -> list[Image]:

@@ -10,7 +10,13 @@ from typing import Any
 
 from svg2.errors import Cancelled, RequestError
 from svg2.runs.call import load_for
-from svg2.runs.dense_sparse import DenseRun, SparseRun, generate_dense, generate_sparse
+from svg2.runs.dense_sparse import (
+    DenseRun,
+    SparseRun,
+    check_sparse,
+    generate_dense,
+    generate_sparse,
+)
 from svg2.runs.progress import Watch
 from svg2.runs.result import result_record
 from svg2.runs.run import Run
@@ -48,7 +54,9 @@ def compare(
         policy: what to record; None takes the default policy.
 
     Raises:
-        RequestError: a `dense` of another request, or an input file that can't be read.
+        RequestError: a `dense` of another request; an input file that can't be read; or a
+            pipeline that the method does not support.
+        ConfigError: kernels (`impl`) that can't run the model here, or that take fewer clusters.
         ModelUnavailable: a model that can't be loaded here.
         Cancelled: the watch was cancelled; it carries the dense run if that was complete.
     """
@@ -57,6 +65,7 @@ def compare(
         raise RequestError("The dense run must be of the same request as the sparse run.")
     if pipe is None:
         pipe = load_for(run, watch)
+    check_sparse(pipe, run)
     is_reused = dense is not None
     if dense is None:
         # For the time left, a sparse step counts as much as a dense one until it is measured.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from svg2.hooks.enable import enable, measure_dense
+from svg2.errors import RequestError
+from svg2.hooks.enable import check_runnable, enable, measure_dense
 from svg2.hooks.stats import RunStats
 from svg2.models.loading import as_kind
 from svg2.models.request import ResolvedRequest
@@ -19,6 +21,8 @@ from svg2.trace.metrics import psnr_db
 from svg2.trace.recording import Recorder, choose
 from svg2.trace.records import Record, RecordingPolicy
 from svg2.trace.video import Frames
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,27 @@ class SparseRun:
     recording_seconds: float
 
 
+def check_sparse(pipe: Any, run: Run) -> None:
+    """Check that a run's sparse side can follow its dense side, which may take long.
+
+    Args:
+        pipe: the loaded pipeline of the run's model.
+
+    Raises:
+        ConfigError: kernels (`impl`) that can't run the model here, or that take fewer clusters.
+        RequestError: a pipeline that the method does not support.
+    """
+    _of_supported(check_runnable, as_kind(pipe, run.kind), run.config)
+
+
+def _of_supported(switch: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a switch of `svg2.hooks.enable`; an unsupported pipeline is invalid input here."""
+    try:
+        return switch(*arguments)
+    except TypeError as error:
+        raise RequestError(str(error)) from error
+
+
 def generate_dense(pipe: Any, run: Run, watch: Watch | None = None) -> DenseRun:
     """Generate with dense attention and measure it, after an untimed step that warms up.
 
@@ -89,7 +114,8 @@ def generate_dense(pipe: Any, run: Run, watch: Watch | None = None) -> DenseRun:
         watch: reports progress and can cancel.
 
     Raises:
-        RequestError: an image or video of the request that can't be read.
+        RequestError: an image or video of the request that can't be read, or a pipeline that the
+            method does not support.
         Cancelled: the watch was cancelled.
     """
     watch = watch or Watch()
@@ -104,7 +130,7 @@ def generate_dense(pipe: Any, run: Run, watch: Watch | None = None) -> DenseRun:
         stock_seconds = stock["denoise"]
     with peak_memory(device_of(pipe)) as memory:
         watch.report("dense", "warm up")
-        with measure_dense(pipe) as handle:
+        with _of_supported(measure_dense, pipe) as handle:
             warm_up(pipe, run, watch)
             watch.check()
             frames, seconds = generate(pipe, run, watch, "dense", handle)
@@ -135,12 +161,14 @@ def generate_sparse(
 
     Raises:
         RequestError: an image or video of the request that can't be read.
+        ConfigError, RequestError: as `check_sparse`.
         Cancelled: the watch was cancelled.
     """
     from svg2.hooks.families import main_attentions  # loads torch, which a page can do without
 
     watch, policy = watch or Watch(), policy or RecordingPolicy()
     pipe = as_kind(pipe, run.kind)
+    check_sparse(pipe, run)
     config, name = run.config, run.method.name
     attentions = main_attentions(pipe)
     selection = choose(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from svg2.errors import RequestError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -30,6 +32,18 @@ class Processes:
         import torch
 
         return f"cuda:{self.local_rank}" if torch.cuda.is_available() else requested
+
+    def check_tokens(self, n_tokens: int) -> None:
+        """Check that the tokens of a video divide evenly among the processes.
+
+        Raises:
+            RequestError: tokens that do not divide evenly.
+        """
+        if n_tokens % self.world:
+            raise RequestError(
+                f"The {n_tokens:,} tokens of this video can't be shared evenly among "
+                f"{self.world} processes: ask for another size or another number of processes."
+            )
 
 
 def processes() -> Processes:

@@ -93,6 +93,8 @@ class Studio:
     def pipe(self, model: str, spec: ModelSpec, watch: Watch) -> Any:
         """The pipeline of a model, loaded if need be. Another loaded model is freed first.
 
+        A cancel during the load stops the run, and the loaded model stays for the next one.
+
         Raises:
             ModelUnavailable: a model that can't be loaded here.
             Cancelled: the watch was cancelled.
@@ -105,6 +107,7 @@ class Studio:
                 self._pipe = self._loaded = None
                 self._pipe = load(spec, watch)
                 self._loaded = model
+                watch.check()
             return self._pipe
 
     def compare(

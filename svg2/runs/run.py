@@ -99,10 +99,12 @@ class Run:
         config.check_tokens(self.n_tokens)
         return dataclasses.replace(self, config=config, chosen=chosen)
 
-    def with_prompt(self, prompt: str) -> Run:
-        """The same run with another prompt.
+    def with_prompt(self, prompt: str, seed: int | None = None) -> Run:
+        """The same run with another prompt, and with another seed if one is given.
 
         Raises:
-            RequestError: an empty, too long or invalid prompt.
+            RequestError: an empty, too long or invalid prompt, or a seed out of range.
         """
-        return dataclasses.replace(self, request=dataclasses.replace(self.request, prompt=prompt))
+        seed = self.request.seed if seed is None else seed
+        request = dataclasses.replace(self.request, prompt=prompt, seed=seed)
+        return dataclasses.replace(self, request=request)

@@ -11,7 +11,13 @@ from typing import Any
 from svg2.errors import Cancelled
 from svg2.runs.call import load_for
 from svg2.runs.compare import add_run, start_trace
-from svg2.runs.dense_sparse import DenseRun, SparseRun, generate_dense, generate_sparse
+from svg2.runs.dense_sparse import (
+    DenseRun,
+    SparseRun,
+    check_sparse,
+    generate_dense,
+    generate_sparse,
+)
 from svg2.runs.progress import Watch
 from svg2.runs.result import result_record
 from svg2.runs.run import Run
@@ -87,6 +93,8 @@ def sweep(
     policy = policy or RecordingPolicy()
     policy = dataclasses.replace(policy, max_bytes=policy.max_bytes // len(runs))
     pipe = load_for(run, watch) if pipe is None else pipe
+    for sparse_run in runs:
+        check_sparse(pipe, sparse_run)
 
     num_steps = run.request.num_inference_steps
     watch.steps_after = len(runs) * num_steps

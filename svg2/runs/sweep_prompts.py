@@ -14,7 +14,7 @@ from typing import Any
 from svg2.method.selection import METHODS
 from svg2.runs.call import load_for
 from svg2.runs.dense_file import load_dense, save_dense
-from svg2.runs.dense_sparse import DenseRun, generate_dense, generate_sparse
+from svg2.runs.dense_sparse import DenseRun, check_sparse, generate_dense, generate_sparse
 from svg2.runs.progress import Watch
 from svg2.runs.provenance import provenance
 from svg2.runs.result import result_record
@@ -49,7 +49,7 @@ class Grid:
     budgets: tuple[float, ...]
 
     def points(self, prompt: str, seed: int) -> list[tuple[str, float, Run]]:
-        """Method, budget and run of each point of one prompt; budgets that do not fit are left out.
+        """Method, budget and run of each point of a prompt, without budgets that do not fit.
 
         Raises:
             InputError: an unknown method, or an invalid prompt.
@@ -96,6 +96,7 @@ def sweep_prompts(
             path = folder / f"point-{_digest(run)}.json"
             if (record := _read(path)) is None:
                 pipe = load_for(run, watch) if pipe is None else pipe
+                check_sparse(pipe, run)
                 dense = dense or _dense_of(run, folder, pipe, watch)
                 sparse = generate_sparse(pipe, run, watch, _NOTHING)
                 record = result_record(dense, sparse, dense_reused=True)

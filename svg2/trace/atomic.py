@@ -22,7 +22,8 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
         OSError: the folder can't be written.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # The neighbour's name is shorter, because the file's own may be as long as names can be.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

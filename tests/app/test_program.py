@@ -36,6 +36,17 @@ def test_a_start_that_cannot_be_is_refused_in_a_sentence(argv, says, capsys):
     assert says in f"{refused.value} {capsys.readouterr().err}"
 
 
+def test_a_model_that_does_not_exist_is_refused_in_a_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(app, "launch", lambda *_, **__: pytest.fail("it serves"))
+    with pytest.raises(SystemExit) as refused:
+        app.main(["--model", "typo"])
+    said = capsys.readouterr().err
+    assert refused.value.code == 2
+    assert said.startswith("python app.py: ")
+    assert said.count("\n") == 1
+    assert "'typo'" in said
+
+
 def run_python(code: str, **environment: str) -> str:
     """What a fresh interpreter prints."""
     done = subprocess.run(

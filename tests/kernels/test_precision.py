@@ -196,4 +196,4 @@ def test_products_run_in_full_precision(op, module, monkeypatch):
     monkeypatch.setattr(reference, "share_work", spy)
     with matmul_precision("medium"), torch.autocast("cpu", torch.bfloat16):
         OPS[op]()
-    assert seen == [(("ieee", "ieee"), False)]
+    assert set(seen) == {(("ieee", "ieee"), False)}

@@ -98,6 +98,10 @@ def test_missing_commands_and_arguments_are_refused(capsys):
         ["compare", "--prompts", "nowhere.txt", *out],
         ["bench", "--toy", "--out", "nowhere.json"],
         ["compare", "--prompts", "tests", *out],
+        ["compare", "--prompt", "a", "--layout", "vbench", *out],
+        ["compare", "--prompts", "LICENSE", "--layout", "magic", *out],
+        ["compare", "--prompts", "LICENSE", "--samples", "2", *out],
+        ["compare", "--prompts", "LICENSE", "--layout", "vbench", "--samples", "0", *out],
     ):
         assert cli.main(argv) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -20,7 +20,7 @@ MAX_RUNS = 40
 
 REQUEST_NAMES = (
     *("prompt", "negative_prompt", "seed", "height", "width", "num_frames"),
-    *("num_inference_steps", "guidance_scale"),
+    *("num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale"),
 )
 
 

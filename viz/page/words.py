@@ -162,7 +162,11 @@ def grammar_note(prompt: str) -> str:
 
 
 def model_title(studio: Studio, model: str) -> str:
-    return MODELS.get(model) or studio.spec_of(model).title
+    """The title of a model of the menu; the id itself where there is no such model."""
+    try:
+        return MODELS.get(model) or studio.spec_of(model).title
+    except RequestError:
+        return model
 
 
 def model_note(studio: Studio, model: str) -> str:

@@ -1,4 +1,4 @@
-"""One budget of query-key pairs for all heads of a layer, spent on the blocks with the most to gain.
+"""One budget of query-key pairs for all heads of a layer, spent where most is to be gained.
 
 The threshold is found with two histograms: there is no sort, nothing waits for the device, and
 processes that share the heads of a layer add up their histograms.

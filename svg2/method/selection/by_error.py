@@ -5,7 +5,7 @@ block, and finds what stands for it.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 import kernels

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svg2.cli import OUTPUTS, _check_share
+from svg2.cli import OUTPUTS
 from svg2.errors import RequestError
 from svg2.hooks.context_parallel import _plan
 from svg2.models.request import Request
@@ -173,6 +173,6 @@ def test_what_cannot_be_split_is_refused():
 
 def test_a_video_whose_tokens_cannot_be_shared_evenly_is_refused():
     run = Run.of(Request("a red ball"))  # 9 x 24 x 24 = 5,184 tokens
-    _check_share(run, Processes(0, 4, 0))
+    Processes(0, 4, 0).check_tokens(run.n_tokens)
     with pytest.raises(RequestError, match=r"5,184 tokens .* 5 processes"):
-        _check_share(run, Processes(0, 5, 0))
+        Processes(0, 5, 0).check_tokens(run.n_tokens)

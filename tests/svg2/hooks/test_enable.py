@@ -9,6 +9,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import svg2
+from kernels import resolve_impl
+from svg2.hooks.enable import check_kernels, check_runnable
 from svg2.method.stages import STAGES
 
 CONFIG = svg2.SVG2Config(
@@ -418,7 +420,32 @@ def test_in_bf16_the_whole_budget_is_as_near_as_another_order_of_the_keys(
 
 
 def test_more_key_clusters_than_the_gpu_kernels_take_are_refused(tiny_pipeline, monkeypatch):
-    monkeypatch.setattr("kernels.resolve_impl", lambda impl: "fused")
+    monkeypatch.setattr("kernels.resolve_impl", lambda impl, q, is_matmul: "fused")
     with pytest.raises(svg2.ConfigError, match="at most 2047"):
         svg2.enable(tiny_pipeline, svg2.SVG2Config(num_k_clusters=2048))
     svg2.enable(tiny_pipeline, svg2.SVG2Config(num_k_clusters=2047)).disable()
+
+
+def test_where_the_reference_would_run_any_number_of_clusters_is_taken(tiny_pipeline, monkeypatch):
+    """On a GPU machine too: the pipeline is on the CPU, and `auto` looks at its tensors."""
+    monkeypatch.setattr("kernels.impl._faults_here", [None])
+    assert resolve_impl("auto") == "fused"
+    many = svg2.SVG2Config(num_k_clusters=4096)
+    svg2.enable(tiny_pipeline, many).disable()
+    check_runnable(tiny_pipeline, many)
+    with pytest.raises(svg2.ConfigError, match="at most 2047"):
+        svg2.enable(tiny_pipeline, many.replace(impl="fused"))
+
+
+def test_fused_kernels_are_refused_before_a_run_and_not_before_a_move(tiny_pipeline, monkeypatch):
+    fused = CONFIG.replace(impl="fused")
+    with pytest.raises(svg2.ConfigError, match="fused"):
+        check_kernels(fused)
+    monkeypatch.setattr("kernels.impl._faults_here", [None])
+    check_kernels(fused)
+    svg2.enable(tiny_pipeline, fused).disable()  # it may move to the GPU before it runs
+    with pytest.raises(svg2.ConfigError, match="need a CUDA tensor"):
+        check_runnable(tiny_pipeline, fused)
+    check_runnable(tiny_pipeline, CONFIG)
+    with svg2.enable(tiny_pipeline, CONFIG), pytest.raises(RuntimeError, match="already enabled"):
+        check_runnable(tiny_pipeline, CONFIG)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import svg2
+from kernels import MAX_K_CLUSTERS
 
 
 def tokens(n=120, seed=0):
@@ -72,3 +73,10 @@ def test_tensors_that_do_not_match_are_refused(change, sentence):
 def test_kernels_that_cannot_run_are_refused():
     with pytest.raises(svg2.ConfigError, match="fused"):
         svg2.sparse_attention(*tokens(), CONFIG.replace(impl="fused"))
+
+
+def test_more_key_clusters_than_the_gpu_kernels_take_are_refused(monkeypatch):
+    monkeypatch.setattr("svg2.method.attention.resolve_impl", lambda *_, **__: "fused")
+    config = CONFIG.replace(num_k_clusters=MAX_K_CLUSTERS + 1)
+    with pytest.raises(svg2.ConfigError, match=f"at most {MAX_K_CLUSTERS}"):
+        svg2.sparse_attention(*tokens(), config)

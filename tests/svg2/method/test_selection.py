@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svg2.method.selection.masses import cluster_mass
 from svg2.method.selection import COMPENSATED_METHOD, METHODS, PAPER_METHOD
+from svg2.method.selection.masses import cluster_mass
 from svg2.method.selection.top_p import keep_top_p, min_keep_count
 
 budgets = st.floats(0.01, 1.0)

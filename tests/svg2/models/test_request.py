@@ -70,3 +70,14 @@ def test_resolving_fills_the_models_defaults_and_keeps_what_was_asked():
     assert request.seed == 3
     assert _WAN_1_3B.resolve(request) == request
     assert request.to_dict()["prompt"] == "a red ball"
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e308, 2**63])
+@pytest.mark.parametrize("name", ["seed", "height", "num_frames", "num_inference_steps"])
+def test_huge_whole_numbers_are_refused_in_words(name, value):
+    with pytest.raises(RequestError, match=f"{name} must be a whole number"):
+        Request("a red ball", **{name: value})
+
+
+def test_the_largest_seed_is_kept_to_the_last_digit():
+    assert Request("a red ball", seed=2**63 - 1).seed == 2**63 - 1

@@ -8,7 +8,7 @@ import torch
 
 from svg2.errors import Cancelled, RequestError
 from svg2.models.request import Request
-from svg2.runs.batch import compare_all, read_prompts
+from svg2.runs.batch import PromptFolders, compare_all, read_prompts
 from svg2.runs.distributed import Processes, processes
 from svg2.runs.progress import Watch
 from svg2.runs.run import Run
@@ -28,7 +28,7 @@ def model(tiny_pipeline_path, tmp_path_factory):
 
 def run(model, folder, share=ALONE, dtype="auto", **watch):
     request = Request(PROMPTS[0], model=model, device="cpu", num_inference_steps=2, dtype=dtype)
-    return compare_all(PROMPTS, Run.of(request), folder, share, Watch(**watch))
+    return compare_all(PromptFolders(folder, PROMPTS, Run.of(request)), share, Watch(**watch))
 
 
 @pytest.mark.slow

@@ -12,10 +12,15 @@ from svg2.models.finding import model_spec
 from svg2.models.loading import load_pipeline
 from svg2.models.request import Request
 from svg2.runs import progress
+from svg2.runs.batch import PromptFolders, compare_all
+from svg2.runs.call import load_for
 from svg2.runs.compare import compare, save_comparison
 from svg2.runs.dense_sparse import generate_dense, generate_sparse
+from svg2.runs.distributed import Processes
 from svg2.runs.progress import Progress, Watch
 from svg2.runs.run import Run
+from svg2.runs.sweep import SweepPlan, sweep
+from svg2.runs.sweep_prompts import Grid, sweep_prompts
 from svg2.trace.file import load_trace, trace_bytes
 from svg2.trace.metrics import psnr_db
 from svg2.trace.records import RecordingPolicy
@@ -282,3 +287,50 @@ def test_files_are_the_five_of_a_comparison(comparison, tmp_path):
     assert result == comparison.result
     assert not any(isinstance(v, float) and math.isnan(v) for v in result.values())
     assert len(decode_mp4(paths["compare.mp4"].read_bytes())) == 5
+
+
+def refusing_to_generate(monkeypatch, *modules):
+    for module in modules:
+        monkeypatch.setattr(f"{module}.generate_dense", lambda *_: pytest.fail("it generates"))
+
+
+def test_kernels_that_cannot_run_are_refused_before_the_dense_run(
+    folder, pipe, run, tmp_path, monkeypatch
+):
+    modules = ("svg2.runs.compare", "svg2.runs.sweep", "svg2.runs.sweep_prompts")
+    refusing_to_generate(monkeypatch, *modules)
+    fused = run.with_settings(impl="fused")
+    plan = SweepPlan.of(fused, ["svg2"], [0.5])
+    for given in (pipe, None):
+        with pytest.raises(ConfigError, match="fused"):
+            compare(fused, given)
+        with pytest.raises(ConfigError, match="fused"):
+            sweep(plan, tmp_path, given)
+        with pytest.raises(ConfigError, match="fused"):
+            sweep_prompts(Grid(fused, ((PROMPT, 0),), ("svg2",), (0.5,)), tmp_path, given)
+    with pytest.raises(ConfigError, match="fused"):
+        compare_all(PromptFolders(tmp_path, [PROMPT], fused), Processes(0, 1, 0))
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_model_is_loaded_for_kernels_that_cannot_run(run, monkeypatch):
+    monkeypatch.setattr("svg2.runs.call.load_pipeline", lambda *_: pytest.fail("it loads"))
+    with pytest.raises(ConfigError, match="fused"):
+        load_for(run.with_settings(impl="fused"), Watch())
+
+
+def test_a_cancel_during_the_load_stops_the_run(run, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("svg2.runs.call.load_pipeline", lambda *_: loaded.append(1))
+    with pytest.raises(Cancelled):
+        compare(run, watch=Watch(should_cancel=lambda: bool(loaded)))
+
+
+def test_attention_that_is_not_stock_is_refused_in_words(pipe, run, monkeypatch):
+    attn = pipe.transformer.blocks[1].attn1
+    monkeypatch.setattr(attn, "processor", type("SageProcessor", (), {})())
+    for generate in (compare, lambda run, pipe: generate_sparse(pipe, run)):
+        with pytest.raises(RequestError, match=r"SVG2 does not support .* SageProcessor"):
+            generate(run, pipe)
+    with pytest.raises(RequestError, match="SageProcessor"):
+        generate_dense(pipe, run)

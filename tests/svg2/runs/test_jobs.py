@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from svg2.errors import ConfigError, RequestError
+from svg2.errors import Cancelled, ConfigError, RequestError
 from svg2.runs.jobs import Job, Studio
 from svg2.runs.progress import Progress, Watch
 from tests.svg2.pipelines import LAB, make_model_folder
@@ -163,3 +163,32 @@ def test_another_model_takes_the_place_of_the_loaded_one(studio: Studio, monkeyp
     assert pipe("wan2.1-14b", other) == pipe("wan2.1-14b", other) == other.title
     fresh.preload()
     assert loaded == [own.title, other.title, own.title]
+
+
+@pytest.fixture
+def loads(studio: Studio, monkeypatch) -> list[str]:
+    """Titles of what is loaded, in turn; nothing is."""
+    titles = []
+    monkeypatch.setattr(
+        "svg2.runs.jobs.load", lambda spec, watch: titles.append(spec.title) or spec.title
+    )
+    return titles
+
+
+def test_a_run_cancelled_before_its_load_frees_no_other_model(studio: Studio, loads) -> None:
+    fresh = Studio(studio.model)
+    fresh.preload()
+    cancelled = Watch(should_cancel=lambda: True)
+    with pytest.raises(Cancelled):
+        fresh.pipe("wan2.1-14b", fresh.spec_of("wan2.1-14b"), cancelled)
+    fresh.preload()
+    assert loads == [fresh.spec.title]
+    assert fresh.pipe(fresh.model, fresh.spec, cancelled) == fresh.spec.title
+
+
+def test_a_model_whose_run_is_cancelled_meanwhile_stays_loaded(studio: Studio, loads) -> None:
+    fresh = Studio(studio.model)
+    with pytest.raises(Cancelled):
+        fresh.pipe(fresh.model, fresh.spec, Watch(should_cancel=lambda: bool(loads)))
+    fresh.preload()
+    assert loads == [fresh.spec.title]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from svg2.errors import ConfigError, InputError, RequestError
+from svg2.models.request import Request
 from svg2.runs.compare import Comparison
 from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
@@ -80,6 +81,22 @@ def test_what_cannot_be_run_again_is_refused_in_a_sentence(
     many = with_config(opened, 0, config={"top_p": 0.9, "num_k_clusters": 5000})
     with pytest.raises(ConfigError, match="has only 108 tokens"):
         Visit(many).run_at(studio, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("wan2.2-t2v-a14b", {"guidance_scale": 4.0, "guidance_scale_2": 2.5}),
+        ("hunyuanvideo", {"true_cfg_scale": 4.0, "negative_prompt": "blur"}),
+    ],
+)
+def test_a_budget_is_run_with_every_guidance_of_the_trace(
+    traces: OpenTraces, model: str, fields: dict
+) -> None:
+    opened = traces.ready_made["blue-cube"]
+    request = Run.of(Request("a fox", model=model, **fields)).request
+    opened = replace(opened, trace=replace(opened.trace, request=request.to_dict()))
+    assert Visit(opened, model).run_at(Studio(model), 0, 0.5).request == request
 
 
 def test_a_budget_can_be_run_where_the_trace_is_of_the_model_at_hand(

@@ -7,6 +7,7 @@ import pytest
 from svg2.errors import RequestError
 from svg2.method.selection import METHODS
 from svg2.models.request import Request
+from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
 from svg2.runs.run import Run
 from viz.page import words
@@ -88,3 +89,9 @@ def test_errors_name_no_place_on_this_machine() -> None:
         "Missing from assets/models."
     )
     assert (words.ROOT / "app.py").is_file()
+
+
+def test_a_model_that_went_away_is_listed_with_what_is_missing(tmp_path) -> None:
+    studio = Studio(str(tmp_path / "gone"))
+    assert words.model_title(studio, studio.model) == studio.model
+    assert "Unknown model" in words.model_list(studio)
