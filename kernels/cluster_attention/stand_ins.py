@@ -18,6 +18,6 @@ class StandIns:
     Source: after the centroid compensation of SVG-EAR, arXiv 2603.08982.
     """
 
-    keys: Float[Tensor, "B H *pair D"]
-    values: Float[Tensor, "B H *pair D"]
-    log_weights: Float[Tensor, "B H *pair"] | None = None
+    keys: Float[Tensor, "B H ... D"]
+    values: Float[Tensor, "B H ... D"]
+    log_weights: Float[Tensor, "B H ..."] | None = None

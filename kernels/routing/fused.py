@@ -181,8 +181,8 @@ def route_with(
 ) -> tuple[
     Float32[Tensor, "B H Q K"],
     Float32[Tensor, "B H Q K"],
-    Float[Tensor, "B H *pair D"],
-    Float[Tensor, "B H *pair D"],
+    Float[Tensor, "B H ... D"],
+    Float[Tensor, "B H ... D"],
     Float32[Tensor, "B H Q K"],
 ]:
     """The same with a given tiling."""

@@ -200,8 +200,10 @@ def stand_in_attention(
     def of_queries(x: Tensor, shared_dims: int) -> Tensor:  # [B, H, (Q), K, ...] to [B, H, N, ...]
         if x.ndim == shared_dims:
             x = x[:, :, None].expand(-1, -1, case.kept.shape[2], *x.shape[2:])
-        batch, heads = torch.arange(len(x))[:, None, None], torch.arange(x.shape[1])[:, None]
-        return x[batch, heads, case.q_labels.long()].to(dtype)
+        labels = case.q_labels.long()
+        batch = torch.arange(len(x), device=x.device)[:, None, None]
+        head = torch.arange(x.shape[1], device=x.device)[:, None]
+        return x[batch, head, labels].to(dtype)
 
     sizes = F.one_hot(case.k_labels.long(), case.kept.shape[-1]).sum(2)
     weights = sizes.double().log() if stand_ins.log_weights is None else stand_ins.log_weights

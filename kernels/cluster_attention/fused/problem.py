@@ -32,8 +32,8 @@ class Problem:
     k_offsets: Int[Tensor, "B H K1"]
     kept: Bool[Tensor, "B H Q K"]
     scale: float
-    virtual_k: Float[Tensor, "B H *pair D"] | None
-    virtual_v: Float[Tensor, "B H *pair D"] | None
+    virtual_k: Float[Tensor, "B H ... D"] | None
+    virtual_v: Float[Tensor, "B H ... D"] | None
     log_weights: Float[Tensor, "BH Q K"] | None
     q_perm: Int[Tensor, "B H N"] | None
 
