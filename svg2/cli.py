@@ -209,9 +209,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     _output_folder(str(path.parent))
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
-    if arguments.toy and arguments.suite == "cpu":
-        raise UsageError("--toy is for the suites gpu and e2e: leave it out for the suite cpu.")
+    if arguments.toy and arguments.suite in ("cpu", "calls"):
+        raise UsageError("--toy is for the suites gpu and e2e.")
 
+    from svg2.bench.calls import run_calls_suite
     from svg2.bench.cpu import run_cpu_suite
     from svg2.bench.e2e import run_e2e_suite
     from svg2.bench.gpu import run_gpu_suite
@@ -220,11 +221,12 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        if arguments.suite == "cpu":
-            record = run_cpu_suite(path, say)
+        on_cpu = {"cpu": run_cpu_suite, "calls": run_calls_suite}.get(arguments.suite)
+        if on_cpu is not None:
+            record = on_cpu(path, say)
         else:
-            run_suite = run_gpu_suite if arguments.suite == "gpu" else run_e2e_suite
-            record = run_suite(path, say, toy=arguments.toy)
+            on_gpu = run_gpu_suite if arguments.suite == "gpu" else run_e2e_suite
+            record = on_gpu(path, say, toy=arguments.toy)
     except SuiteUnavailable as error:
         raise Stopped(str(error), 1) from error
     _print_result(record)
@@ -309,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
 
     bench = commands.add_parser("bench", help="compare the attention kernels with dense attention")
-    bench.add_argument("--suite", choices=["cpu", "gpu", "e2e"], default="cpu")
+    bench.add_argument("--suite", choices=["cpu", "calls", "gpu", "e2e"], default="cpu")
     bench.add_argument(
         *("--toy",),
         action="store_true",

@@ -6,7 +6,7 @@ import torch
 import kernels
 from kernels.routing import fused
 from tests.kernels.cases import grid, make_case
-from tests.kernels.test_routing import arguments, check, check_exact_at_the_centroid
+from tests.kernels.routing_cases import arguments, check, check_exact_at_the_centroid
 
 FP32, FP16 = torch.float32, torch.float16
 

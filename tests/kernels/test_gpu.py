@@ -22,8 +22,8 @@ from tests.kernels.cases import (
     masked_attention,
     stand_in_attention,
 )
+from tests.kernels.routing_cases import check
 from tests.kernels.test_kmeans import assert_consistent, distances, start, tokens
-from tests.kernels.test_routing import check
 
 FP16, BF16 = torch.float16, torch.bfloat16
 # No tile divides it, and every kind of tile has some of it.

@@ -1,103 +1,140 @@
-"""Routing against its plain definition in fp64, with all weights of all keys at once."""
+"""Routing: masses, errors and stand-ins against plain fp64 arithmetic."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import kernels
-from tests.kernels.cases import assert_as_exact_as, cluster_means, grid, make_case
+from tests.kernels.cases import cluster_means, grid, make_case
+from tests.kernels.routing_cases import check, check_exact_at_the_centroid
+
+
+def _problem(n=90, num_q=5, num_k=8, dim=16, batch=1, heads=2, sharpness=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q = sharpness * torch.randn(batch, heads, num_q, dim, generator=generator)
+    k, v = torch.randn(2, batch, heads, n, dim, generator=generator)
+    # Squares leave some clusters empty.
+    uniform = torch.rand(batch, heads, n, generator=generator)
+    labels = (uniform.square() * num_k).int().clamp(max=num_k - 1)
+    return q, k, v, labels
+
+
+def _route(q, k, v, labels, num_k, **options):
+    order = kernels.sort_by_label(labels, num_k)
+    k_sorted, v_sorted = (kernels.permute(x, order) for x in (k, v))
+    return kernels.route(q, k_sorted, v_sorted, order.offsets, **options)
+
+
+def _plain(q, k, v, labels, num_k):
+    """Mass, error, and what was seen of each cluster: its sum of weights, and means."""
+    q, k, v = q.double(), k.double(), v.double()
+    members = torch.nn.functional.one_hot(labels.long(), num_k).double()  # [B, H, N, K]
+    logits = q @ k.mT / math.sqrt(q.shape[-1])
+    weights = logits.exp()
+    seen = weights @ members
+    values, keys = (
+        torch.einsum("bhqn,bhnk,bhnd->bhqkd", weights, members, x) / seen.unsqueeze(-1)
+        for x in (v, k)
+    )
+    mass = seen / seen.sum(-1, keepdim=True)
+    error = (values - cluster_means(v, labels, num_k).unsqueeze(2)).norm(dim=-1) * mass
+    return mass, error.nan_to_num(0), seen, keys.nan_to_num(0), values.nan_to_num(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("per_pair", [True, False])
+def test_routes_are_what_the_query_centroids_see(dtype, per_pair):
+    q, k, v, labels = _problem()
+    k, v = k.to(dtype), v.to(dtype)
+    routes = _route(q, k, v, labels, 8, per_pair=per_pair)
+    mass, error, _, keys, values = _plain(q, k, v, labels, 8)
+    close = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(routes.mass.double(), mass, **close)
+    torch.testing.assert_close(routes.error.double(), error, **close)
+    if per_pair:
+        torch.testing.assert_close(routes.stand_ins.keys.double(), keys, **close)
+        torch.testing.assert_close(routes.stand_ins.values.double(), values, **close)
+    else:
+        torch.testing.assert_close(
+            routes.stand_ins.keys.double(), cluster_means(k.double(), labels, 8), **close
+        )
+
+
+def test_a_stand_in_of_a_pair_weighs_at_its_centroid_what_its_keys_weigh():
+    q, k, v, labels = _problem()
+    stand_ins = _route(q, k, v, labels, 8).stand_ins
+    _, _, seen, keys, _ = _plain(q, k, v, labels, 8)
+    logits = (keys @ q.double().unsqueeze(-1)).squeeze(-1) / math.sqrt(q.shape[-1])
+    weight = (logits + stand_ins.log_weights.double()).exp()
+    torch.testing.assert_close(weight, seen, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_of_plain_means_are_bounded():
+    q, k, v, labels = _problem(sharpness=30.0)
+    log_weights = _route(q, k, v, labels, 8, per_pair=False).stand_ins.log_weights
+    sizes = torch.nn.functional.one_hot(labels.long(), 8).sum(-2).unsqueeze(2)
+    factor = (log_weights - sizes.log())[sizes.expand_as(log_weights) > 0]
+    assert factor.min() >= -1 - 1e-6
+    assert factor.max() <= 3 + 1e-6
+
+
+def test_large_logits_stay_finite():
+    q, k, v, labels = _problem(sharpness=300.0)
+    for per_pair in (True, False):
+        routes = _route(q, k, v, labels, 8, per_pair=per_pair)
+        for x in (routes.mass, routes.error, routes.stand_ins.keys, routes.stand_ins.values):
+            assert torch.isfinite(x).all()
+        assert not routes.stand_ins.log_weights.isnan().any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(2, 80), num_q=st.integers(1, 6), seed=st.integers(0, 2**16))
+def test_law_equal_queries_get_their_dense_output_whatever_is_skipped(n, num_q, seed):
+    generator = torch.Generator().manual_seed(seed)
+    num_k = min(6, n)
+    centres, k, v, labels = _problem(n=n, num_q=num_q, num_k=num_k, heads=1, seed=seed)
+    q_labels = torch.randint(num_q, (1, 1, n), generator=generator)
+    q = centres.gather(2, q_labels.unsqueeze(-1).expand(-1, -1, -1, centres.shape[-1]))
+    q_order, k_order = kernels.sort_by_label(q_labels, num_q), kernels.sort_by_label(labels, num_k)
+    k_sorted, v_sorted = (kernels.permute(x, k_order) for x in (k, v))
+    stand_ins = kernels.route(centres, k_sorted, v_sorted, k_order.offsets).stand_ins
+    kept = torch.rand(1, 1, num_q, num_k, generator=generator) < 0.3
+    out = kernels.cluster_attention(
+        *(q, k_sorted, v_sorted, q_order.offsets, k_order.offsets, kept),
+        stand_ins=stand_ins,
+        q_perm=q_order.perm,
+    )
+    dense = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    torch.testing.assert_close(out.double(), dense, rtol=0, atol=1e-5)
+
+
+def test_nothing_changes_with_the_number_of_threads():
+    q, k, v, labels = _problem(heads=3)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(_route(q, k, v, labels, 8))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert torch.equal(other.mass, found[0].mass)
+        assert torch.equal(other.stand_ins.values, found[0].stand_ins.values)
+
 
 LENGTHS = (1, 17, 63, 64, 257, 1000)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def arguments(case):
-    """Query centroids in fp32, sorted keys and values, and offsets."""
-    num_q, num_k = case.kept.shape[-2:]
-    order = kernels.sort_by_label(case.k_labels, num_k)
-    centroids = cluster_means(case.q.float(), case.q_labels, num_q)
-    k, v = (kernels.permute(x, order) for x in (case.k, case.v))
-    return centroids, k, v, order.offsets
-
-
-def plain_routes(case, per_pair, dtype=torch.float64):
-    """The same, in `dtype` throughout."""
-    centroids, *_ = arguments(case)
-    q, k, v = (x.to(dtype) for x in (centroids, case.k, case.v))
-    num_k = case.kept.shape[-1]
-    scale = 1 / math.sqrt(q.shape[-1])
-    own_BHKS = F.one_hot(case.k_labels.long(), num_k).mT
-    sizes = own_BHKS.sum(-1)[:, :, None]
-    scores = (q @ k.mT * scale)[..., None, :].masked_fill(own_BHKS[:, :, None] == 0, -math.inf)
-    log_mass = scores.logsumexp(-1)
-    p = scores.softmax(-1).nan_to_num(0.0)
-    keys, values = p @ k[:, :, None], p @ v[:, :, None]
-    mean_k, mean_v = (cluster_means(x.double(), case.k_labels, num_k).to(dtype) for x in (k, v))
-    mass = log_mass.softmax(-1)
-    error = (values - mean_v[:, :, None]).norm(dim=-1) * mass
-    if per_pair:
-        weights = log_mass - (keys @ q[..., None])[..., 0] * scale
-    else:
-        keys, values = mean_k, mean_v
-        factor = (log_mass - q @ mean_k.mT * scale).exp() / sizes
-        weights = (factor.clamp(math.exp(-1), math.exp(3)) * sizes).log()
-        weights = weights.masked_fill(sizes == 0, -math.inf)
-    return kernels.Routes(mass, error, kernels.StandIns(keys, values, weights))
-
-
-def check(case, per_pair, impl="reference", least_mass=0.0):
-    """The op in the precision of the case against the same arithmetic in fp64.
-
-    Stand-ins of a smaller mass need only be finite, or have no weight.
-    """
-    centroids, k, v, offsets = arguments(case)
-    routes = kernels.route(centroids, k, v, offsets, per_pair=per_pair, impl=impl)
-    low, exact = plain_routes(case, per_pair, k.dtype), plain_routes(case, per_pair)
-    # A weight errs by the rounding of its logit.
-    logit = 1 + (centroids.double() @ k.double().mT).abs().max() / math.sqrt(k.shape[-1])
-    sizes = {"mass": logit, "error": logit * v.abs().max()}
-    for name, size in sizes.items():
-        assert getattr(routes, name).dtype is torch.float32
-        assert_as_exact_as(*(getattr(x, name) for x in (routes, low, exact)), size)
-    torch.testing.assert_close(routes.mass.sum(-1), torch.ones_like(routes.mass[..., 0]))
-
-    seen = exact.mass >= least_mass if per_pair else slice(None)
-    for name, x in {"keys": k, "values": v}.items():
-        parts = [getattr(r.stand_ins, name) for r in (routes, low, exact)]
-        assert torch.isfinite(parts[0]).all()
-        assert_as_exact_as(*(part[seen] for part in parts), logit * x.abs().max())
-    weights = [r.stand_ins.log_weights for r in (routes, low, exact)]
-    assert (weights[0] < math.inf).all()
-    filled = (weights[2] > -math.inf) & (exact.mass >= least_mass)
-    assert (weights[0][weights[2] == -math.inf] == -math.inf).all()
-    assert_as_exact_as(*(x[filled] for x in weights), logit + weights[2][filled].abs().max())
-
-
-def check_exact_at_the_centroid(case, impl, dtype):
-    """With everything skipped, attention from query centroids is that to all keys."""
-    num_q = case.kept.shape[2]
-    centroids, k, v, k_offsets = arguments(case.to(dtype))
-    centroids = centroids.to(dtype)
-    stand_ins = kernels.route(centroids, k, v, k_offsets, impl=impl).stand_ins
-    q_offsets = torch.arange(num_q + 1).int().expand(*case.kept.shape[:2], -1)
-    nothing = torch.zeros_like(case.kept)
-    out = kernels.cluster_attention(
-        *(centroids, k, v, q_offsets, k_offsets, nothing), stand_ins=stand_ins, impl=impl
-    )
-    low, exact = (
-        F.scaled_dot_product_attention(*(x.to(t) for x in (centroids, k, v)))
-        for t in (dtype, torch.float64)
-    )
-    assert_as_exact_as(out, low, exact)
 
 
 @pytest.mark.parametrize(
     ("n", "dtype", "per_pair", "labels"),
     grid(LENGTHS, DTYPES, (False, True), ("ragged", "giant")),
 )
-def test_any_clusters(n, dtype, per_pair, labels):
+def test_any_clusters_are_as_exact_as_plain_arithmetic(n, dtype, per_pair, labels):
     check(make_case(n=n, batch=2, labels=labels).to(dtype), per_pair)
 
 
@@ -107,7 +144,7 @@ def test_one_token_per_cluster(per_pair):
 
 
 @pytest.mark.parametrize("per_pair", [False, True])
-def test_large_logits(per_pair):
+def test_large_logits_are_as_exact(per_pair):
     case = make_case(n=257)
     case = type(case)(30 * case.q, 30 * case.k, case.v, case.q_labels, case.k_labels, case.kept)
     check(case, per_pair, least_mass=1e-30)
