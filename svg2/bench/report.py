@@ -160,8 +160,8 @@ def _calls(record: dict[str, Any] | None) -> str:
     lines = [
         f"{title}, k-means, routing and selection included ({_where(record)}):",
         "",
-        "| tokens, heads | precision | computed | busy processes beside | dense | sparse | speedup "
-        "(quartiles) | k-means |",
+        "| tokens, heads | precision | computed | busy processes beside | dense | sparse "
+        "| speedup (quartiles) | k-means |",
         f"|{'---|' * 8}",
     ]
     for row in record["calls"]:
