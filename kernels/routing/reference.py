@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.cluster_attention.api import StandIns
+from kernels.cluster_attention.stand_ins import StandIns
 from kernels.cpu import scripted, share_work
 from kernels.precision import full_fp32
 
 _LEAST_SEEN = 1e-30  # of the heaviest key's weight: less can't be normalised in fp32
-_LEAST_LOG_FACTOR, _MOST_LOG_FACTOR = -1.0, 3.0
+LEAST_LOG_FACTOR, MOST_LOG_FACTOR = -1.0, 3.0
 
 
 @full_fp32()
@@ -60,7 +60,7 @@ def route(
                 log_sizes = sizes.to(dtype).log()
                 log_seen = seen.log().t() + highest[:, None]
                 factor = log_seen - queries[h] @ means[h, :, :dim].t() - log_sizes
-                factor = factor.clamp(_LEAST_LOG_FACTOR, _MOST_LOG_FACTOR)
+                factor = factor.clamp(LEAST_LOG_FACTOR, MOST_LOG_FACTOR)
                 log_weights[h] = log_sizes + factor.nan_to_num(0.0)
 
     share_work(range(batch * heads), route_heads, k.device)

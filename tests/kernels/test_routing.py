@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from tests.kernels.cases import cluster_means
+from tests.kernels.cases import cluster_means, grid, make_case
+from tests.kernels.routing_cases import check, check_exact_at_the_centroid
 
 
 def _problem(n=90, num_q=5, num_k=8, dim=16, batch=1, heads=2, sharpness=1.0, seed=0):
@@ -123,3 +124,31 @@ def test_nothing_changes_with_the_number_of_threads():
     for other in found[1:]:
         assert torch.equal(other.mass, found[0].mass)
         assert torch.equal(other.stand_ins.values, found[0].stand_ins.values)
+
+
+LENGTHS = (1, 17, 63, 64, 257, 1000)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype", "per_pair", "labels"),
+    grid(LENGTHS, DTYPES, (False, True), ("ragged", "giant")),
+)
+def test_any_clusters_are_as_exact_as_plain_arithmetic(n, dtype, per_pair, labels):
+    check(make_case(n=n, batch=2, labels=labels).to(dtype), per_pair)
+
+
+@pytest.mark.parametrize("per_pair", [False, True])
+def test_one_token_per_cluster(per_pair):
+    check(make_case(n=37, num_q=37, num_k=37, labels="own"), per_pair)
+
+
+@pytest.mark.parametrize("per_pair", [False, True])
+def test_large_logits_are_as_exact(per_pair):
+    case = make_case(n=257)
+    case = type(case)(30 * case.q, 30 * case.k, case.v, case.q_labels, case.k_labels, case.kept)
+    check(case, per_pair, least_mass=1e-30)
+
+
+def test_stand_ins_are_exact_at_the_centroid():
+    check_exact_at_the_centroid(make_case(n=257), "reference", torch.float32)
