@@ -20,6 +20,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from svg2.cli import main
+from svg2.method.selection import ROUTED_METHOD
 from svg2.runs.distributed import process_group, processes
 
 
@@ -46,6 +47,7 @@ def make(folder: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 255, (spec.height, spec.width, 3), np.uint8)
         arguments["image"] = Image.fromarray(noise)
     config = spec.config.replace(warmup_fraction=0.0)
+    routed = config.replace(method=ROUTED_METHOD, density=0.3)  # a budget of all heads together
 
     def generate():
         return pipe(**arguments, generator=torch.Generator().manual_seed(0)).frames[0]
@@ -57,14 +59,20 @@ def make(folder: Path) -> None:
             frames["measured"] = generate()
         with svg2.enable(pipe, config) as run:
             frames["sparse"] = generate()
+        with svg2.enable(pipe, routed) as run_routed:
+            frames["routed"] = generate()
     frames["after"] = generate()
     with svg2.enable(pipe, config) as alone:
         frames["alone"] = generate()
+    with svg2.enable(pipe, routed) as routed_alone:
+        frames["routed_alone"] = generate()
     if dist.get_rank() == 0:
         frames = {name: np.stack([np.asarray(f) for f in clip]) for name, clip in frames.items()}
         densities = {
             "density": run.stats.call_density,
             "density_alone": alone.stats.call_density,
+            "density_routed": run_routed.stats.call_density,
+            "density_routed_alone": routed_alone.stats.call_density,
             "n_tokens": np.array([run.stats.n_tokens, alone.stats.n_tokens]),
         }
         np.savez(folder / "frames.npz", **frames, **densities)

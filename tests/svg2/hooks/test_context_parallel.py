@@ -111,10 +111,14 @@ def check_family(folder: Path) -> None:
     assert near(frames["dense"], frames["before"], 60)
     assert near(frames["measured"], frames["before"], 60)
     assert near(frames["sparse"], frames["alone"], 45)
+    assert near(frames["routed"], frames["routed_alone"], 45)
+    assert not np.array_equal(uint8(frames["routed"]), uint8(frames["dense"]))
     assert not np.array_equal(uint8(frames["sparse"]), uint8(frames["dense"]))
     assert np.array_equal(frames["after"], frames["before"])
     assert frames["density"].shape == frames["density_alone"].shape, "of all heads"
     np.testing.assert_allclose(frames["density"], frames["density_alone"], atol=0.02)
+    routed, alone = frames["density_routed"], frames["density_routed_alone"]
+    np.testing.assert_allclose(routed, alone, atol=0.02)
     assert len(set(frames["n_tokens"])) == 1
 
 
