@@ -180,6 +180,7 @@ def _install(
         undo.callback(session.end_generation)
         for index, (transformer, attentions) in enumerate(zip(transformers, layers, strict=True)):
             tracker.follow(transformer, undo)
+            tracker.follow_grid(transformer, family.patch(transformer), undo)
             for layer, attention in enumerate(attentions):
                 place = Place(index, layer, attention.depth, attention.runs_first)
                 attn = attention.module

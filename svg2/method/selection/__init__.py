@@ -32,6 +32,9 @@ class Method:
         cluster: `module:function` in this package that clusters tokens. It takes the tokens
             `[B, H, N, D]`, the number of clusters, an `SVG2Config` and the grid of tokens, and
             returns a `kernels.KMeansResult`. None is k-means with a warm start.
+        attend: `module:function` in this package that does a whole call in place of the other
+            three, for methods without clusters. It takes q, k and v, an `SVG2Config`, the text and
+            `sum_heads`, all as `svg2.method.call.sparse_call` does, and returns its result.
         compensates: whether something stands for skipped key clusters.
         passes: what the router computes per query cluster and key, in pairs of attention; the
             most where settings change it.
@@ -41,23 +44,25 @@ class Method:
     name: str
     title: str
     line: str
-    select: str
     symbol: Literal["circle", "diamond", "square", "triangle", "cross", "star"]
     colour: str
+    select: str = "top_p:select"
     route: str = "masses:route"
     cluster: str | None = None
+    attend: str | None = None
     compensates: bool = False
     passes: float = 0.0
     rule: Rule | None = "top_p"
 
-    def function(self, role: Literal["cluster", "route", "select"]) -> Callable[..., Any]:
+    def function(self, role: Literal["attend", "cluster", "route", "select"]) -> Callable[..., Any]:
         """Import and return the function of this method for a role."""
         module, _, name = str(getattr(self, role)).partition(":")
         return getattr(import_module(f"{__name__}.{module}"), name)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that the page needs, as JSON values."""
-        return {k: v for k, v in asdict(self).items() if k not in ("cluster", "route", "select")}
+        roles = ("attend", "cluster", "route", "select")
+        return {k: v for k, v in asdict(self).items() if k not in roles}
 
 
 _ROWS = (
@@ -123,6 +128,15 @@ _ROWS = (
         rule=None,
         symbol="circle",
         colour="#6b7a00",
+    ),
+    Method(
+        "oracle",
+        title="Exact top-p per token",
+        line="each query keeps its own heaviest keys, after all attention was computed: a bound",
+        attend="oracle:attend",
+        rule=None,
+        symbol="star",
+        colour="#a1561f",
     ),
     Method(
         "random",

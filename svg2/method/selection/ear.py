@@ -1,80 +1,97 @@
-"""Routing by error within each query cluster: SVG-EAR as published."""
+"""SVG-EAR as published: within each query cluster, a part of the budget goes by error."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
-from kernels import full_fp32
+from kernels import StandIns, full_fp32
 from svg2.config import SVG2Config
 from svg2.method.plan import Routed, Tokens
 from svg2.method.selection import masses, top_p
 from svg2.method.selection.budget import heaviest
 
-BY_MASS = 0.5
-SEEN = False
+_SHARE_BY_MASS = 0.25  # measured
 
 
 @full_fp32()
 def route(tokens: Tokens, config: SVG2Config) -> Routed:
+    """Masses from centroids, centroids that stand in, and the error of each at query centroids.
+
+    Source: SVG-EAR, arXiv 2603.08982.
+    """
     stand_ins = masses.centroid_stand_ins(tokens, config)
-    q_clusters, k_clusters = tokens.q_clusters, tokens.k_clusters
-    P = masses.cluster_mass(q_clusters.centroids, k_clusters.centroids, k_clusters.sizes)
-    scale = 1 / math.sqrt(tokens.k.shape[-1])
-    batch, heads = P.shape[:2]
-    error, mass = torch.empty_like(P), torch.empty_like(P)
-    for b in range(batch):
-        for h in range(heads):
-            error[b, h], mass[b, h] = _errors(
-                q_clusters.centroids[b, h] * scale,
-                tokens.k_sorted[b, h].float(),
-                tokens.v_sorted[b, h].float(),
-                k_clusters.centroids[b, h],
-                stand_ins.values[b, h].float(),
-                tokens.k_order.offsets[b, h].long(),
-            )
-    return Routed(mass if SEEN else P, error, stand_ins, passes=0.5)
+    P = masses.route(tokens, config).P
+    error = torch.empty_like(P)
+    for b in range(P.shape[0]):
+        for h in range(P.shape[1]):
+            error[b, h] = _errors(tokens, stand_ins, (b, h))
+    # The products with values are of single numbers: see `_errors`.
+    return Routed(P, error, stand_ins, passes=0.5)
 
 
-def _errors(queries, k, v, k_means, v_means, offsets):
-    sizes = offsets.diff()
-    starts, places = offsets[:-1], torch.arange(len(k), device=k.device)
+def _errors(tokens: Tokens, stand_ins: StandIns, head: tuple[int, int]) -> Float32[Tensor, "Q K"]:
+    """Sum over the keys of a cluster of the squared deviation of what stands for each.
 
-    def summed(x: Tensor) -> Tensor:  # [S, Q] by key cluster: [K, Q]
-        return F.embedding_bag(places, x, starts, mode="sum")
+    A key k of cluster j adds `w_k v_k` to the sum of a query, its stand-in `w_j v_j`. The squared
+    length of the difference, `w_k² |v_k|² - 2 w_k w_j v_k·v_j + w_j² |v_j|²`, takes the products
+    of values once for all queries.
+    """
+    q, k, v, offsets = (
+        x[head]
+        for x in (
+            tokens.q_clusters.centroids / math.sqrt(tokens.k.shape[-1]),
+            tokens.k_sorted,
+            tokens.v_sorted,
+            tokens.k_order.offsets.long(),
+        )
+    )
+    k, v, k_means, v_means = (x.float() for x in (k, v, stand_ins.keys[head], stand_ins.values[head]))
+    sizes, places = offsets.diff(), torch.arange(len(k), device=k.device)
 
-    logits = k @ queries.T
+    def by_cluster(x: Float[Tensor, "N Q"]) -> Float[Tensor, "K Q"]:
+        return F.embedding_bag(places, x, offsets[:-1], mode="sum")
+
+    logits = k @ q.T
     highest = logits.amax(0)
-    weights = (logits - highest).exp()
-    stood = (k_means @ queries.T - highest).exp()
-    own = (v * v_means.repeat_interleave(sizes, 0)).sum(-1, keepdim=True)
-    seen = summed(weights)
-    crossed = summed(weights * own)
-    squares = summed(weights.square_() * v.square().sum(-1, keepdim=True))
-    error = squares - 2 * stood * crossed
-    error += sizes[:, None] * stood.square() * v_means.square().sum(-1, keepdim=True)
-    total = seen.sum(0)
-    return (error.clamp(min=0) / total.square()).T, (seen / total).T
+    weights = logits.sub_(highest).exp_()
+    total = weights.sum(0)
+    stood = (k_means @ q.T - highest).exp()
+    products = (v * v_means.repeat_interleave(sizes, 0)).sum(-1, keepdim=True)
+    error = stood.square() * (sizes * v_means.square().sum(-1))[:, None]
+    error -= 2 * stood * by_cluster(weights * products)
+    error += by_cluster(weights.square_().mul_(v.square().sum(-1, keepdim=True)))
+    return (error.clamp(min=0) / total.square()).T
 
 
 def select(tokens: Tokens, routed: Routed, config: SVG2Config) -> Bool[Tensor, "B H Q K"]:
+    """For each query cluster as many keys as top-p keeps for it, some by mass and then by error.
+
+    The keys by error are of the clusters with the largest error per key. The heaviest cluster is
+    always kept.
+
+    Source: SVG-EAR, arXiv 2603.08982.
+    """
     assert routed.error is not None
-    asked = top_p.select(tokens, routed, config)
     sizes = tokens.k_clusters.sizes.long().unsqueeze(-2)
-    budget = (asked * sizes).sum(-1, keepdim=True)
-    first = heaviest(routed.P, tokens.k_clusters.sizes)
-    first |= _fill(routed.P / sizes.clamp(min=1) if MASS_RATIO else routed.P, sizes, (budget * BY_MASS).long(), first)
-    return _fill(routed.error / sizes.clamp(min=1), sizes, budget, first)
+    budget = (top_p.select(tokens, routed, config) * sizes).sum(-1, keepdim=True)
+    kept = heaviest(routed.P, tokens.k_clusters.sizes)
+    kept = _fill(kept, routed.P, sizes, (budget * _SHARE_BY_MASS).long())
+    return _fill(kept, routed.error / sizes.clamp(min=1), sizes, budget)
 
-MASS_RATIO=False
 
-def _fill(gain, sizes, budget, kept):
-    """`kept`, and the blocks of largest gain that fit into the budget of their row beside it."""
+def _fill(
+    kept: Bool[Tensor, "B H Q K"],
+    gain: Float[Tensor, "B H Q K"],
+    sizes: Int[Tensor, "B H 1 K"],
+    budget: Int[Tensor, "B H Q 1"],
+) -> Bool[Tensor, "B H Q K"]:
+    """What is kept already, then the blocks of largest gain, as far as the keys of a row fit."""
     left = budget - (kept * sizes).sum(-1, keepdim=True)
-    ranked = gain.masked_fill(kept | (sizes == 0), -1.0)
-    order = ranked.argsort(-1, descending=True, stable=True)
-    costs = sizes.expand_as(gain).gather(-1, order).masked_fill(ranked.gather(-1, order) < 0, 0)
-    fits = costs.cumsum(-1) <= left
-    return kept | (torch.zeros_like(kept).scatter_(-1, order, fits) & (sizes > 0))
+    is_open = ~kept & (sizes > 0)
+    order = gain.masked_fill(~is_open, -1.0).argsort(dim=-1, descending=True, stable=True)
+    costs = (is_open * sizes).gather(-1, order)
+    fits = torch.zeros_like(kept).scatter_(-1, order, costs.cumsum(-1) <= left)
+    return kept | (fits & is_open)
