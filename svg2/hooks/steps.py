@@ -68,9 +68,7 @@ class Tracker:
 
         set_on_instance(transformer, "cache_context", Wrapper(cache_context, original), undo)
 
-    def follow_grid(
-        self, transformer: Any, patch: tuple[int, int, int], undo: ExitStack
-    ) -> None:
+    def follow_grid(self, transformer: Any, patch: tuple[int, int, int], undo: ExitStack) -> None:
         """Learn the grid of tokens from the latents of each forward, until `undo` is closed.
 
         Args:

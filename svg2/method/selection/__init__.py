@@ -54,7 +54,9 @@ class Method:
     passes: float = 0.0
     rule: Rule | None = "top_p"
 
-    def function(self, role: Literal["attend", "cluster", "route", "select"]) -> Callable[..., Any]:
+    def function(
+        self, role: Literal["attend", "cluster", "route", "select"]
+    ) -> Callable[..., Any]:
         """Import and return the function of this method for a role."""
         module, _, name = str(getattr(self, role)).partition(":")
         return getattr(import_module(f"{__name__}.{module}"), name)

@@ -48,7 +48,9 @@ def _errors(tokens: Tokens, stand_ins: StandIns, head: tuple[int, int]) -> Float
             tokens.k_order.offsets.long(),
         )
     )
-    k, v, k_means, v_means = (x.float() for x in (k, v, stand_ins.keys[head], stand_ins.values[head]))
+    k, v, k_means, v_means = (
+        x.float() for x in (k, v, stand_ins.keys[head], stand_ins.values[head])
+    )
     sizes, places = offsets.diff(), torch.arange(len(k), device=k.device)
 
     def by_cluster(x: Float[Tensor, "N Q"]) -> Float[Tensor, "K Q"]:

@@ -113,12 +113,14 @@ class _Part:
             left_out, num_min = (_bins(down_to) < least).sum(1), 1
         first = left_out.clamp(max=num_keys - num_min)[:, None]
         lightest = rising.gather(1, first)
+        is_heavier = self.P.gt(lightest)
+        is_as_heavy = self.P.eq(lightest)
         if least is None:
-            return self.P >= lightest
+            return is_heavier | is_as_heavy
         # Keys of equal weight are kept or left together, since only together they may fit.
         next_lighter = rising.gather(1, (first - 1).clamp(min=0))
         has_equal = (first > 0) & (next_lighter == lightest) & (lightest < rising[:, -1:])
-        return (self.P > lightest) | ((self.P == lightest) & ~has_equal)
+        return is_heavier | (is_as_heavy & ~has_equal)
 
 
 def _bins(down_to: Float32[Tensor, "R N"]) -> Int[Tensor, "R N"]:
@@ -147,7 +149,9 @@ def _least_bins(
     batch, heads, num_tokens, _ = q.shape
     histogram = torch.zeros((batch, _NUM_BINS), dtype=torch.int64, device=q.device)
     for part in _parts(q, k):
-        bins = _bins(part.lightest_first()[1])[:, :-1]  # the heaviest key of a query is kept anyway
+        bins = _bins(part.lightest_first()[1])[
+            :, :-1
+        ]  # the heaviest key of a query is kept anyway
         histogram[part.head[0]] += bins.reshape(-1).bincount(minlength=_NUM_BINS)
     histogram = sum_heads(histogram)
     num_heads = sum_heads(torch.tensor([heads], device=q.device))

@@ -37,7 +37,10 @@ def select(tokens: Tokens, routed: Routed, config: SVG2Config) -> Bool[Tensor, "
     """
     density = asked_density(tokens, routed, config)
     kept = torch.stack(
-        [keep_nearest(distance, tokens, density) for distance in distances(offsets(tokens, config))]
+        [
+            keep_nearest(distance, tokens, density)
+            for distance in distances(offsets(tokens, config))
+        ]
     )
     best = _errors(tokens, kept, config.seed).argmin(0)
     return kept.gather(0, best[None, :, :, None, None].expand(1, *kept.shape[1:]))[0]
@@ -57,9 +60,7 @@ def _num_samples(tokens: Tokens) -> int:
 
 
 @full_fp32()
-def _errors(
-    tokens: Tokens, kept: Bool[Tensor, "M B H Q K"], seed: int
-) -> Float[Tensor, "M B H"]:
+def _errors(tokens: Tokens, kept: Bool[Tensor, "M B H Q K"], seed: int) -> Float[Tensor, "M B H"]:
     """Mean squared error of the output of some random queries with each mask."""
     generator = torch.Generator().manual_seed(seed)
     num_tokens = tokens.q.shape[2]

@@ -33,9 +33,7 @@ def asked_density(
     if config.top_p == 1.0:
         return 1.0
     pairs = tokens.pairs()
-    asked = keep_top_p(
-        routed.P, tokens.k_clusters.sizes, config.top_p, config.min_keep_ratio
-    )
+    asked = keep_top_p(routed.P, tokens.k_clusters.sizes, config.top_p, config.min_keep_ratio)
     kept, all_pairs = (
         tokens.sum_heads(x.flatten(1).sum(1)).double() for x in (pairs * asked, pairs)
     )
