@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import svg2
-from svg2.method.selection import METHODS
+from kernels import sort_by_label
+from svg2.method.plan import Routed, Tokens
+from svg2.method.selection import METHODS, top_p
 from svg2.method.selection.ear import _SHARE_BY_MASS
 
 
@@ -44,9 +46,22 @@ def errors_slowly(plan, q, k, v):
     return found
 
 
-def test_the_error_is_the_sum_of_squared_deviations():
+def kept_by_mass(plan, asked):
+    """What top-p keeps of the same clusters."""
+    sides = (plan.q_clusters, plan.k_clusters)
+    orders = [sort_by_label(side.labels, side.sizes.shape[-1]) for side in sides]
+    unread = torch.zeros(*plan.q_clusters.labels.shape, 1)
+    tokens = Tokens(*(unread,) * 5, *orders, *sides)
+    config = svg2.SVG2Config(min_keep_ratio=0.0, **asked)
+    return top_p.select(tokens, Routed(plan.P), config)
+
+
+def test_the_error_is_the_sum_of_squared_deviations_and_the_mass_exact():
     q, k, v = tokens(batch=2)
     plan = attend("svg2-ear", (q, k, v), top_p=0.5).plan
+    weights = torch.softmax(plan.q_clusters.centroids.double() @ k.double().mT / 4, -1)
+    members = F.one_hot(plan.k_clusters.labels.long(), 20).double()
+    torch.testing.assert_close(plan.P.double(), weights @ members, rtol=0, atol=1e-6)
     torch.testing.assert_close(
         plan.error.double(), errors_slowly(plan, q, k, v), rtol=1e-4, atol=1e-7
     )
@@ -58,9 +73,8 @@ def test_a_row_gets_what_top_p_gives_it_a_part_by_mass_and_the_rest_by_error(bud
     qkv = tokens(seed=seed)
     asked = {"density" if dense else "top_p": budget}
     plan = attend("svg2-ear", qkv, **asked).plan
-    by_mass = attend("svg2-comp", qkv, **asked).plan
     sizes = plan.k_clusters.sizes[:, :, None]
-    keys, most = ((p.kept * sizes).sum(-1) for p in (plan, by_mass))
+    keys, most = ((kept * sizes).sum(-1) for kept in (plan.kept, kept_by_mass(plan, asked)))
     assert (keys <= most).all(), "no row passes its budget"
     assert (keys > most - sizes.amax(-1)).all(), "nor leaves room for a whole cluster"
     for h in range(2):
@@ -82,11 +96,12 @@ def test_a_row_gets_what_top_p_gives_it_a_part_by_mass_and_the_rest_by_error(bud
 
 
 def test_less_error_is_left_than_by_mass_and_less_than_at_random():
-    qkv = tokens(n=600)
-    plan = attend("svg2-ear", qkv, density=0.3).plan
+    qkv, settings = tokens(n=800), {"density": 0.3, "num_k_clusters": 100}
+    plan = attend("svg2-ear", qkv, **settings).plan
+    at_random = attend("random", qkv, **settings).plan.kept
     left = [
-        (plan.error * ~other.kept).sum().item()
-        for other in (plan, *(attend(m, qkv, density=0.3).plan for m in ("svg2-comp", "random")))
+        (plan.error * ~kept).sum().item()
+        for kept in (plan.kept, kept_by_mass(plan, {"density": 0.3}), at_random)
     ]
     assert left[0] < left[1] < left[2]
 
