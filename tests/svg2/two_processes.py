@@ -46,6 +46,7 @@ def make(folder: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 255, (spec.height, spec.width, 3), np.uint8)
         arguments["image"] = Image.fromarray(noise)
     config = spec.config.replace(warmup_fraction=0.0)
+    by_place = config.replace(method="svg1")  # needs the grid of the whole video
 
     def generate():
         return pipe(**arguments, generator=torch.Generator().manual_seed(0)).frames[0]
@@ -57,9 +58,13 @@ def make(folder: Path) -> None:
             frames["measured"] = generate()
         with svg2.enable(pipe, config) as run:
             frames["sparse"] = generate()
+        with svg2.enable(pipe, by_place):
+            frames["by_place"] = generate()
     frames["after"] = generate()
     with svg2.enable(pipe, config) as alone:
         frames["alone"] = generate()
+    with svg2.enable(pipe, by_place):
+        frames["by_place_alone"] = generate()
     if dist.get_rank() == 0:
         frames = {name: np.stack([np.asarray(f) for f in clip]) for name, clip in frames.items()}
         densities = {
