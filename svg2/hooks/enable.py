@@ -63,7 +63,8 @@ def enable(
 
     Sets attention processors on the pipeline's own transformers, compiled or not; no class is
     changed. `observer` sees every sparse call right after its attention ran, but none of methods
-    without clusters; what it raises stops the generation. A copy of the pipeline or its transformer has the stock processors.
+    without clusters; what it raises stops the generation. A copy of the pipeline or its
+    transformer has the stock processors.
 
     Raises:
         ConfigError: the kernels that `config.impl` names can't run here.

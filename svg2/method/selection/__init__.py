@@ -134,7 +134,7 @@ _ROWS = (
     Method(
         "oracle",
         title="Exact top-p per token",
-        line="each query keeps its own heaviest keys, after all attention was computed: a bound",
+        line="each query keeps its own heaviest keys: what leaving keys out can reach at best",
         attend="oracle:attend",
         rule=None,
         symbol="star",

@@ -1,4 +1,4 @@
-"""Exact top-p per token: what a selection could reach that knew all of the attention.
+"""Exact top-p per token: what leaving keys out could reach with all of the attention known.
 
 A reference for other methods, not a way to save work: it computes all attention first.
 """

@@ -14,7 +14,7 @@ from svg2.method.selection.tiles import Offsets, keep_nearest, offsets
 from svg2.method.selection.top_p import asked_density
 
 _MOST_SAMPLES = 64  # as published
-_TOKENS_PER_SAMPLE = 256  # fewer in small videos, where 64 cost more than they help
+_TOKENS_PER_SAMPLE = 256  # fewer in small videos: 64 would cost more than they help
 
 
 def route(tokens: Tokens, config: SVG2Config) -> Routed:
