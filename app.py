@@ -21,7 +21,7 @@ from svg2.errors import RequestError
 from svg2.models.catalogue import MODELS
 from svg2.process import keep_freed_memory
 from svg2.runs.jobs import Studio
-from viz.page.address import CHOICES, SETTINGS, WRITE_ADDRESS
+from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
 from viz.page.handlers import BAD_INPUT, Page
 from viz.page.layout import Controls, Start, Workspace
 from viz.page.open_traces import OpenTraces, read_traces
@@ -56,6 +56,7 @@ def connect(
     """Each event of the page to its handler, with what it reads and what it may change."""
     c, explorer, to = controls, workspace.explorer, wires.connect
     settings, inputs = " ".join(SETTINGS), " ".join((*SETTINGS, *CHOICES))
+    methods = " ".join(OF_METHOD)
     opened = "explorer nothing links prompt"
     ran = "status explorer nothing links generate cancel"
     checked, asked = "status note generate cancel", "status explorer cancel"
@@ -65,6 +66,7 @@ def connect(
     blocks.unload(page.leave)
     models = [c.model.input, c.preset.input]
     to(models, page.pick_model, "model preset", f"{settings} about_model image")
+    to([c.method.input], page.pick_method, "model preset method", f"{methods} about_model")
     to([c.surprise.click], page.suggest_prompt, "", "prompt")
     starts = [c.generate.click, c.prompt.submit]
     prepared = to(starts, page.prepare, f"visit {inputs}", checked, js=WRITE_ADDRESS)

@@ -15,7 +15,8 @@ and it runs on CPUs. `fused` is Triton, and is imported when it first runs. No o
 pass.
 """
 
-from kernels.cluster_attention.api import StandIns, cluster_attention
+from kernels.cluster_attention.api import cluster_attention
+from kernels.cluster_attention.stand_ins import StandIns
 from kernels.cpu import bf16_is_native, on_one_thread
 from kernels.impl import MAX_K_CLUSTERS, Impl, ImplUnavailable, resolve_impl
 from kernels.kmeans.api import KMeansResult, cluster_means, init_centroids, kmeans

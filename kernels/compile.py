@@ -26,6 +26,7 @@ from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config
 from kernels.impl import HEAD_DIMS
 from kernels.kmeans import fused as kmeans
 from kernels.permutation import fused as permutation
+from kernels.routing import fused as routing
 
 README = Path(__file__).with_name("README.md")
 TABLE_START, TABLE_END = "<!-- table: python -m kernels.compile --write -->\n", "<!-- end -->"
@@ -41,13 +42,17 @@ SHARED_LIMITS = {
 }
 # The table has the attention variants with the least and the most options, and of the list kernel
 # the variant with the most.
-IN_TABLE = r"^(?!attend|list keys)|bf16$|bf16\+comp\+perm$|K1024\+comp$"
+IN_TABLE = r"^(?!attend|list keys)|bf16$|bf16\+comp\+pairs\+perm$|K1024\+comp\+weights$"
 DTYPES = ("fp16", "bf16")
 
 # What pointers point to, other than q, k, v and what has their dtype.
 _POINTEES = {
     **dict.fromkeys(("perm_ptr", "order_ptr"), "i64"),
-    **dict.fromkeys(("means_ptr", "half_norms_ptr", "bias_ptr"), "fp32"),
+    **dict.fromkeys(
+        """means_ptr v_means_ptr half_norms_ptr bias_ptr weights_ptr mass_ptr
+        error_ptr""".split(),
+        "fp32",
+    ),
     "kept_ptr": "u8",
     **dict.fromkeys(
         """labels_ptr ranks_ptr counts_ptr totals_ptr offsets_ptr q_offsets_ptr k_offsets_ptr
@@ -103,6 +108,7 @@ def shipped_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Buil
         for head_dim in HEAD_DIMS:
             yield from attention_builds(config_for(chip, head_dim), head_dim, dtype)
             yield from kmeans_builds(chip, head_dim, dtype)
+            yield from routing.builds(chip, head_dim, dtype)
     yield from list_builds(chip)
     yield from permutation_builds()
 
@@ -128,7 +134,12 @@ def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
-    for name, absent in (("update", ()), ("means", ("centroids_ptr", "half_norms_ptr"))):
+    no_centroids = ("centroids_ptr", "half_norms_ptr")
+    for name, absent in (
+        ("update", ()),
+        ("means", no_centroids),
+        ("means of sorted", ("perm_ptr", *no_centroids)),
+    ):
         yield Build(
             f"{name} D{head_dim} {dtype}",
             kmeans.update_kernel,

@@ -13,12 +13,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from svg2.config import SVG2Config, parse_settings
+from svg2.arguments import parse_arguments
+from svg2.config import parse_settings
 from svg2.errors import Cancelled, InputError, SuiteUnavailable, UsageError
-from svg2.method.selection import METHODS
-from svg2.models.request import DTYPES
 from svg2.process import keep_freed_memory
 from svg2.runs.distributed import joined, processes
 from svg2.terminal import Stopped, running
@@ -42,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     keep_freed_memory()
     try:
-        arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        arguments = parse_arguments(argv)
+        return _COMMANDS[arguments.command](arguments)
     except InputError as error:
         print(f"svg2: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -209,9 +208,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     _output_folder(str(path.parent))
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
-    if arguments.toy and arguments.suite == "cpu":
-        raise UsageError("--toy is for the suites gpu and e2e: leave it out for the suite cpu.")
+    if arguments.toy and arguments.suite in ("cpu", "calls"):
+        raise UsageError("--toy is for the suites gpu and e2e.")
 
+    from svg2.bench.calls import run_calls_suite
     from svg2.bench.cpu import run_cpu_suite
     from svg2.bench.e2e import run_e2e_suite
     from svg2.bench.gpu import run_gpu_suite
@@ -220,161 +220,16 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        if arguments.suite == "cpu":
-            record = run_cpu_suite(path, say)
+        on_cpu = {"cpu": run_cpu_suite, "calls": run_calls_suite}.get(arguments.suite)
+        if on_cpu is not None:
+            record = on_cpu(path, say)
         else:
-            run_suite = run_gpu_suite if arguments.suite == "gpu" else run_e2e_suite
-            record = run_suite(path, say, toy=arguments.toy)
+            on_gpu = run_gpu_suite if arguments.suite == "gpu" else run_e2e_suite
+            record = on_gpu(path, say, toy=arguments.toy)
     except SuiteUnavailable as error:
         raise Stopped(str(error), 1) from error
     _print_result(record)
     return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    """Parser that raises `UsageError` in place of printing its usage and exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m svg2",
-        description="Dense and SVG2 sparse attention side by side, measured.",
-    )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    compare = commands.add_parser("compare", help="one video with dense and with sparse attention")
-    _add_request(compare, prompt_required=False)
-    compare.add_argument(
-        *("--prompts",),
-        metavar="FILE",
-        help="text file, one prompt per line; torchrun shares them among processes",
-    )
-    compare.add_argument(
-        *("--layout",),
-        choices=["vbench"],
-        help="with --prompts: clips as VBench and VBench-Long take them, not a folder per prompt",
-    )
-    compare.add_argument(
-        *("--samples",),
-        type=int,
-        metavar="N",
-        help="with --layout: clips of each prompt, with seeds from --seed on (default: 5)",
-    )
-    compare.add_argument(
-        "--method", help=f"one of {', '.join(METHODS)} (default: the model's own)"
-    )
-    compare.add_argument("--top-p", metavar="P", help="attention mass to keep, in (0, 1]")
-    compare.add_argument(
-        "--density", metavar="D", help="share of the pairs to keep, in (0, 1], in place of --top-p"
-    )
-    compare.set_defaults(run=_compare)
-
-    sweep = commands.add_parser(
-        "sweep", help="one video at several budgets and with several methods"
-    )
-    _add_request(sweep, prompt_required=False)
-    sweep.add_argument(
-        *("--prompts",),
-        metavar="FILE",
-        help="text file, one prompt per line, each with the next seed; resumable, no trace",
-    )
-    sweep.add_argument(
-        *("--compute-density",),
-        dest="budgets",
-        nargs="+",
-        type=_between(0.001, 1),
-        metavar="D",
-        help="with --prompts: shares of the pairs to compute, stand-ins and routing included",
-    )
-    sweep.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
-    sweep.add_argument(
-        *("--top-p",),
-        dest="top_ps",
-        nargs="+",
-        metavar="P",
-        default=["0.5", "0.7", "0.8", "0.9", "0.95"],
-    )
-    sweep.add_argument(
-        *("--trace-mb",),
-        type=_between(0.1, 1000, " megabytes"),
-        metavar="MB",
-        help="drop records to keep trace.npz under this size",
-    )
-    sweep.set_defaults(run=_sweep)
-
-    models = commands.add_parser("models", help="list the models and what each needs")
-    models.set_defaults(run=_models)
-
-    bench = commands.add_parser("bench", help="compare the attention kernels with dense attention")
-    bench.add_argument("--suite", choices=["cpu", "gpu", "e2e"], default="cpu")
-    bench.add_argument(
-        *("--toy",),
-        action="store_true",
-        help="run a GPU suite at toy sizes on any machine, to test the suite itself",
-    )
-    bench.add_argument("--out", required=True, metavar="FILE.json")
-    bench.set_defaults(run=_bench)
-    return parser
-
-
-def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) -> None:
-    parser.add_argument("--prompt", required=prompt_required)
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT")
-    parser.add_argument(
-        *("--model",),
-        default="builtin",
-        help="a name that `models` lists, or a pipeline's folder or hub id (default: builtin)",
-    )
-    parser.add_argument("--preset", default="published", help="published, fast, faithful or draft")
-    parser.add_argument(
-        "--image", metavar="FILE", help="image to start from, if the model takes one"
-    )
-    parser.add_argument(
-        "--video", metavar="FILE", help="MP4 video to start from, if the model takes one"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--height", type=int, metavar="PX")
-    parser.add_argument("--width", type=int, metavar="PX")
-    parser.add_argument("--frames", type=int, metavar="N")
-    parser.add_argument("--steps", type=int, metavar="N")
-    parser.add_argument("--guidance-scale", type=float, metavar="G")
-    parser.add_argument(
-        *("--guidance-scale-2",),
-        type=float,
-        metavar="G",
-        help="for the second expert, if the model has two",
-    )
-    parser.add_argument(
-        *("--true-cfg-scale",),
-        type=float,
-        default=1.0,
-        metavar="G",
-        help="weight of the negative prompt, if the model's guidance is embedded",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--impl", help="kernels: auto, reference or fused")
-    parser.add_argument(
-        *("--set",),
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help=f"a setting of the method, may be repeated: {', '.join(SVG2Config().to_dict())}",
-    )
-    parser.add_argument("--out", required=True, metavar="DIR")
-
-
-def _between(low: float, high: float, unit: str = "") -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        if low <= (number := float(text)) <= high:
-            return number
-        raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}{unit}, not {text}")
-
-    return parse
 
 
 def _run_of(arguments: argparse.Namespace) -> Run:
@@ -448,3 +303,11 @@ def _one_line(error: BaseException) -> str:
 
 def _print_result(content: dict[str, Any]) -> None:
     print(json.dumps(content, allow_nan=False), flush=True)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "compare": _compare,
+    "sweep": _sweep,
+    "models": _models,
+    "bench": _bench,
+}

@@ -138,6 +138,11 @@ class SVG2Config:
         """Whether something stands for skipped key clusters."""
         return METHODS[self.method].compensates
 
+    @property
+    def predicts(self) -> bool:
+        """Whether the method predicts the error of skipping a block."""
+        return METHODS[self.method].rule == "error"
+
     def warmup_steps(self, num_steps: int) -> int:
         """Number of dense steps at the start of `num_steps` denoising steps."""
         return ceil_fraction(self.warmup_fraction, num_steps)

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy import ndarray
 
+from svg2.method.selection import METHODS
 from svg2.trace.file import STAGES
 from svg2.trace.metrics import psnr_db, psnr_per_frame, ssim
 from svg2.trace.recording import attention_recall, centroid_colours, nearest_clusters
@@ -15,6 +16,7 @@ from svg2.trace.records import (
     policy_dict,
     selection_at,
 )
+from svg2.trace.thresholds import gain_thresholds, log_gain
 from svg2.trace.video import encode_mp4
 
 HEAD_DIM = 16
@@ -51,12 +53,14 @@ def make_synthetic_trace(
         for layer in range(layers)
         for h in range(min(heads, 2))
     }
+    routed = _with_errors(geometry, min_keep_ratio)
     made_runs, records = [], []
     for r, (method, top_p) in enumerate(runs):
         noise = rng.normal(0, (1.05 - top_p) * (8 if method == "svg2-comp" else 25), dense.shape)
         sparse = np.clip(dense + noise, 0, 255).astype(np.uint8)
         densities = []
-        for (step, layer, head), parts in geometry.items():
+        by_error = METHODS[method].rule == "error" if method in METHODS else False
+        for (step, layer, head), parts in (routed if by_error else geometry).items():
             record = _record(r, step, layer, head, parts, top_p, min_keep_ratio)
             records.append(record)
             densities.append(_density(record))
@@ -214,6 +218,37 @@ def _clusters(
     }
 
 
+def _with_errors(
+    geometry: dict[tuple[int, int, int], dict[str, ndarray]], min_keep_ratio: float
+) -> dict[tuple[int, int, int], dict[str, ndarray]]:
+    """The same clusters as the query centroids see them: mass, and error of leaving a block out.
+
+    Values are the keys. One budget is for all heads of a layer.
+    """
+    seen = {place: {**parts, **_seen(parts)} for place, parts in geometry.items()}
+    for step, layer in {place[:2] for place in seen}:
+        heads = [parts for place, parts in seen.items() if place[:2] == (step, layer)]
+        q_sizes = [np.bincount(p["q_labels"], minlength=len(p["P"])) for p in heads]
+        stacked = [np.stack([p[name] for p in heads]) for name in ("gain", "P", "k_sizes")]
+        gain, mass, k_sizes = stacked
+        thresholds = gain_thresholds(gain, mass, np.stack(q_sizes), k_sizes, min_keep_ratio)
+        for parts in heads:
+            parts["thresholds"] = thresholds
+    return seen
+
+
+def _seen(parts: dict[str, ndarray]) -> dict[str, ndarray]:
+    scores = parts["q_centroids"] @ parts["k"].T / np.sqrt(HEAD_DIM)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    member = np.eye(len(parts["k_sizes"]))[parts["k_labels"]]
+    mass = weights @ member
+    values = np.einsum("qn,nk,nd->qkd", weights, member, parts["k"])
+    missed = values - mass[..., None] * parts["k_centroids"]
+    error = (missed**2).sum(axis=-1)
+    return {"P": mass.astype(np.float16), "gain": log_gain(error, parts["k_sizes"])}
+
+
 def _kmeans(points: ndarray, count: int, rng: np.random.Generator) -> tuple[ndarray, ndarray]:
     centroids = points[rng.choice(len(points), count, replace=False)]
     for _ in range(6):
@@ -236,7 +271,8 @@ def _record(
 ) -> Record:
     q_rgb, k_rgb = centroid_colours(parts["q_centroids"], parts["k_centroids"])
     blank = np.zeros(parts["P"].shape, bool)
-    fields = {name: parts[name] for name in ("q_labels", "k_labels", "P")}
+    names = ("q_labels", "k_labels", "P", "gain", "thresholds")
+    fields = {name: parts[name] for name in names if name in parts}
     near = nearest_clusters(parts["k_centroids"], parts["k_sizes"])
     draft = Record(
         run,

@@ -19,12 +19,26 @@ _UNKNOWN_COLOURS = ("#5a5f69", "#2e7d4f", "#8a3ea8")  # dark enough on white
 
 @dataclass(frozen=True)
 class Point:
-    """One measured run. `psnr_db` is None when its frames equal the dense ones."""
+    """One measured run.
+
+    Attributes:
+        top_p: its budget; None where `asked_density` was its budget, or where neither is known.
+        psnr_db: None when its frames equal the dense ones.
+        density: what was kept.
+    """
 
     method: str
     top_p: float | None
     psnr_db: float | None
     density: float | None
+    asked_density: float | None = None
+
+    @property
+    def asked(self) -> str:
+        """The budget as charts write it; empty where it is not known."""
+        if self.asked_density is not None:
+            return f"density {100 * self.asked_density:g} %"
+        return "" if self.top_p is None else f"p {self.top_p:g}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
             name=_title(method),
             x=[p.density for p in points],
             y=[p.psnr_db for p in points],
-            text=["" if p.top_p is None else f"p {p.top_p:g}" for p in points],
+            text=[p.asked for p in points],
             mode="lines+markers+text",
             textposition="middle right",
             line={"width": 1, "color": "#8a8f99"},
@@ -80,10 +94,7 @@ def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
     )
     notes = []
     if info.identical:
-        names = (
-            _title(p.method) + ("" if p.top_p is None else f" p {p.top_p:g}")
-            for p in info.identical
-        )
+        names = (f"{_title(p.method)} {p.asked}".rstrip() for p in info.identical)
         notes.append(f"identical to dense: {', '.join(names)}")
     if info.unmeasured:
         runs = "1 run" if info.unmeasured == 1 else f"{info.unmeasured} runs"
@@ -114,11 +125,13 @@ def _point(
     method: str, config: Mapping[str, Any], result: Mapping[str, Any]
 ) -> tuple[Point, bool]:
     """A run as a point, and whether its PSNR was never measured (missing is not identical)."""
+    asked_density = _number(config.get("density"))
     point = Point(
         method=method,
-        top_p=_number(config.get("top_p")),
+        top_p=_number(config.get("top_p")) if asked_density is None else None,
         psnr_db=_number(result.get("psnr_db")),
         density=_number(result.get("density")),
+        asked_density=asked_density,
     )
     return point, "psnr_db" not in result
 

@@ -111,6 +111,11 @@ def _record(record: Record) -> dict[str, Any]:
             name: _pack(getattr(record, name))
             for name in ("q_labels", "k_labels", "P", "q_rgb", "k_rgb", "k_near")
         },
+        **{
+            name: _pack(array)
+            for name in ("gain", "thresholds")
+            if (array := getattr(record, name)) is not None
+        },
     }
 
 

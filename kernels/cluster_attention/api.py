@@ -1,30 +1,13 @@
 """Cluster attention: exact attention over the kept blocks of variable size."""
 
 import math
-from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kernels.cluster_attention import reference
+from kernels.cluster_attention.stand_ins import StandIns
 from kernels.impl import Impl, refuse_gradients, resolve_impl
-
-
-@dataclass(frozen=True)
-class StandIns:
-    """One virtual key for each key cluster that a query cluster skips.
-
-    Attributes:
-        keys, values: `[B, H, K, D]`, or `[B, H, Q, K, D]` where each pair of clusters has its own.
-        log_weights: what is added to the logit of a virtual key, `[B, H, K]` or `[B, H, Q, K]`;
-            None is the logarithm of the number of keys of the cluster. -inf takes one out.
-
-    Source: after the centroid compensation of SVG-EAR, arXiv 2603.08982.
-    """
-
-    keys: Float[Tensor, "B H *pair D"]
-    values: Float[Tensor, "B H *pair D"]
-    log_weights: Float[Tensor, "B H *pair"] | None = None
 
 
 def cluster_attention(
@@ -57,19 +40,21 @@ def cluster_attention(
     Source: SVG2, arXiv 2505.18875.
     """
     _check_shapes(q, k, v, q_offsets, k_offsets, kept, stand_ins, q_perm)
-    parts = None if stand_ins is None else vars(stand_ins)
-    refuse_gradients("cluster_attention", q=q, k=k, v=v, **(parts or {}))
+    keys = values = log_weights = None
+    if stand_ins is not None:
+        keys, values, log_weights = stand_ins.keys, stand_ins.values, stand_ins.log_weights
+    virtual = {"keys": keys, "values": values, "log_weights": log_weights}
+    refuse_gradients("cluster_attention", q=q, k=k, v=v, **virtual)
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
     if resolve_impl(impl, q, is_matmul=True) == "fused":
         from kernels.cluster_attention import fused
 
-        keys, values, log_weights = (parts or {}).values() or (None, None, None)
         return fused.cluster_attention(
             q, k, v, q_offsets, k_offsets, kept, scale, keys, values, log_weights, q_perm
         )
     return reference.cluster_attention(
-        q, k, v, q_offsets, k_offsets, kept, scale, **(parts or {}), q_perm=q_perm
+        q, k, v, q_offsets, k_offsets, kept, scale, **virtual, q_perm=q_perm
     )
 
 

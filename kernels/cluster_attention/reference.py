@@ -30,9 +30,9 @@ def cluster_attention(
     k_offsets: Int[Tensor, "B H K1"],
     kept: Bool[Tensor, "B H Q K"],
     scale: float,
-    keys: Float[Tensor, "B H *pair D"] | None = None,
-    values: Float[Tensor, "B H *pair D"] | None = None,
-    log_weights: Float[Tensor, "B H *pair"] | None = None,
+    keys: Float[Tensor, "B H ... D"] | None = None,
+    values: Float[Tensor, "B H ... D"] | None = None,
+    log_weights: Float[Tensor, "B H ..."] | None = None,
     q_perm: Int[Tensor, "B H N"] | None = None,
 ) -> Float[Tensor, "B H N D"]:
     """Heads that keep everything go to dense SDPA, the blocks of the others to the workers.

@@ -88,7 +88,7 @@ def assign_kernel(
 @triton.jit(do_not_specialize=["H", "N", "C"])
 def update_kernel(
     x_ptr,  # [B, H, N, D], any strides over B, H and N
-    perm_ptr,  # [BH, N]
+    perm_ptr,  # [BH, N], or None where x is sorted
     offsets_ptr,  # [BH, C + 1]
     means_ptr,  # [BH, C, D], in place
     centroids_ptr,  # [BH, C, D], the same in the dtype of x, or None
@@ -112,11 +112,15 @@ def update_kernel(
     if end > start:  # an empty cluster keeps its centroid
         d = tl.arange(0, D)
         x_ptr += (head // H) * stride_b + (head % H) * stride_h
-        perm_ptr += head * N
+        if perm_ptr is not None:
+            perm_ptr += head * N
         sums = tl.zeros([BLOCK_N, D], tl.float32)
         for first in range(start, end, BLOCK_N):
             n = first + tl.arange(0, BLOCK_N)
-            token = tl.load(perm_ptr + n, mask=n < end, other=0)
+            if perm_ptr is not None:
+                token = tl.load(perm_ptr + n, mask=n < end, other=0)
+            else:
+                token = n.to(tl.int64)
             x = tl.load(
                 x_ptr + token[:, None] * stride_n + d[None, :], mask=(n < end)[:, None], other=0.0
             )
@@ -200,15 +204,24 @@ def kmeans(
 @torch.library.custom_op("svg2::cluster_means", mutates_args=())
 def cluster_means(x: Tensor, perm: Tensor, offsets: Tensor) -> Tensor:
     """fp32 mean of each cluster, 0 for an empty one; x is in the order that `perm` sorts."""
+    with device_of(x):
+        return _means(x, perm.contiguous(), offsets.contiguous())
+
+
+def sorted_means(x: Float[Tensor, "B H N D"], offsets: Int[Tensor, "B H C1"]) -> Tensor:
+    """The same for tokens in the order of their clusters; offsets are contiguous."""
+    return _means(x, None, offsets)
+
+
+def _means(x: Tensor, perm: Tensor | None, offsets: Tensor) -> Tensor:
     batch, heads, num_tokens, head_dim = x.shape
     num_clusters = offsets.shape[-1] - 1
     x = dense_rows(x)
     means = torch.zeros(batch, heads, num_clusters, head_dim, dtype=torch.float32, device=x.device)
-    with device_of(x):
-        update_kernel[(num_clusters, batch * heads)](
-            x, perm.contiguous(), offsets.contiguous(), means, None, None,
-            *x.stride()[:3], heads, num_tokens, num_clusters, 0, D=head_dim, BLOCK_N=UPDATE_ROWS,
-        )  # fmt: skip
+    update_kernel[(num_clusters, batch * heads)](
+        x, perm, offsets, means, None, None,
+        *x.stride()[:3], heads, num_tokens, num_clusters, 0, D=head_dim, BLOCK_N=UPDATE_ROWS,
+    )  # fmt: skip
     return means
 
 

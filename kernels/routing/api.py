@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from kernels.cluster_attention.api import StandIns
+from kernels.cluster_attention.stand_ins import StandIns
 from kernels.impl import Impl, refuse_gradients, resolve_impl
 from kernels.routing import reference
 
@@ -59,5 +59,11 @@ def route(
     refuse_gradients("route", q_centroids=q_centroids, k=k, v=v)
     if scale is None:
         scale = 1 / math.sqrt(k.shape[-1])
-    resolve_impl(impl, k, is_matmul=True)
+    if resolve_impl(impl, k, is_matmul=True) == "fused":
+        from kernels.routing import fused
+
+        mass, error, keys, values, log_weights = fused.route(
+            q_centroids, k, v, k_offsets, scale, per_pair
+        )
+        return Routes(mass, error, StandIns(keys, values, log_weights))
     return Routes(*reference.route(q_centroids, k, v, k_offsets, scale, per_pair))

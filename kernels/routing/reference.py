@@ -5,11 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.cluster_attention.api import StandIns
+from kernels.cluster_attention.stand_ins import StandIns
 from kernels.cpu import scripted, share_work
 from kernels.precision import full_fp32
 
-_LEAST_LOG_FACTOR, _MOST_LOG_FACTOR = -1.0, 3.0
+_LEAST_SEEN = 1e-30  # of the heaviest key's weight: less can't be normalised in fp32
+LEAST_LOG_FACTOR, MOST_LOG_FACTOR = -1.0, 3.0
 
 
 @full_fp32()
@@ -45,19 +46,21 @@ def route(
             seen = F.embedding_bag(places, weights, starts, mode="sum")  # [K, Q]
             torch.div(seen.t(), seen.sum(0)[:, None], out=mass[h])
             # Weights within each cluster; none for empty ones, and where all underflow.
-            scales = torch.where(seen > 0, seen.reciprocal(), 0.0)
+            is_seen = seen > _LEAST_SEEN
+            scales = torch.where(is_seen, seen.reciprocal(), 0.0)
             weights.mul_(scales.repeat_interleave(sizes, 0))
             _sum_segments(weights, kv, offsets[h], sums[h])
             gap = torch.linalg.vector_norm(sums[h, ..., dim:] - means[h, :, None, dim:], dim=-1)
             torch.mul(gap.t(), mass[h], out=error[h])
             if per_pair:
                 mean_logits = F.embedding_bag(places, weights.mul_(logits), starts, mode="sum")
-                log_weights[h] = (seen.log() - mean_logits).t()
+                log_seen = seen.log().masked_fill_(~is_seen, -torch.inf)
+                log_weights[h] = (log_seen - mean_logits).t()
             else:
                 log_sizes = sizes.to(dtype).log()
                 log_seen = seen.log().t() + highest[:, None]
                 factor = log_seen - queries[h] @ means[h, :, :dim].t() - log_sizes
-                factor = factor.clamp(_LEAST_LOG_FACTOR, _MOST_LOG_FACTOR)
+                factor = factor.clamp(LEAST_LOG_FACTOR, MOST_LOG_FACTOR)
                 log_weights[h] = log_sizes + factor.nan_to_num(0.0)
 
     share_work(range(batch * heads), route_heads, k.device)

@@ -17,6 +17,8 @@ def section(folder: Path) -> str:
     """Markdown of all results in `folder`; a result without a file reads "not measured"."""
     parts = [
         _builtin_model(_read(folder / "builtin_model.json")),
+        _sweep(_read(folder / "sweep_builtin.json")),
+        _calls(_read(folder / "calls.json")),
         _cpu(_read(folder / "cpu.json")),
         _gpu(_read(folder / "gpu.json")),
         _e2e(_read(folder / "e2e.json")),
@@ -115,6 +117,68 @@ def _count(share: dict[str, Any], name: str) -> str:
     """Number of right prompts, of how many."""
     total = share["pairs" if name.startswith("both") else "prompts"]
     return "" if share[name] is None else f"{round(share[name] * total)} of {total}"
+
+
+def _sweep(record: dict[str, Any] | None) -> str:
+    """Fidelity of every method at equal compute."""
+    title = "Every method at equal compute, on prompts held out of the built-in model's training"
+    if record is None:
+        return f"{title}: {_NOT_MEASURED}\n"
+    rows = record["statistics"]
+    budgets = sorted({row["budget"] for row in rows})
+    cells = {(row["method"], row["budget"]): row for row in rows}
+    lines = [
+        f"{title} (PSNR to dense in dB, median over prompts and quartiles; {record['dtype']}; "
+        f"{_where(record)}):",
+        "",
+        f"| share of the pairs computed | {' | '.join(f'{budget:.0%}' for budget in budgets)} |",
+        f"|{'---|' * (1 + len(budgets))}",
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = [_spread_of(cells.get((method, budget))) for budget in budgets]
+        lines.append(f"| {method} | {' | '.join(found)} |")
+    counts = sorted({row["prompts"] for row in rows})
+    prompts = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    lines += [
+        "",
+        f"Over {prompts} prompts; kept pairs, stand-ins and routing count as computed.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _spread_of(row: dict[str, Any] | None) -> str:
+    psnr = row and row["psnr_db"]
+    return f"{psnr['median']:.1f} ({psnr['low']:.1f} to {psnr['high']:.1f})" if psnr else ""
+
+
+def _calls(record: dict[str, Any] | None) -> str:
+    """Whole sparse calls on a CPU."""
+    title = "Whole sparse calls of the routed method against dense SDPA in the same process"
+    if record is None:
+        return f"{title}: {_NOT_MEASURED}\n"
+    lines = [
+        f"{title}, k-means, routing and selection included ({_where(record)}):",
+        "",
+        "| tokens, heads | precision | computed | busy processes beside | dense | sparse "
+        "| speedup (quartiles) | k-means |",
+        f"|{'---|' * 8}",
+    ]
+    for row in record["calls"]:
+        low, high = row["ratio_quartiles"]
+        lines.append(
+            f"| {row['tokens']:,}, {row['heads']} | {row['dtype']} "
+            f"| {row['compute_density']:.1%} | {row['busy']} | {row['dense_ms']:.0f} ms "
+            f"| {row['sparse_ms']:.0f} ms | {row['ratio']:.2f}× ({low:.2f} to {high:.2f}) "
+            f"| {row['kmeans_gflops']:.0f} GFLOP/s |"
+        )
+    dense, sparse = (record["exponents"][name] for name in ("dense", "sparse"))
+    if dense is not None and sparse is not None:
+        lines += [
+            "",
+            f"Time grows with tokens to the power {dense:.2f} dense, {sparse:.2f} sparse.",
+        ]
+    return "\n".join([*lines, ""])
 
 
 def _cpu(record: dict[str, Any] | None) -> str:

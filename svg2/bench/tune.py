@@ -155,7 +155,6 @@ def _attention(
     from kernels.cluster_attention import fused
 
     _, kept, density = select_density(clustered, asked)
-    means = clustered.stand_ins if compensate else None
     exact = ExactRows(clustered, kept, has_virtual=compensate)
     q = clustered.q_sorted
 
@@ -163,8 +162,7 @@ def _attention(
         return fused.attend_with(
             *(q, clustered.k_sorted, clustered.v_sorted),
             *(clustered.q_offsets, clustered.k_offsets, kept, q.shape[-1] ** -0.5),
-            *((means.keys, means.values) if means else (None, None)),
-            *(None, config),
+            *(clustered.stand_ins if compensate else None, None, config),
         )
 
     def is_right(out: Tensor) -> bool:

@@ -240,6 +240,7 @@ def _call_sample(
         k_sizes=plan.k_clusters.sizes,
         P=plan.P,
         kept=plan.kept,
+        error=plan.error,
         clock=clock,
     )
 

@@ -32,6 +32,8 @@ class CallSample:
         q_sizes, k_sizes: `[B, H, C]` int32.
         P: `[B, H, Q, K]` fp32, attention mass estimated from centroids; `kept`: bool, what was
             attended to.
+        error: `[B, H, Q, K]` fp32, predicted error of skipping each block; None where the method
+            predicts none.
 
     Where processes share a video, tensors with H but `density` and `kept_mass` hold the heads of
     this process alone.
@@ -53,6 +55,7 @@ class CallSample:
     k_sizes: Tensor
     P: Tensor
     kept: Tensor
+    error: Tensor | None
     clock: StageClock
 
     @property

@@ -33,7 +33,7 @@ def _description(model: str, title: str) -> dict[str, Any]:
         "why": missing or spec.needs,
         "pipeline": spec.kind.name,
         "settings": {name: getattr(spec, name) for name in (*MODEL_DEFAULTS, "guidance_scale_2")},
-        "config": spec.config.to_dict(),
+        "config": spec.config_of().to_dict(),
     }
     row = spec.published
     if row is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svg2.config import SVG2Config
+from svg2.config import ROUTED_METHOD, SVG2Config
 
 GIB = 1 << 30
 _ELEMENT_BYTES = 2  # bf16 or fp16
@@ -72,6 +72,26 @@ class MemoryNeed:
         return self.added / self.dense_peak
 
 
+def _selection_bytes(shape: TransformerShape, config: SVG2Config, layer: int) -> int:
+    """What is held for pairs of clusters, and what stands for skipped clusters.
+
+    Args:
+        layer: bytes of the output, which a selection comes before.
+    """
+    num_q, num_k = config.num_q_clusters, config.num_k_clusters
+    pairs = num_q * num_k * shape.heads
+    if config.method != ROUTED_METHOD:
+        values = 4 * num_k * shape.width if config.compensates else 0
+        return (4 + 4 + 8 + 1) * pairs + values  # fp32, sorted, their order, kept
+    # The attention has mass, error and weight in fp32, and kept. The selection has no output yet,
+    # but the gain, its bits and their halves, and in int64 query-key pairs, what is left of them
+    # in one half, and the half.
+    kept = 3 * 4 + 1
+    tables = max(kept * pairs, (kept + 4 * 4 + 4 * 8) * pairs - layer)
+    each = num_q if config.stand_ins == "pairs" else 1
+    return tables + 2 * _ELEMENT_BYTES * each * num_k * shape.width
+
+
 def memory_need(shape: TransformerShape, tokens: int, config: SVG2Config) -> MemoryNeed:
     """Estimate the memory of one dense step over `tokens` video tokens, and what `config` adds."""
     layer = _ELEMENT_BYTES * tokens * shape.width  # one [N, C] in the model's dtype
@@ -93,10 +113,8 @@ def memory_need(shape: TransformerShape, tokens: int, config: SVG2Config) -> Mem
         sparse = held + 3 * layer
     dense, sparse = dense + tables, sparse + tables
     labels_and_order = 2 * 2 * 4 * tokens * shape.heads  # int32, of queries and of keys
-    masses = (4 + 4 + 8 + 1) * num_q * num_k * shape.heads  # fp32, sorted, their order, kept
     means = 4 * (num_q + num_k) * shape.width
-    values = 4 * num_k * shape.width if config.compensates else 0
-    sparse += labels_and_order + masses + means + values
+    sparse += labels_and_order + means + _selection_bytes(shape, config, layer)
     centroids = _ELEMENT_BYTES * (num_q + num_k) * shape.width
     return MemoryNeed(
         weights=_ELEMENT_BYTES * shape.parameters,

@@ -179,7 +179,9 @@ def generate_sparse(
         num_heads=attentions[0].module.heads // _sharing(pipe),
         n_tokens=run.n_tokens,
     )
-    recorder = Recorder(selection, policy.branches, run.request.seed)
+    recorder = Recorder(
+        selection, policy.branches, run.request.seed, min_keep_ratio=config.min_keep_ratio
+    )
     with peak_memory(device_of(pipe)) as memory:
         if device_of(pipe).type == "cuda":
             watch.report(name, "warm up")

@@ -15,7 +15,7 @@ from numpy import ndarray
 from svg2.errors import TraceError
 from svg2.method.stages import STAGES
 from svg2.trace.atomic import write_atomic
-from svg2.trace.records import NUM_NEAR, VERSION, Record, Trace, TraceRun
+from svg2.trace.records import NUM_NEAR, TICKS, VERSION, Record, Trace, TraceRun
 
 _MAX_FILE_BYTES = 64 << 20
 _MAX_UNPACKED_BYTES = 512 << 20
@@ -58,7 +58,7 @@ def trace_bytes(trace: Trace) -> bytes:
         arrays[f"i{i}/index"] = np.array(record.position, np.int32)
         arrays[f"i{i}/kept"] = np.packbits(record.kept)
         arrays[f"i{i}/recall"] = np.array(record.recall, np.float32)
-        for name in _RECORD_ARRAYS:
+        for name in (*_RECORD_ARRAYS, *(_ERROR_ARRAYS if record.gain is not None else ())):
             arrays[f"i{i}/{name}"] = getattr(record, name)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # numbers alone, so nothing is pickled
@@ -96,10 +96,11 @@ _RECORD_ARRAYS = {
     "k_rgb": (np.uint8, 2),
     "k_near": (np.uint16, 2),
 }
+_ERROR_ARRAYS = {"gain": (np.float16, 2), "thresholds": (np.float32, 1)}  # both or neither
 _NAME = re.compile(
     r"header|dense/mp4"
     rf"|r\d{{1,4}}/(mp4|{'|'.join(_RUN_ARRAYS)})"
-    rf"|i\d{{1,5}}/(index|kept|recall|{'|'.join(_RECORD_ARRAYS)})"
+    rf"|i\d{{1,5}}/(index|kept|recall|{'|'.join((*_RECORD_ARRAYS, *_ERROR_ARRAYS))})"
 )
 
 
@@ -139,6 +140,9 @@ class _Members:
 
     def __len__(self) -> int:
         return len(self._sizes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sizes
 
     def array(self, name: str, dtype: Any, ndim: int) -> ndarray:
         if name not in self._sizes:
@@ -183,7 +187,13 @@ def _parse(members: _Members) -> Trace:
     records = tuple(_record(members, i, header, runs) for i in range(header["num_records"]))
     positions = {record.position for record in records}
     _require(len(positions) == len(records), "two of its records have one position")
-    expected = 2 + len(runs) * (1 + len(_RUN_ARRAYS)) + len(records) * (3 + len(_RECORD_ARRAYS))
+    with_errors = sum(record.gain is not None for record in records)
+    expected = (
+        2
+        + len(runs) * (1 + len(_RUN_ARRAYS))
+        + len(records) * (3 + len(_RECORD_ARRAYS))
+        + with_errors * len(_ERROR_ARRAYS)
+    )
     _require(len(members) == expected, "it holds entries that its header does not name")
     return Trace(
         **{name: header[name] for name in ("version", "n_tokens", "n_text", "request")},
@@ -253,7 +263,8 @@ def _run(members: _Members, r: int, fields: dict[str, Any]) -> TraceRun:
 def _record(
     members: _Members, i: int, header: dict[str, Any], runs: tuple[TraceRun, ...]
 ) -> Record:
-    arrays = {name: members.array(f"i{i}/{name}", *kind) for name, kind in _RECORD_ARRAYS.items()}
+    kinds = _RECORD_ARRAYS | (_ERROR_ARRAYS if f"i{i}/gain" in members else {})
+    arrays = {name: members.array(f"i{i}/{name}", *kind) for name, kind in kinds.items()}
     index = members.array(f"i{i}/index", np.int32, 1)
     _require(index.shape == (5,) and (index >= 0).all(), f"i{i}/index is off")
     run, step, layer, branch, head = index.tolist()
@@ -276,6 +287,11 @@ def _record(
     _require(near.shape == (num_k, NUM_NEAR) and near.max() < num_k, f"i{i}/k_near is off")
     mass = arrays["P"]
     _require(np.isfinite(mass).all() and (mass >= 0).all() and (mass <= 1).all(), f"i{i}/P is off")
+    if "gain" in arrays:
+        gain, thresholds = arrays["gain"], arrays["thresholds"]
+        _require(gain.shape == mass.shape and np.isfinite(gain).all(), f"i{i}/gain is off")
+        sound = thresholds.shape == (TICKS + 1,) and np.isfinite(thresholds).all()
+        _require(sound and (np.diff(thresholds) <= 0).all(), f"i{i}/thresholds is off")
     packed = members.array(f"i{i}/kept", np.uint8, 1)
     _require(len(packed) == -(-num_q * num_k // 8), f"i{i}/kept is off")
     kept = np.unpackbits(packed, count=num_q * num_k).astype(bool).reshape(num_q, num_k)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8, UInt16
+from jaxtyping import Bool, Float, Float16, Float32, Int, UInt8, UInt16
 from numpy import ndarray
 
 from svg2.config import SVG2Config
 from svg2.method.call_sample import CallSample
 from svg2.trace.file import trace_bytes
 from svg2.trace.records import NUM_NEAR, Record, RecordingPolicy, Trace
+from svg2.trace.thresholds import gain_thresholds, log_gain
 
 NUM_RECALL_QUERIES = 64
 NUM_STEPS = 4
@@ -60,7 +61,10 @@ def choose(
         tuple(h for h in sorted(set(heads)) if 0 <= h < num_heads),
     )
     num_q, num_k = config.num_q_clusters, config.num_k_clusters
-    record_bytes = 4 * n_tokens + 2 * num_q * num_k + num_q * num_k // 8 + 3 * num_q + 11 * num_k
+    masses = 4 if config.predicts else 2  # float16, and the gains as well
+    record_bytes = (
+        4 * n_tokens + masses * num_q * num_k + num_q * num_k // 8 + 3 * num_q + 11 * num_k
+    )
     room = int(policy.max_bytes * _RECORDS_SHARE) // record_bytes
     steps, layers, heads = asked
     if len(steps) * len(layers) * len(heads) > room:
@@ -89,11 +93,18 @@ class Recorder:
             queued on the GPU before is part of the run and not counted here.
     """
 
-    def __init__(self, selection: Selection, branches: Sequence[int], seed: int = 0) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        branches: Sequence[int],
+        seed: int = 0,
+        min_keep_ratio: float = 0.0,
+    ) -> None:
         self.records: list[Record] = []
         self.seconds = 0.0
         self._selection = selection
         self._branches = frozenset(branches)
+        self._min_keep_ratio = min_keep_ratio
         self._rng = np.random.default_rng(seed)
 
     def __call__(self, call: CallSample) -> None:
@@ -106,11 +117,33 @@ class Recorder:
 
             torch.cuda.synchronize(call.q.device)
         started = time.perf_counter()
-        self.records += [_record(call, head, self._rng) for head in self._selection.heads]
+        errors = _errors(call, self._min_keep_ratio)
+        self.records += [_record(call, head, self._rng, errors) for head in self._selection.heads]
         self.seconds += time.perf_counter() - started
 
 
-def _record(call: CallSample, head: int, rng: np.random.Generator) -> Record:
+@dataclass(frozen=True)
+class _Errors:
+    """Gains of all heads, and what they must exceed at each budget."""
+
+    gain: Float16[ndarray, "H Q K"]
+    thresholds: Float32[ndarray, " ticks"]
+
+
+def _errors(call: CallSample, min_keep_ratio: float) -> _Errors | None:
+    """None where no error was predicted, or other processes have some of the heads."""
+    if call.error is None or call.P.shape[1] != len(call.density):
+        return None
+    error, P, q_sizes, k_sizes = (
+        x[-1].cpu().numpy() for x in (call.error, call.P, call.q_sizes, call.k_sizes)
+    )
+    gain = log_gain(error, k_sizes)
+    return _Errors(gain, gain_thresholds(gain, P, q_sizes, k_sizes, min_keep_ratio))
+
+
+def _record(
+    call: CallSample, head: int, rng: np.random.Generator, errors: _Errors | None
+) -> Record:
     # The last sample: pipelines that put both guidance branches in one batch put the conditional
     # one last. The densities of the call are means over the batch.
     def array(tensor: Any) -> ndarray:
@@ -137,6 +170,8 @@ def _record(call: CallSample, head: int, rng: np.random.Generator) -> Record:
         k_rgb=k_rgb,
         k_near=nearest_clusters(k_centroids, array(call.k_sizes)),
         recall=attention_recall(queries, k, q_labels[rows], k_labels, kept),
+        gain=None if errors is None else errors.gain[head],
+        thresholds=None if errors is None else errors.thresholds,
     )
 
 

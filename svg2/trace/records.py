@@ -4,13 +4,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float16, Float32, Int32, UInt8, UInt16
+from jaxtyping import Bool, Float16, Float32, Float64, Int32, UInt8, UInt16
 from numpy import ndarray
 
 from svg2.config import ceil_fraction
 
 VERSION = 1
 NUM_NEAR = 4
+TICKS = 200
+"""Budgets of top-p that a page offers: 1/200 to 200/200."""
+NO_GAIN = -60_000.0
+"""Stands for the logarithm of 0 in a trace."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class Record:
             clusters look near.
         k_near: per key cluster the 4 nearest others that hold tokens, nearest first (its own id
             where there are fewer).
+        gain: logarithm of the predicted error of skipping a block over the keys that it costs;
+            None where the method predicts none.
+        thresholds: per budget i / 200 of top-p what the gain of a block must exceed to be kept,
+            which depends on all heads of the layer; None without `gain`.
         recall: share of the true softmax mass over the video tokens that fell on kept keys, mean
             over 64 random queries.
     """
@@ -67,6 +75,8 @@ class Record:
     k_rgb: UInt8[ndarray, "K 3"]
     k_near: UInt16[ndarray, "K 4"]
     recall: float
+    gain: Float16[ndarray, "Q K"] | None = None
+    thresholds: Float32[ndarray, " ticks"] | None = None
 
     @property
     def position(self) -> tuple[int, int, int, int, int]:
@@ -87,7 +97,8 @@ class Record:
     def nbytes(self) -> int:
         """Bytes of the arrays as stored, before compression."""
         arrays = (self.q_labels, self.k_labels, self.P, self.q_rgb, self.k_rgb, self.k_near)
-        return sum(a.nbytes for a in arrays) + -(-self.kept.size // 8)
+        extra = 0 if self.gain is None else self.gain.nbytes + 4 * (TICKS + 1)
+        return sum(a.nbytes for a in arrays) + -(-self.kept.size // 8) + extra
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +155,10 @@ class Trace:
 def selection_at(record: Record, top_p: float, min_keep_ratio: float) -> Bool[ndarray, "Q K"]:
     """What the method would keep of the recorded masses at another budget, in float64.
 
-    Rows are normalised by their own sum, since float16 moved it off 1. Heaviest first, ties by
-    index, kept while the sum of those before is below `top_p`; at least ceil(min_keep_ratio·K) and
-    never an empty cluster; 1 keeps all.
+    Where errors are recorded: the blocks whose gain is above the threshold of the nearest budget
+    of `TICKS`, and the heaviest of each row. Else top-p: rows are normalised by their own sum,
+    since float16 moved it off 1; heaviest first, ties by index, kept while the sum of those before
+    is below `top_p`; at least ceil(min_keep_ratio·K). Never an empty cluster; 1 keeps all.
 
     Raises:
         ValueError: `top_p` outside (0, 1] or `min_keep_ratio` outside [0, 1].
@@ -159,17 +171,25 @@ def selection_at(record: Record, top_p: float, min_keep_ratio: float) -> Bool[nd
     num_q, num_k = record.P.shape
     if top_p == 1:
         return np.repeat(occupied[None], num_q, axis=0)
-    mass = record.P.astype(np.float64)
-    mass = np.where(occupied, mass, 0)
+    mass = np.where(occupied, record.P.astype(np.float64), 0)
+    if record.gain is not None and record.thresholds is not None:
+        kept = record.gain > record.thresholds[max(1, round(top_p * TICKS))]
+        heaviest = np.where(occupied, mass, -1).argmax(axis=1)
+        kept[np.arange(num_q), heaviest] = True
+        return kept & occupied
     mass /= np.maximum(mass.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     order = np.argsort(np.where(occupied, -mass, np.inf), axis=1, kind="stable")
-    ranked = np.take_along_axis(mass, order, axis=1)
-    before = np.cumsum(ranked, axis=1) - ranked
+    before = mass_before(np.take_along_axis(mass, order, axis=1))
     at_least = max(1, ceil_fraction(min_keep_ratio, num_k))
     kept_ranked = (before < top_p) | (np.arange(num_k) < at_least)
     kept = np.empty_like(kept_ranked)
     np.put_along_axis(kept, order, kept_ranked, axis=1)
     return kept & occupied
+
+
+def mass_before(ranked: Float64[ndarray, "*rows K"]) -> Float64[ndarray, "*rows K"]:
+    """The sum of the masses in front of each."""
+    return np.cumsum(ranked, axis=-1) - ranked
 
 
 def policy_dict(policy: RecordingPolicy, note: str = "") -> dict[str, Any]:

@@ -104,8 +104,8 @@ def test_a_second_run_of_the_same_video_joins_the_first(made) -> None:
     page.locator("#explorer .runs button", has_text=re.compile(r"^SVG2 · top-p 0.9")).wait_for()
     assert runs.count() == points.count() == before + 1
     points.first.click()
-    page.locator("#explorer .stage", has_text="SVG2 + compensation").wait_for()
-    page.locator("#method input[value='svg2-comp']").check()
+    page.locator("#explorer .stage", has_text="SVG2, routed by error").wait_for()
+    page.locator("#method input[value='svg2-routed']").check()
 
 
 def test_a_whole_run_takes_the_buttons_over_from_a_release(made) -> None:
@@ -126,7 +126,7 @@ def test_a_whole_run_takes_the_buttons_over_from_a_release(made) -> None:
 def test_a_cancelled_run_keeps_its_dense_side(visit) -> None:
     page = visit("?num_inference_steps=80")  # a sparse side long enough to be seen
     page.click("#generate")
-    sparse = re.compile(r"SVG2 \+ compensation.*step [1-9]")
+    sparse = re.compile(r"SVG2, routed by error.*step [1-9]")
     page.locator("#status .progress", has_text=sparse).wait_for()
     page.click("#cancel")
     says(page, "The dense run is done and kept")
@@ -139,7 +139,7 @@ def test_a_cancelled_run_keeps_its_dense_side(visit) -> None:
     )
     page.click("#generate")
     says(page, "Done:")
-    assert any("SVG2 + compensation" in text for text in seen)
+    assert any("SVG2, routed by error" in text for text in seen)
     assert not any("Dense run" in text for text in seen)
     page.locator("#explorer .metrics", has_text="dense timed earlier").wait_for()
 

@@ -79,8 +79,8 @@ def test_generate_then_release_a_budget(visit) -> None:
     runs = page.locator("#explorer .runs button")
     runs.nth(1).wait_for()
     assert [re.sub(r"\s+", " ", text) for text in runs.all_inner_texts()] == [
-        "SVG2 + compensation · top-p 0.9",
-        "SVG2 + compensation · top-p 0.5",
+        "SVG2, routed by error · top-p 0.9",
+        "SVG2, routed by error · top-p 0.5",
     ]
     assert page.locator("#cancel").is_hidden()
 

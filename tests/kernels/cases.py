@@ -107,12 +107,17 @@ def make_case(
     return Case(q, k, v, q_labels, k_labels, kept)
 
 
-def run(case: Case, *, compensate: bool = False, **options) -> Tensor:
+def run(
+    case: Case,
+    *,
+    compensate: bool = False,
+    stand_ins: kernels.StandIns | None = None,
+    **options,
+) -> Tensor:
     """The op under test, from original order to original order."""
     num_q, num_k = case.kept.shape[-2:]
     q_order = kernels.sort_by_label(case.q_labels, num_q)
     k_order = kernels.sort_by_label(case.k_labels, num_k)
-    stand_ins = None
     if compensate:
         means = (cluster_means(x.double(), case.k_labels, num_k) for x in (case.k, case.v))
         stand_ins = kernels.StandIns(*(mean.to(case.q.dtype) for mean in means))
@@ -171,13 +176,48 @@ def compensated_attention(case: Case, dtype: torch.dtype = torch.float64) -> Ten
     return (weights * mask) @ v + (weights * ~mask) @ mean_v
 
 
-def assert_as_exact_as(actual: Tensor, low_precision: Tensor, exact: Tensor) -> None:
+def assert_as_exact_as(
+    actual: Tensor, low_precision: Tensor, exact: Tensor, size: float | Tensor | None = None
+) -> None:
     """`actual` errs no more than twice what plain arithmetic in the same precision does.
 
-    Twice, and a few units in the last place of the largest value: another order of summation.
+    Twice, and a few units in the last place of the largest value: another order of summation. What
+    is a difference of larger values errs by the units of those: `size` is then the largest.
     """
     assert torch.isfinite(actual).all()
+    size = exact.abs().max() if size is None else size
     eps = torch.finfo(actual.dtype).eps
     error = (actual.double() - exact).abs().max()
-    budget = 2 * (low_precision.double() - exact).abs().max() + 4 * eps * exact.abs().max()
+    budget = 2 * (low_precision.double() - exact).abs().max() + 4 * eps * size
     assert error <= budget, f"error {error:.3g} is above the budget {budget:.3g}"
+
+
+def stand_in_attention(
+    case: Case, stand_ins: kernels.StandIns, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Masked attention where each skipped cluster that holds keys adds one virtual key."""
+
+    def of_queries(x: Tensor, shared_dims: int) -> Tensor:  # [B, H, (Q), K, ...] to [B, H, N, ...]
+        if x.ndim == shared_dims:
+            x = x[:, :, None].expand(-1, -1, case.kept.shape[2], *x.shape[2:])
+        labels = case.q_labels.long()
+        batch = torch.arange(len(x), device=x.device)[:, None, None]
+        head = torch.arange(x.shape[1], device=x.device)[:, None]
+        return x[batch, head, labels].to(dtype)
+
+    sizes = F.one_hot(case.k_labels.long(), case.kept.shape[-1]).sum(2)
+    weights = sizes.double().log() if stand_ins.log_weights is None else stand_ins.log_weights
+    weights = of_queries(weights, 3)
+    keys, values = of_queries(stand_ins.keys, 4), of_queries(stand_ins.values, 4)
+    stands = of_queries(~case.kept & (sizes > 0)[:, :, None], 3).bool()
+    q, k, v = (x.to(dtype) for x in (case.q, case.k, case.v))
+    scale = 1 / math.sqrt(q.shape[-1])
+    scores = (q @ k.mT * scale).masked_fill(~token_mask(case), -math.inf)
+    virtual = (q[..., None, :] @ keys.mT)[..., 0, :] * scale + weights
+    virtual = virtual.masked_fill(~stands, -math.inf)
+    p, virtual_p = (
+        torch.cat([scores, virtual], -1)
+        .softmax(-1)
+        .split([scores.shape[-1], virtual.shape[-1]], -1)
+    )
+    return p @ v + (virtual_p[..., None, :] @ values)[..., 0, :]

@@ -13,6 +13,7 @@ from tests.kernels.cases import (
     make_case,
     masked_attention,
     run,
+    stand_in_attention,
 )
 
 FP32, FP16 = torch.float32, torch.float16
@@ -100,6 +101,50 @@ def test_a_whole_tile_of_virtual_keys_may_be_empty():
     check(case, compensate=True)
 
 
+def make_stand_ins(case, by_pair):
+    """Random ones; what is in `by_pair` differs between the query clusters."""
+    generator = torch.Generator().manual_seed(1)
+    batch, heads, num_q, num_k = case.kept.shape
+    dim = case.q.shape[-1]
+
+    def draw(name, *last):
+        pair = (num_q, num_k) if name in by_pair else (num_k,)
+        return torch.randn(batch, heads, *pair, *last, generator=generator).to(case.q.dtype)
+
+    weights = 2 * draw("weights") if "weights" in by_pair else None
+    if weights is not None:
+        weights[..., ::3] = -torch.inf
+    return kernels.StandIns(draw("keys", dim), draw("values", dim), weights)
+
+
+@pytest.mark.parametrize(
+    ("n", "dim", "dtype", "by_pair"),
+    grid(
+        (1, 63, 257),
+        (64, 128),
+        (FP32, FP16),
+        ("weights", "keys values", "keys values weights", "values weights", ""),
+    ),
+)
+def test_stand_ins(n, dim, dtype, by_pair, poisoned_memory):
+    case = make_case(n=n, dim=dim, batch=2, num_k=70).to(dtype)
+    stand_ins = make_stand_ins(case, by_pair)
+    actual = run(case, stand_ins=stand_ins, impl="fused")
+    assert_as_exact_as(
+        actual, stand_in_attention(case, stand_ins, dtype), stand_in_attention(case, stand_ins)
+    )
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_weights_shared_by_the_query_clusters(impl):
+    case = make_case(n=100, dim=64, num_q=3)
+    keys, values = torch.randn(2, 1, 2, 11, 64)
+    sizes = kernels.sort_by_label(case.k_labels, 11).sizes
+    plain = run(case, stand_ins=kernels.StandIns(keys, values), impl=impl)
+    shared = run(case, stand_ins=kernels.StandIns(keys, values, sizes.float().log()), impl=impl)
+    torch.testing.assert_close(shared, plain)
+
+
 @pytest.mark.parametrize("compensate", [False, True])
 def test_large_logits(compensate):
     case = make_case(n=100, dim=64)
@@ -152,7 +197,7 @@ def test_other_configurations_and_twice_the_same():
         fused.Config(fused.Tiling(128, 16, 4, 1, chunk=8), fused.Tiling(64, 16, 4, 1, chunk=8)),
         fused.Config(fused.Tiling(64, 64, 4, 1), fused.Tiling(32, 16, 4, 1)),
     ):
-        out = fused.attend_with(q, *rest, 64**-0.5, None, None, None, config)
+        out = fused.attend_with(q, *rest, 64**-0.5, None, None, config)
         torch.testing.assert_close(out, expected)
 
 
@@ -171,8 +216,8 @@ def test_lists_name_every_kept_key_once():
     work = torch.empty(3, num_q, dtype=torch.int32)
     q_offsets = torch.tensor([[0, 0, 1, 64, 200, 300]], dtype=torch.int32)
     lists.list_keys_kernel[(num_q, 1)](
-        kept.view(torch.uint8), q_offsets, offsets, tiles, chunks, counts, work, None,
-        num_q, num_k, *stride, 0,
+        kept.view(torch.uint8), q_offsets, offsets, tiles, chunks, counts, work, None, None,
+        num_q, num_k, *stride, 0, 0, 0,
         COMPENSATE=False, BLOCK_K=32, BLOCK_N=block, CHUNK=chunk, BLOCK_M=64, TAIL_M=16,
     )  # fmt: skip
     for row in range(num_q):
@@ -195,10 +240,13 @@ def test_the_op_keeps_its_promises_to_the_compiler():
     case = make_case(n=40, dim=64, heads=1)
     q_order, *rest = arguments(case)
     q = kernels.permute(case.q, q_order)
-    torch.library.opcheck(fused.cluster_attention, (q, *rest, 0.125, None, None, None))
+    torch.library.opcheck(fused.cluster_attention, (q, *rest, 0.125, None, None, None, None))
     torch.library.opcheck(
-        fused.cluster_attention, (case.q, *rest, 0.125, None, None, q_order.perm)
+        fused.cluster_attention, (case.q, *rest, 0.125, None, None, None, q_order.perm)
     )
+    shape = (*case.kept.shape, case.q.shape[-1])
+    stand_ins = (torch.randn(shape), torch.randn(shape), torch.randn(shape[:-1]))
+    torch.library.opcheck(fused.cluster_attention, (q, *rest, 0.125, *stand_ins, None))
 
 
 def test_compiled_whole():

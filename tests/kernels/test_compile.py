@@ -19,10 +19,11 @@ CHIPS = tuple(offline.SHARED_LIMITS)
 TENSOR_CORES = {"sm_8": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "sm_120": "mma.sync"}
 # Each kernel once, in the variant with the most registers; `nightly` compiles all that ships.
 SOME = re.compile(
-    r"attend (main|tail) \S+ D128 bf16\+comp\+perm$|(assign|update|gather|scatter).* D128"
-    r"|list keys \S+ K1024\+comp$|list items|count|scan|place"
+    r"attend (main|tail) \S+ D128 bf16\+comp\+pairs\+perm$"
+    r"|(assign|update|gather|scatter).* D128|route \S+ D128 bf16\+pairs$"
+    r"|list keys \S+ K1024\+comp\+weights$|list items|count|scan|place"
 )
-PRODUCTS = re.compile(r"(attend main|assign) \S+ D128 bf16(\+comp\+perm)?$")
+PRODUCTS = re.compile(r"(attend main|assign|route) \S+ D128 bf16(\+comp\+perm|\+pairs)?$")
 
 
 def compiled(chip, pattern=""):
@@ -36,7 +37,7 @@ def assert_sound(reports):
     """Nothing spills, all fits, and products run on the tensor cores."""
     assert not [fault for report in reports for fault in report.faults]
     for report in reports:
-        if not report.build.name.startswith(("attend", "assign")):
+        if not report.build.name.startswith(("attend", "assign", "route")):
             continue
         unit = "mfma" if report.chip.startswith("gfx") else None
         unit = unit or next(u for c, u in TENSOR_CORES.items() if report.chip.startswith(c))
@@ -52,7 +53,7 @@ def test_each_kernel_is_sound_on_one_chip():
 
 def test_products_are_sound_on_another():
     reports = compiled("sm_80", PRODUCTS)
-    assert len(reports) == 3
+    assert len(reports) == 5
     assert_sound(reports)
 
 

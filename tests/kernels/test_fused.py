@@ -30,7 +30,7 @@ needs_triton = pytest.mark.skipif(
     "marked", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)]
 )
 def test_in_the_interpreter(marked):
-    assert len(FILES) == 3
+    assert len(FILES) == 4
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marked]
     done = subprocess.run(
         [*command, *FILES],
@@ -51,7 +51,8 @@ order = kernels.sort_by_label(torch.zeros(1, 1, 4, dtype=torch.int32), 2)
 x = torch.randn(1, 1, 4, 64)
 kernels.kmeans(x, x[:, :, :2], 1)
 kernels.permute(x, order)
-assert not {'triton', 'kernels.kmeans.fused'} & set(sys.modules)
+kernels.route(x[:, :, :2], x, x, order.offsets)
+assert not {'triton', 'kernels.kmeans.fused', 'kernels.routing.fused'} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=HERE.parent.parent)
 
@@ -62,7 +63,7 @@ def test_auto_is_the_reference_on_a_cpu():
     assert kernels.kmeans(x, x[:, :, :2], 1).impl == "reference"
 
 
-@pytest.mark.parametrize("op", ["kmeans", "sort", "permute", "unpermute", "attention"])
+@pytest.mark.parametrize("op", ["kmeans", "sort", "permute", "unpermute", "route", "attention"])
 def test_fused_on_a_cpu_tensor_says_why_not(op):
     x = torch.randn(1, 1, 4, 64)
     labels = torch.zeros(1, 1, 4, dtype=torch.int32)
@@ -73,6 +74,7 @@ def test_fused_on_a_cpu_tensor_says_why_not(op):
         "sort": lambda: kernels.sort_by_label(labels, 1, impl="fused"),
         "permute": lambda: kernels.permute(x, order, impl="fused"),
         "unpermute": lambda: kernels.unpermute(x, order, impl="fused"),
+        "route": lambda: kernels.route(x[:, :, :1], x, x, order.offsets, impl="fused"),
         "attention": lambda: kernels.cluster_attention(
             x, x, x, order.offsets, order.offsets, kept, impl="fused"
         ),

@@ -20,7 +20,9 @@ from tests.kernels.cases import (
     grid,
     make_case,
     masked_attention,
+    stand_in_attention,
 )
+from tests.kernels.routing_cases import check
 from tests.kernels.test_kmeans import assert_consistent, distances, start, tokens
 
 FP16, BF16 = torch.float16, torch.bfloat16
@@ -159,6 +161,48 @@ def test_means_of_clusters(device, dtype, dim):
     bound = 32 * torch.finfo(torch.float32).eps * x.abs().max()
     assert (means - cluster_means(x.double(), labels, 9)).abs().max() <= bound
     assert (means[:, :, 7:] == 0).all()
+
+
+def routed_call(call: Call, per_pair: bool) -> tuple[kernels.Routes, Tensor]:
+    """Routes of the keys sorted by the labels of the case, and attention with their stand-ins."""
+    case, impl = call.case, call.impl
+    num_q, num_k = case.kept.shape[-2:]
+    q_order = kernels.sort_by_label(case.q_labels, num_q, impl=impl)
+    k_order = kernels.sort_by_label(case.k_labels, num_k, impl=impl)
+    centroids = kernels.cluster_means(case.q, q_order, impl=impl)
+    # Room behind the keys, as joint models leave for the text.
+    k, v = (
+        kernels.permute(x, k_order, room=5, impl=impl)[:, :, : x.shape[2]]
+        for x in (case.k, case.v)
+    )
+    routes = kernels.route(centroids, k, v, k_order.offsets, per_pair=per_pair, impl=impl)
+    out = kernels.cluster_attention(
+        *(case.q, k, v, q_order.offsets, k_order.offsets, case.kept),
+        stand_ins=routes.stand_ins,
+        q_perm=q_order.perm,
+        impl=impl,
+    )
+    return routes, out
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "per_pair"), grid((BF16, FP16), (64, 128), (False, True))
+)
+def test_routing(device, dtype, dim, per_pair):
+    call = make_call(device, dtype, dim)
+    routed_call(call, per_pair)  # compiles
+    with nothing_waits(device):
+        routes, out = routed_call(call, per_pair)
+    check(call.case, per_pair, call.impl)
+    stand_ins = routes.stand_ins
+    assert_as_exact_as(
+        out,
+        stand_in_attention(call.case, stand_ins, dtype),
+        stand_in_attention(call.case, stand_ins),
+    )
+    again, _ = routed_call(call, per_pair)
+    assert torch.equal(again.error, routes.error)
+    assert torch.equal(again.stand_ins.keys, stand_ins.keys)
 
 
 @pytest.mark.parametrize("num", [1, 40, 2000])

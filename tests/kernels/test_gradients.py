@@ -24,12 +24,19 @@ def _attention(q, k, v, keys=None, values=None):
     return kernels.cluster_attention(q, k, v, offsets, offsets, kept, stand_ins=stand_ins)
 
 
+def _route(q_centroids, k, v):
+    return kernels.route(q_centroids, k, v, _arguments()[1].offsets)
+
+
 OPS = {
     "kmeans x": lambda x, w: kernels.kmeans(w, x[:, :, :2], 1),
     "kmeans centroids": lambda x, w: kernels.kmeans(x, w[:, :, :2], 1),
     "cluster_means x": lambda x, w: kernels.cluster_means(w, _arguments()[1]),
     "permute x": lambda x, w: kernels.permute(w, _arguments()[1]),
     "unpermute x": lambda x, w: kernels.unpermute(w, _arguments()[1]),
+    "route q_centroids": lambda x, w: _route(w[:, :, :2], x, x),
+    "route k": lambda x, w: _route(x[:, :, :2], w, x),
+    "route v": lambda x, w: _route(x[:, :, :2], x, w),
     "cluster_attention q": lambda x, w: _attention(w, x, x),
     "cluster_attention k": lambda x, w: _attention(x, w, x),
     "cluster_attention v": lambda x, w: _attention(x, x, w),

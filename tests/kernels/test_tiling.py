@@ -89,7 +89,7 @@ def test_a_row_names_another_attend_kernel(monkeypatch):
     monkeypatch.setattr(launch, "make_lists", lambda *_: None)
     monkeypatch.setattr(launch, "_num_processors", lambda _: 1)
     q, *rest = _arguments(make_case(n=20, dim=64))
-    out = attend_with(q, *rest, 0.125, None, None, None, config_for("sm_90", 64))
+    out = attend_with(q, *rest, 0.125, None, None, config_for("sm_90", 64))
     assert launched == [(other, (1, 2, 20, 64))]
     assert (out == 7).all()
     assert config_for("sm_90", 128).attend == "attend"
@@ -105,14 +105,14 @@ def test_a_row_names_another_attend_kernel(monkeypatch):
 def test_what_the_kernels_cannot_do_is_refused_before_anything_is_launched(num_k, scale, says):
     arguments = _arguments(make_case(n=20, dim=64, num_k=num_k))
     with pytest.raises(ValueError, match=says):
-        attend_with(*arguments, scale, None, None, None, Config(MAIN))
+        attend_with(*arguments, scale, None, None, Config(MAIN))
 
 
 def test_more_keys_than_an_int32_can_point_to_are_refused():
     k = torch.empty(1, device="meta").expand(1, 1, 1 << 24, 64)
     q, _, _, q_offsets, k_offsets, kept = _arguments(make_case(n=20, dim=64, heads=1))
     with pytest.raises(ValueError, match="fewer than 16777216 keys, not 16777216"):
-        attend_with(q, k, k, q_offsets, k_offsets, kept, 1.0, None, None, None, Config(MAIN))
+        attend_with(q, k, k, q_offsets, k_offsets, kept, 1.0, None, None, Config(MAIN))
 
 
 def _arguments(case):

@@ -21,8 +21,8 @@ LAB = {
 }
 
 
-def make_model_folder(tiny_pipeline_path: Path, folder: Path) -> Path:
+def make_model_folder(tiny_pipeline_path: Path, folder: Path, **lab) -> Path:
     """A copy of the tiny pipeline with a lab.json: 3 x 4 x 8 = 96 tokens by default."""
     shutil.copytree(tiny_pipeline_path, folder)
-    (folder / "lab.json").write_text(json.dumps(LAB))
+    (folder / "lab.json").write_text(json.dumps(LAB | lab))
     return folder

@@ -82,3 +82,14 @@ def test_every_symbol_of_the_registry_can_be_drawn(trace, monkeypatch):
 def test_a_trace_without_runs_gives_an_empty_chart(trace):
     empty = replace(trace, runs=(), records=())
     assert not tradeoff_figure(tradeoff_info(empty)).data
+
+
+def test_a_run_with_a_density_is_named_by_it(trace):
+    config = {"top_p": 0.9, "density": 0.06}
+    run = {"method": "svg2-routed", "config": config, "psnr_db": 30.0, "density": 0.059}
+    info = tradeoff_info(with_runs(trace, run))
+    (point,) = (p for p in info.points if p.method == "svg2-routed")
+    assert (point.top_p, point.asked_density, point.asked) == (None, 0.06, "density 6 %")
+    texts = [text for line in tradeoff_figure(info).data for text in line.text]
+    assert "density 6 %" in texts
+    assert "p 0.9" in texts

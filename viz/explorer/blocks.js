@@ -100,7 +100,8 @@ export function makeBins(record, most, sort, view = null) {
 }
 
 /**
- * A function from a selection to the kept token pairs of each (query bin, key bin), row by row.
+ * A function from a selection to the kept token pairs of each (query bin, key bin), row by row. In
+ * place of 0 and 1 it may hold weights up to 255, which the pairs then count with.
  * What a query cluster keeps of each key bin is carried over, so that a tick pays for what changed.
  */
 function pairCounter({ rows, columns }, { Q, K }) {
@@ -115,11 +116,11 @@ function pairCounter({ rows, columns }, { Q, K }) {
       const base = q * width;
       for (let at = q * K; at < (q + 1) * K; at += 1) {
         if (kept[at] === last[at]) continue;
+        const change = kept[at] - last[at];
         last[at] = kept[at];
-        const sign = kept[at] ? 1 : -1;
         const k = at - q * K;
         for (let e = columns.start[k]; e < columns.start[k + 1]; e += 1) {
-          reads[base + columns.bin[e]] += sign * columns.count[e];
+          reads[base + columns.bin[e]] += change * columns.count[e];
         }
       }
       for (let e = from; e < to; e += 1) {
@@ -132,7 +133,7 @@ function pairCounter({ rows, columns }, { Q, K }) {
   };
 }
 
-/** A function from a selection to the kept fraction of each (query bin, key bin). */
+/** A function from a selection to the kept fraction, or mean weight, of each (query bin, key bin). */
 export function blockDensity(shape, record) {
   const count = pairCounter(shape, record);
   const { rows, columns } = shape;

@@ -1,5 +1,6 @@
 // What the state selects: the record on show, the mask at its budget, and the ways to move on.
 
+import { budget, isNumber } from "./dom.js";
 import { curve, heaviestBlock, measure, selectionAt, TICKS } from "./select.js";
 import { measuredBudget, nearestPlace, PLACE, placesOf, recordAt, recordedRun } from "./state.js";
 
@@ -14,10 +15,18 @@ export function makeCurrent(data, store) {
     record: () => data.record(current.recordIndex()),
     measuredBudget: () => measuredBudget(data, store.get().run),
     isMeasured: () => store.get().top_p === current.measuredBudget(),
+    /** The run whose selection is shown. */
+    shownRun: () => data.runs[source() < 0 ? store.get().run : source()],
+    /** The method whose selection is shown. */
+    method: () => data.methods.get(current.shownRun().method),
+    /** What the run on show was asked to keep, "top-p 0.9" or "density 6 %". */
+    measuredName: () => current.shownRun().asked || `top-p ${budget(current.measuredBudget())}`,
     /** Whether the browser can repeat the selection of the run on show at another budget. */
     canRedo() {
-      const { method } = data.runs[source() < 0 ? store.get().run : source()];
-      return data.methods.get(method).rule === "top_p";
+      const { config, predicts } = current.shownRun();
+      const { rule } = current.method();
+      if (isNumber(config.density)) return false; // top-p means nothing there
+      return rule === "top_p" || (rule === "error" && predicts);
     },
     /** Whether the mask on show is the one that the method computed. */
     isOwnMask: () => current.isMeasured() || !current.canRedo(),
@@ -32,6 +41,11 @@ export function makeCurrent(data, store) {
         memo = { record, top_p, mask, stats: measure(record, mask) };
       }
       return memo.mask;
+    },
+    /** What colours the mask; without predicted errors it is no error. */
+    tint() {
+      const { tint } = store.get();
+      return tint === "error" && !current.record().gain ? "kept" : tint;
     },
     stats() {
       current.kept();

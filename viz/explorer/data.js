@@ -1,6 +1,6 @@
 // The payload, decoded: typed arrays from base64, records on demand.
 
-import { budget, isNumber } from "./dom.js";
+import { budget, isNumber, percent } from "./dom.js";
 
 const READERS = {
   uint8: Uint8Array,
@@ -41,6 +41,14 @@ function halves() {
   return halfTable;
 }
 
+/** The numbers that an array of float16 patterns stands for. */
+function numbersOf(bits) {
+  const table = halves();
+  const numbers = new Float32Array(bits.length);
+  for (let i = 0; i < bits.length; i += 1) numbers[i] = table[bits[i]];
+  return numbers;
+}
+
 function unpackBits(bytes, count) {
   const bits = new Uint8Array(count);
   for (let i = 0; i < count; i += 1) bits[i] = (bytes[i >> 3] >> (7 - (i & 7))) & 1;
@@ -56,13 +64,12 @@ function countsOf(labels, clusters) {
 /**
  * One recorded (run, step, layer, branch, head). `bits` are the float16 patterns of P, `P` the
  * numbers; `kept` is the selection as the method computed it; `textTokens` see all and are seen by all.
+ * `gain` is the logarithm of each block's predicted error per key, `thresholds` what it must exceed
+ * at each budget; both are null where no error was predicted.
  */
 function decodeRecord(raw, index, textTokens) {
   const [Q, K] = raw.P.shape;
   const bits = arrayOf(raw.P);
-  const table = halves();
-  const P = new Float32Array(bits.length);
-  for (let i = 0; i < bits.length; i += 1) P[i] = table[bits[i]];
   const qLabels = arrayOf(raw.q_labels);
   const kLabels = arrayOf(raw.k_labels);
   return {
@@ -76,7 +83,9 @@ function decodeRecord(raw, index, textTokens) {
     K,
     textTokens,
     bits,
-    P,
+    P: numbersOf(bits),
+    gain: raw.gain ? numbersOf(arrayOf(raw.gain)) : null,
+    thresholds: raw.thresholds ? arrayOf(raw.thresholds) : null,
     kept: unpackBits(arrayOf(raw.kept), Q * K),
     q: { labels: qLabels, sizes: countsOf(qLabels, Q), rgb: arrayOf(raw.q_rgb) },
     k: { labels: kLabels, sizes: countsOf(kLabels, K), rgb: arrayOf(raw.k_rgb) },
@@ -85,9 +94,12 @@ function decodeRecord(raw, index, textTokens) {
   };
 }
 
+const BY_PLACE = /\bin place of clusters\b/; // as the line of such a method says
+
 /**
  * The methods of a payload by name, in the registry's order. One that the registry does not know goes
  * by its name, and nobody knows its rule; a payload without a registry is of the top-p rule alone.
+ * `byPlace`: its groups of tokens are blocks of neighbours, whatever the tokens hold.
  */
 function methodsOf({ methods, runs }) {
   const fallback = (name) => ({
@@ -97,16 +109,24 @@ function methodsOf({ methods, runs }) {
     symbol: "circle",
     colour: null,
     rule: methods ? null : "top_p",
+    byPlace: false,
   });
-  const known = new Map((methods ?? []).map((m) => [m.name, { ...fallback(m.name), ...m }]));
+  const full = (m) => ({ ...fallback(m.name), ...m, byPlace: BY_PLACE.test(m.line ?? "") });
+  const known = new Map((methods ?? []).map((m) => [m.name, full(m)]));
   for (const { method } of runs) if (!known.has(method)) known.set(method, fallback(method));
   return known;
+}
+
+/** What a run was asked to keep, "top-p 0.9" or "density 6 %"; empty where that is not known. */
+export function askedOf({ density, top_p }) {
+  if (isNumber(density)) return `density ${percent(density)}`;
+  return isNumber(top_p) ? `top-p ${budget(top_p)}` : "";
 }
 
 /** "TITLE · top-p 0.9", with the clusters where the runs of a trace differ in them. */
 function nameOf(run, differ) {
   const parts = [run.title];
-  if (isNumber(run.config.top_p)) parts.push(`top-p ${budget(run.config.top_p)}`);
+  if (run.asked) parts.push(run.asked);
   if (differ) parts.push(run.clusters);
   return parts.join(" · ");
 }
@@ -118,6 +138,7 @@ export function readPayload(payload) {
   }
   if (!payload.runs.length) throw new Error("The trace holds no sparse run.");
   const decoded = new Map();
+  let same = {}; // what other runs kept at the place that was last asked for
   const methods = methodsOf(payload);
   const runs = payload.runs.map((run, index) => ({
     index,
@@ -125,6 +146,7 @@ export function readPayload(payload) {
     title: methods.get(run.method).title,
     compensates: Boolean(methods.get(run.method).compensates ?? run.config.compensate),
     config: run.config,
+    asked: askedOf(run.config),
     clusters: `${run.config.num_q_clusters ?? "?"}/${run.config.num_k_clusters ?? "?"}`,
     result: run.result,
     video: bytesOf(run.mp4),
@@ -132,7 +154,7 @@ export function readPayload(payload) {
     call: arrayOf(run.call),
     heads: run.density.shape[1],
     density: arrayOf(run.density),
-    recorded: payload.records.some((r) => r.run === index),
+    ...recordedOf(payload.records.filter((r) => r.run === index)),
   }));
   const differ = new Set(runs.map((run) => run.clusters)).size > 1;
   for (const run of runs) run.name = nameOf(run, differ);
@@ -160,7 +182,33 @@ export function readPayload(payload) {
       return decoded.get(i);
     },
     forget: (i) => decoded.delete(i),
+    sameClusters(i) {
+      if (same.index !== i) same = { index: i, found: sameClusters(payload.records, i) };
+      return same.found;
+    },
   };
+}
+
+/** Whether a run has records, and whether all of them hold predicted errors. */
+function recordedOf(records) {
+  return {
+    recorded: records.length > 0,
+    predicts: records.length > 0 && records.every((r) => r.gain && r.thresholds),
+  };
+}
+
+/** The other runs that recorded the place of record `i` with the same clusters under the same numbers, and what they kept. */
+function sameClusters(records, i) {
+  const own = records[i];
+  const isSame = (r) =>
+    r !== own &&
+    ["step", "layer", "branch", "head"].every((name) => r[name] === own[name]) &&
+    ["q_labels", "k_labels"].every((name) => r[name].data === own[name].data) &&
+    r.P.shape.every((n, axis) => n === own.P.shape[axis]);
+  return records.filter(isSame).map((r) => ({
+    run: r.run,
+    kept: unpackBits(arrayOf(r.kept), r.P.shape[0] * r.P.shape[1]),
+  }));
 }
 
 /** A payload from bytes, gzipped or not. */

@@ -7,6 +7,7 @@ const CHOICES = {
   lit: ["attended", "members"],
   compare: ["side", "wipe", "difference", "blink"],
   axis: ["density", "compute", "attention", "speedup"],
+  tint: ["kept", "mass", "error"],
 };
 // name in the link, name in the state, what it counts
 const COUNTED = [

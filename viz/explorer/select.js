@@ -1,4 +1,5 @@
-// The top-p rule on recorded masses, equal to `selection_at` of svg2/trace/records.py to the last bit.
+// What the method would keep at another budget, by recorded errors or by top-p over recorded masses: equal to
+// `selection_at` of svg2/trace/records.py to the last bit.
 
 /** Budgets that the slider can stand on: 1/200 … 200/200. */
 export const TICKS = 200;
@@ -46,12 +47,43 @@ export function rank(record) {
   return record.ranked;
 }
 
-function leastKept(record, minKeepRatio) {
+/** The number of key clusters that every row keeps whatever they hold. */
+export function leastKept(record, minKeepRatio) {
   return Math.max(1, Math.ceil(minKeepRatio * record.K - 1e-9)); // 0.07 of 100 is 7, not 8
 }
 
+/** The tick nearest to a budget; of two equally near ones the even, as Python rounds. */
+function tickOf(topP) {
+  const exact = topP * TICKS;
+  const low = Math.floor(exact);
+  const up = exact - low > 0.5 || (exact - low === 0.5 && low % 2 === 1);
+  return Math.max(1, low + (up ? 1 : 0));
+}
+
+/** What the predicted error of a block has to exceed at a budget, as a logarithm per key. */
+export const thresholdAt = ({ thresholds }, topP) => thresholds[tickOf(topP)];
+
 /** What the method would keep at another budget: Uint8 [Q·K]. */
 export function selectionAt(record, topP, minKeepRatio) {
+  if (record.gain && topP < 1) return selectionByError(record, thresholdAt(record, topP));
+  return selectionByMass(record, topP, minKeepRatio);
+}
+
+/** The blocks whose error is above the threshold, and the heaviest of each row. */
+function selectionByError(record, threshold) {
+  const { Q, K, k, gain } = record;
+  const { occupied, order } = rank(record);
+  const kept = new Uint8Array(Q * K);
+  for (let q = 0; q < Q; q += 1) {
+    for (let j = 0; j < K; j += 1) {
+      if (k.sizes[j] > 0 && gain[q * K + j] > threshold) kept[q * K + j] = 1;
+    }
+    kept[q * K + order[q * occupied]] = 1;
+  }
+  return kept;
+}
+
+function selectionByMass(record, topP, minKeepRatio) {
   const { Q, K } = record;
   const { occupied, order, before } = rank(record);
   const least = leastKept(record, minKeepRatio);
@@ -105,8 +137,8 @@ export function measure(record, kept) {
 /** Density and kept mass at every tick in one pass: entry i belongs to budget i / TICKS. */
 export function curve(record, minKeepRatio) {
   const { Q } = record;
-  const { occupied, order, before, mass } = rank(record);
-  const least = leastKept(record, minKeepRatio);
+  const { occupied, order, mass } = rank(record);
+  const firstTick = record.gain ? firstTickByError(record) : firstTickByMass(record, minKeepRatio);
   const tokens = record.q.labels.length;
   const density = new Float64Array(TICKS + 1);
   const keptMass = new Float64Array(TICKS + 1);
@@ -115,11 +147,7 @@ export function curve(record, minKeepRatio) {
     if (!queries) continue;
     for (let j = 0; j < occupied; j += 1) {
       const at = q * occupied + j;
-      let tick = 0;
-      if (j >= least) {
-        tick = Math.min(TICKS, Math.max(0, Math.floor(before[at] * TICKS)));
-        while (tick < TICKS && !(before[at] < tick / TICKS)) tick += 1;
-      }
+      const tick = firstTick(q, j);
       density[tick] += queries * record.k.sizes[order[at]];
       keptMass[tick] += queries * mass[at];
     }
@@ -133,6 +161,36 @@ export function curve(record, minKeepRatio) {
     keptMass[i] /= tokens;
   }
   return { density, keptMass };
+}
+
+/** The first tick at which the j-th heaviest block of row q is kept, by top-p. */
+function firstTickByMass(record, minKeepRatio) {
+  const { occupied, before } = rank(record);
+  const least = leastKept(record, minKeepRatio);
+  return (q, j) => {
+    if (j < least) return 0;
+    const at = q * occupied + j;
+    let tick = Math.min(TICKS, Math.max(0, Math.floor(before[at] * TICKS)));
+    while (tick < TICKS && !(before[at] < tick / TICKS)) tick += 1;
+    return tick;
+  };
+}
+
+/** The same by error: thresholds only fall as the budget grows. */
+function firstTickByError(record) {
+  const { K, gain, thresholds } = record;
+  const { occupied, order } = rank(record);
+  return (q, j) => {
+    if (j === 0) return 0;
+    const own = gain[q * K + order[q * occupied + j]];
+    let [low, high] = [1, TICKS];
+    while (low < high) {
+      const mid = (low + high) >> 1;
+      if (own > thresholds[mid]) high = mid;
+      else low = mid + 1;
+    }
+    return low;
+  };
 }
 
 /** The block {q, k} that is given, with what is null filled in: there the block of most mass. */

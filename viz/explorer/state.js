@@ -7,7 +7,7 @@ export const PLACE = ["step", "layer", "branch", "head"];
 /** What is looked at. */
 export const SELECTION = ["run", ...PLACE, "frame", "cluster", "pair", "side", "top_p"];
 /** How it is drawn. */
-export const LOOKS = ["lit", "opacity", "compare", "wipe", "axis", "sort", "zoom"];
+export const LOOKS = ["lit", "opacity", "compare", "wipe", "axis", "tint", "sort", "zoom"];
 
 const DEFAULT_LOOKS = {
   lit: "attended",
@@ -15,6 +15,7 @@ const DEFAULT_LOOKS = {
   compare: "side",
   wipe: 0.5,
   axis: "density",
+  tint: "kept",
   sort: 1,
   zoom: false,
 };
@@ -65,10 +66,15 @@ export function measuredBudget(data, run) {
   return data.runs[recorded < 0 ? run : recorded].config.top_p ?? 1;
 }
 
-/** The run that a trace opens with: the usual budget, with compensation where it was run. */
-export function openingRun(data) {
-  const usual = data.runs.filter((r) => r.config.top_p === 0.9);
-  return (usual.find((r) => r.compensates) ?? usual[0] ?? data.runs[0]).index;
+/**
+ * The run that a trace opens with: one that routes by error, where there is one; of those the usual
+ * budget, with compensation where it was run.
+ */
+export function openingRun({ runs, methods }) {
+  const routed = runs.filter((r) => methods.get(r.method).rule === "error");
+  const among = routed.length ? routed : runs;
+  const usual = among.filter((r) => r.config.top_p === 0.9 && !isNumber(r.config.density));
+  return (usual.find((r) => r.compensates) ?? usual[0] ?? among[0]).index;
 }
 
 // The place where none is asked for: late clusters are things, those of the first layers are regions.

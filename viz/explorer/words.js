@@ -13,9 +13,9 @@ const WORDS = {
     "The mean of the queries (or keys) of a cluster. SVG2 estimates attention between clusters from their centroids, which is far cheaper than from all tokens.",
   "k-means":
     "The clustering: assign each token to its nearest centroid, move each centroid to the mean of its tokens, repeat. The centroids of one step start the next.",
-  mask: "Which query–key pairs are computed. Rows are queries, columns are keys. What is skipped adds nothing, or, in methods with compensation, its centroid stands in for it.",
+  mask: "Which query–key pairs are computed. Rows are queries, columns are keys. What is skipped adds nothing, or, in methods with compensation, a stand-in takes its place.",
   "top-p":
-    "The budget. Each query cluster keeps its heaviest key clusters until they hold this share of its estimated attention mass. At 1 everything is kept.",
+    "The budget. Each query cluster keeps its heaviest key clusters until they hold this share of its estimated attention mass. At 1 everything is kept. With routing by error top-p only sets how many pairs a layer may compute; the predicted errors say which.",
   permutation:
     "Tokens are sorted by cluster before attention and put back after it. The result is the same; the kept pairs come to lie together in blocks.",
   density:
@@ -23,12 +23,18 @@ const WORDS = {
   "FLOP ratio":
     "All query–key pairs over those that are computed, in the calls that ran sparse. It counts work, not time. What stands in for skipped clusters in methods with compensation counts as computed.",
   "kept mass":
-    "The share of the attention weights (after softmax) that falls on what is kept, estimated from centroids.",
+    "The share of the attention weights (after softmax) that falls on what is kept, estimated from centroids. With routing by error it is what the query centroids see of all keys.",
   recall:
     "The true share of the attention weights that falls on what is kept, measured on 64 random queries.",
   tile: "Kernels compute attention in square tiles of token pairs. A tile with one kept pair costs as much as a full one; the rest of it is waste.",
   compensation:
-    "In methods with compensation a skipped key cluster still adds its centroid, weighted by its size, in place of its tokens.",
+    "In methods with compensation a skipped key cluster still adds a stand-in in place of its tokens.",
+  "stand-in":
+    "What a skipped block still adds: one key and one value in place of all its tokens, weighted by their number or, with routing by error, by the mass that the query centroid sees there.",
+  "predicted error":
+    "How much the output would miss if a block were skipped and its stand-in took its place, as seen at the query centroid; more where the block's tokens spread widely. Blocks are ranked by it per key, since each key costs the same.",
+  routing:
+    "Choosing by a look ahead. Each query centroid attends to all keys once, which shows the error of skipping each block. The layer's budget goes to the largest errors, whichever head they are in.",
   "warm-up":
     "The first denoising steps run dense, since they decide the layout of the video.",
   psnr: "Peak signal-to-noise ratio of the sparse clip against the dense one, in decibels, on raw frames. Higher is closer; each 6 dB halves the error. It is no measure of beauty.",

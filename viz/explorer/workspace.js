@@ -168,6 +168,9 @@ function makeRelease(app, options, say) {
       say(
         `No model is loaded for this trace, so top-p ${budget(top_p)} ${stays}. Moved to the nearest measured run: ${described}.`,
       );
+    } else {
+      app.selectBudget(app.measuredBudget());
+      say(`No model is loaded for this trace, so top-p ${budget(top_p)} was not run.`);
     }
   });
 }
@@ -177,7 +180,8 @@ function nearestRun({ runs }, index, top_p) {
   const { method, clusters } = runs[index];
   const far = (run) => Math.abs(run.config.top_p - top_p);
   return runs
-    .filter((r) => r.method === method && r.clusters === clusters && isNumber(r.config.top_p))
+    .filter((r) => r.method === method && r.clusters === clusters)
+    .filter(({ config }) => isNumber(config.top_p) && !isNumber(config.density))
     .sort((a, b) => far(a) - far(b))[0];
 }
 
@@ -200,6 +204,7 @@ function makePalette(root) {
         line: read("--line"),
         accent: read("--accent"),
         accentRgb: hexToRgb(read("--accent")),
+        missedRgb: hexToRgb(read("--missed")),
         maskRgb: hexToRgb(read("--skipped")),
       };
       return palette;

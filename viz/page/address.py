@@ -20,6 +20,7 @@ NUMBERS: Mapping[str, type] = {
     "width": int,
     "guidance_scale": float,
 }
+OF_METHOD = ("top_p", "num_q_clusters", "num_k_clusters")
 SETTINGS = ("prompt", "method", *NUMBERS)
 # Not in the address: what they mean for the rest depends on the model, and files stay here.
 CHOICES = ("model", "preset", "image", "negative_prompt")

@@ -17,7 +17,7 @@ from svg2.runs.run import Run
 from svg2.trace.file import load_trace
 from svg2.trace.records import RecordingPolicy
 from viz.page import words
-from viz.page.address import CHOICES, NUMBERS, SETTINGS, read_address
+from viz.page.address import CHOICES, NUMBERS, OF_METHOD, SETTINGS, read_address
 from viz.page.open_traces import OpenTraces
 from viz.page.runner import Runner, ThreadRunner
 from viz.page.visit import Visit
@@ -65,20 +65,29 @@ class Page:
         return {"menu": words.model_list(self.studio)}
 
     def pick_model(self, model: str, preset: str) -> Update:
-        """Another model or preset: the fields take its settings."""
+        """Another model or preset: the fields take its settings, with the model's own method."""
         try:
             spec = self.studio.spec_of(model).preset(preset)
             about = words.model_note(self.studio, model)
         except BAD_INPUT as error:
             return {"about_model": say(plain(error), "warn")}
-        size = (spec.num_frames, spec.height, spec.width)
-        defaults = {**vars(spec), **spec.config_for(*size).to_dict()}
         takes_image = spec.kind.takes == "image" or spec.expand_timesteps
         return {
-            **{name: defaults[name] for name in NUMBERS if name in defaults and name != "seed"},
+            **{name: getattr(spec, name) for name in NUMBERS if hasattr(spec, name)},
+            **self.pick_method(model, preset, spec.config.method),
+            "method": spec.config.method,
             "about_model": about,
             "image": gr.update(visible=takes_image, value=None),
         }
+
+    def pick_method(self, model: str, preset: str, method: str) -> Update:
+        """Another method: budget and clusters become those that the model has for it."""
+        try:
+            spec = self.studio.spec_of(model).preset(preset)
+            config = spec.config_for(spec.num_frames, spec.height, spec.width, method).to_dict()
+        except BAD_INPUT as error:
+            return {"about_model": say(plain(error), "warn")}
+        return {name: config[name] for name in OF_METHOD}
 
     def suggest_prompt(self) -> Update:
         return {"prompt": words.KNOWN.random_prompt(secrets.randbelow(2**31))}

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from svg2.errors import RequestError
-from svg2.method.selection import COMPENSATED_METHOD, METHODS
+from svg2.method.selection import METHODS, ROUTED_METHOD
 from svg2.models.spec import PRESETS
 from svg2.runs.jobs import Studio
 from viz.explorer_page import explorer_component
@@ -36,7 +36,7 @@ class Start:
     def of(cls, studio: Studio, traces: OpenTraces) -> Start:
         try:
             spec = studio.spec
-            defaults = {**vars(spec), **spec.config.to_dict()}
+            defaults = {**vars(spec), **spec.config_of().to_dict()}
         except RequestError:
             defaults = {}  # the page opens without a model too, and Generate says what is missing
         # The page opens on the prompt that its form starts with, where there is a trace of that.
@@ -161,7 +161,7 @@ def _model_part(start: Start) -> dict[str, Any]:
 def _method_part(start: Start) -> dict[str, Any]:
     method = gr.Radio(
         [(method.title, method.name) for method in METHODS.values()],
-        value=COMPENSATED_METHOD,
+        value=start.defaults.get("method", ROUTED_METHOD),
         label="Method",
         elem_id="method",
     )
@@ -170,7 +170,7 @@ def _method_part(start: Start) -> dict[str, Any]:
         value=start.defaults.get("top_p", 0.9),
         step=0.01,
         label="Budget of the next run (top-p)",
-        info="Share of its attention mass that each query cluster keeps.",
+        info="Share of the attention mass. It sets how many pairs are computed.",
         elem_id="top_p",
     )
     with gr.Accordion("Clusters", open=False), gr.Row():

@@ -84,7 +84,8 @@ class Visit:
             run = Run.of(Request(model=studio.model, **given), spec=studio.spec)
         measured = trace.runs[index]
         settings = SVG2Config.from_dict(measured.config).to_dict()
-        return run.with_settings(**settings | {"method": measured.method, "top_p": top_p})
+        changes = {"method": measured.method, "top_p": top_p, "density": None}
+        return run.with_settings(**settings | changes)
 
     def dense_of(self, run: Run) -> DenseRun | None:
         """This visit's dense run, where it is of the same request."""

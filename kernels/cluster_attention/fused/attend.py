@@ -44,8 +44,8 @@ def attend_kernel(
     v_ptr,  # [BH, S, D]
     out_ptr,  # [B, H, N, D], any strides over B, H and N
     perm_ptr,  # [BH, N], row of q and out of each query; unused without PERMUTED
-    k_centroids_ptr,  # [BH, K, D]; unused without COMPENSATE
-    v_centroids_ptr,  # [BH, K, D]; likewise
+    virtual_k_ptr,  # [BH, K, D], with PAIRS [BH * Q, K, D]; unused without COMPENSATE
+    virtual_v_ptr,  # likewise
     bias_ptr,  # [BH * Q, bias_stride]; likewise
     q_offsets_ptr,  # [BH, Q + 1]
     tiles_ptr,  # [BH * Q, tiles_stride]
@@ -77,6 +77,7 @@ def attend_kernel(
     CHUNK: tl.constexpr,
     PERMUTED: tl.constexpr,
     COMPENSATE: tl.constexpr,
+    PAIRS: tl.constexpr,  # each query cluster has virtual keys of its own
     PRECISION: tl.constexpr,
 ):
     """Attention of query tiles over what their cluster keeps, until the work list is empty."""
@@ -146,17 +147,18 @@ def attend_kernel(
             highest = new_highest
 
         if COMPENSATE:
+            first_virtual = (row if PAIRS else head) * K * D
             for c0 in range(0, K, BLOCK_C):
                 c = c0 + tl.arange(0, BLOCK_C)
                 bias = tl.load(bias_ptr + row * bias_stride + c)
-                # Past the last centroid that one again, which the bias takes out.
+                # Past the last virtual key that one again, which the bias takes out.
                 place = tl.minimum(c, K - 1)[:, None] * D + d[None, :]
-                k = tl.load(k_centroids_ptr + head * K * D + place)
+                k = tl.load(virtual_k_ptr + first_virtual + place)
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + bias[None, :]
                 new_highest = tl.maximum(highest, tl.max(scores, 1))
                 # Where nothing is kept and these are not skipped, nothing has been seen yet.
                 new_highest = tl.where(new_highest == float("-inf"), 0.0, new_highest)
-                v = tl.load(v_centroids_ptr + head * K * D + place)
+                v = tl.load(virtual_v_ptr + first_virtual + place)
                 acc, total = _accumulate(scores, v, acc, total, highest, new_highest, PRECISION)
                 highest = new_highest
 
@@ -176,19 +178,21 @@ def launch(problem: Problem, lists: Lists, config: Config, processors: int) -> N
         grid = min(processors * tiling.programs, len(items.places))
         attend_kernel[(grid,)](
             problem.q, problem.k, problem.v, problem.out, problem.q_perm,
-            problem.k_centroids, problem.v_centroids, lists.bias, problem.q_offsets,
+            problem.virtual_k, problem.virtual_v, lists.bias, problem.q_offsets,
             lists.tiles, lists.chunks, lists.counts, items.places, items.count, items.ticket,
             *problem.q.stride()[:3], *problem.out.stride()[:3],
             heads, num_queries, problem.k.shape[2], num_q_clusters, num_k_clusters,
             lists.tiles.shape[1], lists.chunks.shape[1], lists.bias_stride,
             problem.scale * math.log2(math.e),
-            **_constants(config, tiling, head_dim, permuted, problem.compensates),
+            **_constants(
+                config, tiling, head_dim, permuted, problem.compensates, problem.has_pairs
+            ),
             num_warps=tiling.num_warps, num_stages=tiling.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
 
 
 def _constants(
-    config: Config, tiling: Tiling, head_dim: int, permuted: bool, compensate: bool
+    config: Config, tiling: Tiling, head_dim: int, permuted: bool, compensate: bool, pairs: bool
 ) -> dict[str, int | bool | str]:
     return {
         "D": head_dim,
@@ -199,25 +203,26 @@ def _constants(
         "CHUNK": tiling.chunk,
         "PERMUTED": permuted,
         "COMPENSATE": compensate,
+        "PAIRS": pairs,
         "PRECISION": "ieee",
     }
 
 
 def builds(config: Config, head_dim: int, dtype: str) -> Iterator[Build]:
-    """Each tiling, with and without compensation and permuted queries."""
+    """Each tiling, with each kind of virtual keys or none, and with and without `q_perm`."""
     for part, tiling in config.tilings.items():
-        for compensate in (False, True):
+        for compensate, pairs in ((False, False), (True, False), (True, True)):
             for permuted in (False, True):
                 absent = () if permuted else ("perm_ptr",)
                 if not compensate:
-                    absent += ("k_centroids_ptr", "v_centroids_ptr", "bias_ptr")
+                    absent += ("virtual_k_ptr", "virtual_v_ptr", "bias_ptr")
                 tile = f"{part} {tiling.block_m}×{tiling.block_n}"
-                options = "+comp" * compensate + "+perm" * permuted
+                options = "+comp" * compensate + "+pairs" * pairs + "+perm" * permuted
                 yield Build(
                     f"attend {tile} D{head_dim} {dtype}{options}",
                     attend_kernel,
                     dtype,
-                    _constants(config, tiling, head_dim, permuted, compensate),
+                    _constants(config, tiling, head_dim, permuted, compensate, pairs),
                     absent,
                     tiling.num_warps,
                     tiling.num_stages,

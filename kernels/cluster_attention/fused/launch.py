@@ -9,6 +9,7 @@ from torch import Tensor
 from kernels.cluster_attention.fused.lists import MAX_KEYS, make_lists
 from kernels.cluster_attention.fused.problem import Problem
 from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for
+from kernels.cluster_attention.stand_ins import StandIns
 from kernels.impl import INTERPRETING, MAX_K_CLUSTERS, chip_of, dense_rows, device_of
 
 
@@ -21,23 +22,24 @@ def cluster_attention(
     k_offsets: Tensor,
     kept: Tensor,
     scale: float,
-    k_centroids: Tensor | None,
-    v_centroids: Tensor | None,
+    virtual_k: Tensor | None,
+    virtual_v: Tensor | None,
     log_weights: Tensor | None,
     q_perm: Tensor | None,
 ) -> Tensor:
     """The same as the reference; with `q_perm`, q and the result are in their original order."""
-    if log_weights is not None:
-        raise ValueError("the Triton kernels take no log_weights yet")
+    stand_ins = None
+    if virtual_k is not None and virtual_v is not None:
+        stand_ins = StandIns(virtual_k, virtual_v, log_weights)
     with device_of(q):
         return attend_with(
-            q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, q_perm,
+            q, k, v, q_offsets, k_offsets, kept, scale, stand_ins, q_perm,
             device_config(q.device, q.shape[-1]),
         )  # fmt: skip
 
 
 @cluster_attention.register_fake
-def _(q, k, v, q_offsets, k_offsets, kept, scale, k_centroids, v_centroids, log_weights, q_perm):
+def _(q, k, v, q_offsets, k_offsets, kept, scale, virtual_k, virtual_v, log_weights, q_perm):
     return torch.empty_like(dense_rows(q))
 
 
@@ -49,8 +51,7 @@ def attend_with(
     k_offsets: Int[Tensor, "B H K1"],
     kept: Bool[Tensor, "B H Q K"],
     scale: float,
-    k_centroids: Float[Tensor, "B H K D"] | None,
-    v_centroids: Float[Tensor, "B H K D"] | None,
+    stand_ins: StandIns | None,
     q_perm: Int[Tensor, "B H N"] | None,
     config: Config,
 ) -> Float[Tensor, "B H N D"]:
@@ -63,19 +64,39 @@ def attend_with(
     _check_limits(scale, k.shape[2], kept.shape[-1])
     q = dense_rows(q)
     out = torch.empty_like(q)
-    if k_centroids is None or v_centroids is None:
-        k_centroids = v_centroids = None
-    else:
-        k_centroids = k_centroids.to(q.dtype).contiguous()
-        v_centroids = v_centroids.to(q.dtype).contiguous()
+    virtual_k = virtual_v = log_weights = None
+    if stand_ins is not None:
+        virtual_k, virtual_v, log_weights = _virtual_keys(stand_ins, q.dtype, kept.shape[2])
     problem = Problem(
         q, k.contiguous(), v.contiguous(), out,
         q_offsets.int().contiguous(), k_offsets.int().contiguous(), kept.contiguous(), scale,
-        k_centroids, v_centroids, None if q_perm is None else q_perm.contiguous(),
+        virtual_k, virtual_v, log_weights, None if q_perm is None else q_perm.contiguous(),
     )  # fmt: skip
     lists = make_lists(problem, config)
     attend_kernel(config.attend).launch(problem, lists, config, _num_processors(q.device))
     return out
+
+
+def _virtual_keys(
+    stand_ins: StandIns, dtype: torch.dtype, num_q_clusters: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys, values and weights as the kernels read them: keys and values in one shape."""
+    parts = [stand_ins.keys, stand_ins.values]
+    if {part.ndim for part in parts} == {4, 5}:
+        parts = [_for_each_query_cluster(x, num_q_clusters) if x.ndim == 4 else x for x in parts]
+    keys, values = (part.to(dtype).contiguous() for part in parts)
+    weights = stand_ins.log_weights
+    if weights is not None:
+        weights = weights.float().contiguous()
+        if weights.ndim == 3:
+            weights = _for_each_query_cluster(weights, num_q_clusters)
+        weights = weights.flatten(0, 1)
+    return keys, values, weights
+
+
+def _for_each_query_cluster(x: Tensor, num_q_clusters: int) -> Tensor:
+    """`[B, H, ...]` repeated into `[B, H, Q, ...]`, without a copy."""
+    return x.unsqueeze(2).expand(-1, -1, num_q_clusters, *x.shape[2:])
 
 
 def _check_limits(scale: float, num_keys: int, num_k_clusters: int) -> None:

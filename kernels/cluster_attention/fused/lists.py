@@ -3,6 +3,7 @@
 # The types that Triton gives its language do not know what kernels do with it.
 # pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +18,7 @@ from kernels.cluster_attention.fused.tiling import LENGTH_BITS as BITS
 from kernels.impl import MAX_K_CLUSTERS
 
 LENGTH_BITS = tl.constexpr(BITS)
+LOG2_E = tl.constexpr(math.log2(math.e))
 MAX_KEYS = 1 << 24
 """Below this, a key's place times the largest head dimension fits an int32."""
 
@@ -29,7 +31,11 @@ def _larger(a, b):
     return tl.maximum(a, b)
 
 
-@triton.jit(do_not_specialize=["Q", "K", "tiles_stride", "chunks_stride"])
+@triton.jit(
+    do_not_specialize=[
+        "Q", "K", "tiles_stride", "chunks_stride", "weights_stride_h", "weights_stride_q",
+    ]
+)  # fmt: skip
 def list_keys_kernel(
     kept_ptr,  # [BH, Q, K] of bytes
     q_offsets_ptr,  # [BH, Q + 1]
@@ -39,11 +45,14 @@ def list_keys_kernel(
     counts_ptr,  # [BH * Q, 2], full tiles and tiles of chunks
     work_ptr,  # [3, BH * Q], cost of a query tile, and how many of the main and the tail sort
     bias_ptr,  # [BH * Q, bias_stride], of the logits of virtual keys, over ln 2
+    weights_ptr,  # [BH, Q, K], natural logarithms, any strides over BH and Q; or None
     Q,
     K,
     tiles_stride,
     chunks_stride,
     bias_stride,
+    weights_stride_h,
+    weights_stride_q,
     COMPENSATE: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -68,9 +77,14 @@ def list_keys_kernel(
     after = tl.load(k_offsets_ptr + j + 2, mask=j + 1 < K, other=0)
     is_kept = tl.load(kept_ptr + j, mask=j < K, other=0) != 0
     if COMPENSATE:
-        # n equal keys weigh n·exp(score), so log n goes into the logit. The kept have none.
-        log_size = tl.log2(tl.maximum(end - start, 1).to(tl.float32))
-        bias = tl.where((end > start) & (is_kept == 0), log_size, float("-inf"))
+        if weights_ptr is None:
+            # n equal keys weigh n·exp(score), so log n goes into the logit.
+            weight = tl.log2(tl.maximum(end - start, 1).to(tl.float32))
+        else:
+            weights_ptr += head * weights_stride_h + tl.program_id(0) * weights_stride_q
+            weight = tl.load(weights_ptr + j, mask=j < K, other=0.0) * LOG2_E
+        # The kept have no virtual key.
+        bias = tl.where((end > start) & (is_kept == 0), weight, float("-inf"))
         tl.store(bias_ptr + row * bias_stride + j, bias, mask=j < bias_stride)
     kept_before = tl.load(kept_ptr + j - 1, mask=(j > 0) & (j < K), other=0) != 0
     kept_after = tl.load(kept_ptr + j + 1, mask=j + 1 < K, other=0) != 0
@@ -175,10 +189,12 @@ def make_lists(problem: Problem, config: Config) -> Lists:
     if problem.compensates:
         bias = torch.empty(rows, bias_stride, dtype=torch.float32, device=problem.q.device)
     block_k = max(BIAS_UNIT, triton.next_power_of_2(num_k_clusters))
+    weights = problem.log_weights
     list_keys_kernel[num_q_clusters, batch * heads](
         problem.kept.view(torch.uint8), problem.q_offsets, problem.k_offsets,
-        tiles, chunks, counts, work, bias,
+        tiles, chunks, counts, work, bias, weights,
         num_q_clusters, num_k_clusters, tiles_stride, chunks_stride, bias_stride,
+        *((0, 0) if weights is None else weights.stride()[:2]),
         **_key_constants(config, block_k, problem.compensates), num_warps=_num_warps(block_k),
     )  # fmt: skip
     items = _list_items(work.view(3, batch * heads, -1), problem.q_offsets, num_queries, config)
@@ -234,13 +250,14 @@ def builds(config: Config) -> Iterator[Build]:
     """Both list kernels as a configuration needs them, up to MAX_K_CLUSTERS."""
     tile = f"{config.main.block_m}×{config.main.block_n}"
     for block_k in (512, 1024, MAX_K_CLUSTERS):
-        for compensate in (False, True):
+        for compensate, weighed in ((False, False), (True, False), (True, True)):
+            absent = () if weighed else ("weights_ptr",)
             yield Build(
-                f"list keys {tile} K{block_k}{'+comp' * compensate}",
+                f"list keys {tile} K{block_k}{'+comp' * compensate}{'+weights' * weighed}",
                 list_keys_kernel,
                 "bf16",
                 _key_constants(config, block_k, compensate),
-                () if compensate else ("bias_ptr",),
+                absent if compensate else ("bias_ptr", *absent),
                 _num_warps(block_k),
             )
     yield Build(

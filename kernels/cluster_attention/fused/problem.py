@@ -17,7 +17,10 @@ class Problem:
         q_offsets, k_offsets: contiguous int32.
         kept: contiguous.
         scale: of the logits, above 0.
-        k_centroids, v_centroids: in the dtype of q, or None without compensation.
+        virtual_k, virtual_v: keys and values that stand for skipped clusters, contiguous and in
+            the dtype of q; with Q where each query cluster has its own; None without compensation.
+        log_weights: fp32, added to the logits of virtual keys, with a Q of stride 0 where all
+            query clusters share them; None for the logarithms of the sizes.
         q_perm: row of q and `out` of each query, or None.
     """
 
@@ -29,14 +32,20 @@ class Problem:
     k_offsets: Int[Tensor, "B H K1"]
     kept: Bool[Tensor, "B H Q K"]
     scale: float
-    k_centroids: Float[Tensor, "B H K D"] | None
-    v_centroids: Float[Tensor, "B H K D"] | None
+    virtual_k: Float[Tensor, "B H ... D"] | None
+    virtual_v: Float[Tensor, "B H ... D"] | None
+    log_weights: Float[Tensor, "BH Q K"] | None
     q_perm: Int[Tensor, "B H N"] | None
 
     @property
     def compensates(self) -> bool:
         """Whether virtual keys stand for what is skipped."""
-        return self.k_centroids is not None
+        return self.virtual_k is not None
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each query cluster has virtual keys of its own."""
+        return self.virtual_k is not None and self.virtual_k.ndim == 5
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,9 @@ class Lists:
         chunks: code of each chunk, its start shifted by `LENGTH_BITS` and its length; padded with
             empty chunks up to a tile, and one tile more.
         counts: full tiles, and tiles of chunks.
-        bias: what is added to the logits of virtual keys, over ln 2: the logarithm of the size of
-            a skipped cluster, -inf for any other; None without compensation.
+        bias: what is added to the logits of virtual keys, over ln 2: the weight given, or else the
+            logarithm of the size of a skipped cluster, -inf for any other; None without
+            compensation.
         bias_stride: length of a row of biases.
         items: a work list for each launch: of the main tiling, and of the tail where there is one.
     """

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-Rule = Literal["top_p"]
-"""Selections that can be repeated from a trace: top-p over the recorded masses."""
+Rule = Literal["top_p", "error"]
+"""Selections that can be repeated from a trace: by top-p over the recorded masses, or by the
+recorded errors, with the budget that top-p sets for all heads of a layer."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ _ROWS = (
         select="by_error:select",
         compensates=True,
         passes=1.5,
-        rule=None,
+        rule="error",
         symbol="star",
         colour="#8a3ffc",
     ),

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """On tensors this small more threads only wait for one another."""
+    """On tensors this small more threads only wait for one another.
+
+    For the fixtures of a module too: on some chips the number of threads moves the last bit.
+    """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

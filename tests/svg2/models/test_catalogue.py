@@ -60,7 +60,8 @@ def test_shapes_are_those_of_the_models(name):
 def test_the_method_adds_at_most_a_tenth_at_720p(name):
     spec = model_spec(name)
     size = (spec.num_frames, 720 // spec.size_multiple * spec.size_multiple, 1280)
-    for config in (spec.config, spec.config.replace(method="svg2-comp")):
+    others = ({"method": "svg2-comp"}, {"method": "svg2-routed", "stand_ins": "means"})
+    for config in (spec.config, *(spec.config.replace(**other) for other in others)):
         frames, rows, columns = spec.grid(*size)
         need = memory_need(spec.published.shape, frames * rows * columns, config)
         assert 0 < need.centroids <= need.added
@@ -79,6 +80,21 @@ def test_estimated_centroids_are_those_of_a_run(tiny_pipeline, generate_tiny):
         generate_tiny(tiny_pipeline, num_inference_steps=2)
     shape = TransformerShape(layers=3, heads=2, head_dim=64, mlp_dim=128, parameters=0)
     assert memory_need(shape, 192, config).centroids == run.stats.cache_bytes
+
+
+def test_stand_ins_of_each_pair_of_clusters_are_counted():
+    spec = model_spec("wan2.1-14b")
+    means = spec.config.replace(
+        method="svg2-routed", stand_ins="means", num_q_clusters=300, num_k_clusters=1000
+    )
+    shape = spec.published.shape
+    added, with_pairs = (
+        memory_need(shape, 75_600, config).added
+        for config in (means, means.replace(stand_ins="pairs"))
+    )
+    # A little of it fits into what a dense step holds.
+    stand_ins = 2 * 2 * 300 * 1000 * shape.width
+    assert 0.9 * stand_ins < with_pairs - added < stand_ins
 
 
 def test_larger_videos_need_more():

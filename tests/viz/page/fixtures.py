@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from svg2.method.selection import ROUTED_METHOD
 from svg2.runs.jobs import Studio
 from tests.svg2.pipelines import make_model_folder
 from tests.traces import make_synthetic_trace
@@ -15,7 +16,7 @@ from viz.page.open_traces import READY_MADE, OpenTrace, OpenTraces
 @pytest.fixture(scope="session")
 def studio(tiny_pipeline_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
     folder = tmp_path_factory.mktemp("studio") / "tiny"
-    return Studio(str(make_model_folder(tiny_pipeline_path, folder)))
+    return Studio(str(make_model_folder(tiny_pipeline_path, folder, method=ROUTED_METHOD)))
 
 
 @pytest.fixture(scope="session")

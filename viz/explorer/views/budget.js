@@ -33,7 +33,7 @@ export function makeBudget(app) {
     update(state) {
       const density = percent(app.stats().density);
       panel.slider.value = String(state.top_p);
-      panel.slider.setAttribute("aria-valuetext", `top-p ${budget(state.top_p)}, density ${density}`);
+      panel.slider.setAttribute("aria-valuetext", `${askedAt(app, state)}, density ${density}`);
       showReadout(panel, readoutOf(app, state));
       panel.curve.update(state);
     },
@@ -54,6 +54,10 @@ function makeSlider(app) {
   return slider;
 }
 
+/** The budget on show in words: that of the run, or the top-p on the slider. */
+const askedAt = (app, { top_p }) =>
+  app.isMeasured() ? app.measuredName() : `top-p ${budget(top_p)}`;
+
 /** The elements that the readout's numbers are written to. */
 function makeFacts() {
   const plain = () => el("span", {});
@@ -61,6 +65,7 @@ function makeFacts() {
   return {
     density: plain(),
     mass: plain(),
+    massNote: small(),
     recall: plain(),
     recallNote: small(),
     all: plain(),
@@ -95,7 +100,7 @@ function panelNodes(app, { slider, value, curve, badge, kind, back, answer, live
       el("dt", {}, term("density", "Density, this call")),
       el("dd", {}, facts.density),
       el("dt", {}, term("kept mass", "Kept mass")),
-      el("dd", {}, facts.mass, el("span", { class: "note" }, "estimate from centroids")),
+      el("dd", {}, facts.mass, facts.massNote),
       el("dt", {}, term("recall", "Recall")),
       el("dd", {}, facts.recall, facts.recallNote),
       el("dt", {}, "Density, recorded calls"),
@@ -105,10 +110,12 @@ function panelNodes(app, { slider, value, curve, badge, kind, back, answer, live
 }
 
 /** What the readout says of a state. `all` is the mean over the recorded calls. */
-function readoutOf(app, { top_p }) {
+function readoutOf(app, state) {
+  const { top_p } = state;
   return {
-    top_p,
-    measuredTopP: app.measuredBudget(),
+    asked: askedAt(app, state).replace(/^top-p /, ""), // the field's name says it
+    measuredName: app.measuredName().replace(/^top-p /, ""),
+    rule: app.method().rule,
     isMeasured: app.isMeasured(),
     canRedo: app.canRedo(),
     isOwnMask: app.isOwnMask(),
@@ -122,6 +129,10 @@ function showReadout({ facts, value, badge, kind, back }, numbers) {
   const { isMeasured, isOwnMask, all } = numbers;
   write(facts.density, percent(numbers.density));
   write(facts.mass, percent(numbers.keptMass));
+  write(
+    facts.massNote,
+    numbers.rule === "error" ? "seen at the query centroid" : "estimate from centroids",
+  );
   write(facts.recall, isOwnMask ? percent(numbers.recall) : "not measured");
   write(
     facts.recallNote,
@@ -129,12 +140,12 @@ function showReadout({ facts, value, badge, kind, back }, numbers) {
   );
   write(facts.all, all.value === null ? "computing…" : percent(all.value));
   write(facts.allNote, `mean of ${all.count}`);
-  write(value, budget(numbers.top_p));
+  write(value, numbers.asked);
   write(badge, badgeOf(numbers));
   badge.className = isMeasured ? "badge solid" : "badge hollow";
   write(kind, kindOf(numbers));
   back.hidden = isMeasured;
-  write(back, `Back to the measured ${budget(numbers.measuredTopP)}`);
+  write(back, `Back to the measured ${numbers.measuredName}`);
 }
 
 function badgeOf({ isMeasured, canRedo }) {
@@ -143,9 +154,9 @@ function badgeOf({ isMeasured, canRedo }) {
 }
 
 /** Where the selection on show comes from. */
-function kindOf({ isMeasured, canRedo, measuredTopP }) {
+function kindOf({ isMeasured, canRedo, measuredName }) {
   if (isMeasured) return " The selection the method made in this run.";
   return canRedo
     ? " Selected from the recorded queries and keys; in a real run later steps would change."
-    : ` The mask and the numbers are those of the measured ${budget(measuredTopP)}.`;
+    : ` The mask and the numbers are those of the measured ${measuredName}.`;
 }

@@ -3,11 +3,12 @@
 import { choice, el, percent, plural, put } from "../dom.js";
 import { countFrames, countUsed, massOnKeys, massPerPartner, otherSide, similarReaders } from "../reads.js";
 import { focusOf } from "./lighting.js";
+import { verdictOf } from "./whyblock.js";
 
 const NAMES = { q: "Query", k: "Key" };
 const MAX_PARTNERS = 5;
 const MAX_SIMILAR = 3;
-const WRITTEN_ON = ["hover", "cluster", "side", "lit", "run", "step", "layer", "head", "branch", "top_p"];
+const WRITTEN_ON = ["hover", "cluster", "pair", "side", "lit", "run", "step", "layer", "head", "branch", "top_p"];
 
 /** What the overlay means for a state, in a sentence. */
 export function overlayMeaning(state) {
@@ -105,6 +106,7 @@ function aboutCluster(app, state, focus, litChoice) {
   if (!pinned) return parts;
   return [
     ...parts,
+    state.pair === null ? null : aboutBlock(app),
     litChoice,
     partnerChips(app, side, facts),
     side === "q" ? similarChips(app, cluster) : nearChips(app, cluster),
@@ -114,6 +116,17 @@ function aboutCluster(app, state, focus, litChoice) {
       "Unpin",
     ),
   ];
+}
+
+/** The pinned block, in a sentence; the view of the masks says more. */
+function aboutBlock(app) {
+  const { q, k } = app.block();
+  if (!app.record().q.sizes[q] || !app.record().k.sizes[k]) return null;
+  return el(
+    "p",
+    { class: "small" },
+    `Pinned block, query cluster ${q + 1} × key cluster ${k + 1}: ${verdictOf(app, { q, k })}`,
+  );
 }
 
 function partnerChips(app, side, { partners, mass }) {

@@ -18,10 +18,18 @@ export function makeClusters(app) {
   const note = makeClusterNote(app);
   const meaning = el("p", { class: "tilenote small" });
   const map = makeDensityMap(app);
+  const introduction = el("p", {});
   const node = el(
     "section",
     { class: "view", "aria-labelledby": "clusters-title" },
-    el("div", { class: "side" }, introduction(), controls.nodes, note.node),
+    el(
+      "div",
+      { class: "side" },
+      el("h3", { id: "clusters-title" }, "Clusters on frames"),
+      introduction,
+      controls.nodes,
+      note.node,
+    ),
     el("div", { class: "main" }, tileGroup(app, tiles), meaning, map.node),
   );
   const drawClips = onFrame(() => drawTiles(app, tiles));
@@ -34,6 +42,7 @@ export function makeClusters(app) {
     },
     update(state, changed) {
       const has = (names) => names.some((name) => changed.has(name));
+      if (changed.has("run")) put(introduction, ...introductionOf(app));
       map.update(state, changed);
       controls.update(state);
       if (has(EXPLAINED_ON)) put(meaning, overlayMeaning(state));
@@ -46,24 +55,31 @@ export function makeClusters(app) {
   };
 }
 
-function introduction() {
-  return [
-    el("h3", { id: "clusters-title" }, "Clusters on frames"),
-    el(
-      "p",
-      {},
-      "In each head, ",
-      term("k-means"),
-      " groups ",
+/** What the groups of tokens are, by the method on show. */
+function introductionOf(app) {
+  const { byPlace, title, line } = app.method();
+  const rest = [
+    ". Near ",
+    term("centroid", "centroids"),
+    " have near colours. Each picture stands for a ",
+    term("latent frame"),
+    " of the clip. Hover lights one cluster, a click pins it.",
+  ];
+  if (byPlace)
+    return [
+      `${title}: ${line}. So each group of `,
       term("token", "tokens"),
-      " whose queries (or keys) are alike, wherever they lie in space and time, into a ",
-      term("cluster"),
-      ". Near ",
-      term("centroid", "centroids"),
-      " have near colours. Each picture stands for a ",
-      term("latent frame"),
-      " of the clip. Hover lights one cluster, a click pins it.",
-    ),
+      " that the page calls a cluster is one block of neighbours, whatever it shows",
+      ...rest,
+    ];
+  return [
+    "In each head, ",
+    term("k-means"),
+    " groups ",
+    term("token", "tokens"),
+    " whose queries (or keys) are alike, wherever they lie in space and time, into a ",
+    term("cluster"),
+    ...rest,
   ];
 }
 

@@ -1,15 +1,22 @@
 // The mask in both orders, side by side: titles, the block under the pointer, and arrow keys.
 
-import { el, percent, plural, put, write } from "../dom.js";
+import { choice, el, percent, plural, put, write } from "../dom.js";
 import { makeMaskPlot } from "./maskplot.js";
+import { makeWhyBlock } from "./whyblock.js";
 
 const IDLE =
-  "Rows are queries, columns are keys; full colour is kept, empty is skipped. Point at a block to read it, click to pin it, double-click to zoom.";
+  "Rows are queries, columns are keys. Point at a block to read it, click to pin it, double-click to zoom.";
 
 export function makeMaskBoard(app) {
   const reading = el("p", { class: "reading small", "aria-live": "polite" });
+  const why = makeWhyBlock(app);
+  const read = (block) => {
+    readBlock(app, reading, block);
+    why.show(block);
+  };
+  const tint = makeTint(app);
   const onHover = (block) => {
-    readBlock(app, reading, block ?? pinnedBlock(app));
+    read(block ?? pinnedBlock(app));
     lightBlock(app, block);
   };
   const board = {
@@ -35,13 +42,52 @@ export function makeMaskBoard(app) {
   return {
     node: boardNode(app, board),
     reading,
+    why: why.node,
+    tint: tint.node,
     original: board.original,
     sorted: board.sorted,
     zoomButton: board.zoomButton,
     showTitles: (state) => showTitles(app, board, state),
-    readPinned: () => readBlock(app, reading, pinnedBlock(app)),
+    showTint: tint.show,
+    readPinned: () => read(pinnedBlock(app)),
   };
 }
+
+/** What colours the blocks, and what the colours mean. */
+function makeTint(app) {
+  const colours = choice(
+    "Colour of blocks",
+    [
+      ["kept", "Kept"],
+      ["mass", "Mass"],
+      ["error", "Error"],
+    ],
+    (tint) => app.store.set({ tint }),
+  );
+  const legend = el("p", { class: "legend small" });
+  return {
+    node: el("div", { class: "maskbar" }, el("span", { class: "label" }, "Colour by"), colours.node, legend),
+    show() {
+      const tint = app.tint();
+      colours.show(tint);
+      colours.buttons[2].hidden = !app.record().gain;
+      put(legend, ...LEGENDS[tint]());
+    },
+  };
+}
+
+const key = (kind, text) => el("span", { class: `swatchkey ${kind}` }, text);
+const strength = (what) => [
+  key("", "kept"),
+  " ",
+  key("missed", "skipped"),
+  ` The stronger, the more ${what}; faint is a thousandth of this head's largest.`,
+];
+const LEGENDS = {
+  kept: () => [key("", "kept"), " ", key("off", "skipped")],
+  mass: () => strength("attention mass per key"),
+  error: () => strength("predicted error per key"),
+};
 
 function boardNode(app, { original, sorted, title, foot }) {
   const [T] = app.data.grid;

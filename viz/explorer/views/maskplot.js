@@ -1,11 +1,13 @@
 // One picture of the N×N mask: its tokens in one order, whole or zoomed to a block.
 
 import { blockDensity, makeBins, offsetsOf } from "../blocks.js";
+import { FULL_LEVEL, levelsOf } from "../blockfacts.js";
 import { clamp, el, fit, onFrame } from "../dom.js";
 import { clusterAt, drawMaskLines } from "./masklines.js";
 
 const MAX_BINS = 256; // at 300×1000 clusters one redraw then stays within a tick
 const SHADES = 255;
+const LEAST_KEPT = 40; // the palest kept block is still told from a skipped one
 const LINES_PX = 380; // until the page is laid out
 
 /**
@@ -24,6 +26,7 @@ export function makeMaskPlot(app, { orderOf, onHover, onPick }) {
     pixels: canvas.getContext("2d", { willReadFrequently: true }),
     lines,
     geometries: new WeakMap(),
+    tinted: new WeakMap(), // what counts kept and skipped levels, per shape
     shown: {},
     drawnLines: "",
   };
@@ -90,14 +93,42 @@ function drawPlot(plot) {
   const order = plot.orderOf(state);
   const view = viewOf(plot, record, order);
   const { rows, columns } = view.shape;
-  const density = view.density(app.kept());
-  const shades = shadesOf(app.colours());
   const image = new ImageData(columns.bins, rows.bins);
-  const words = new Uint32Array(image.data.buffer);
-  for (let i = 0; i < words.length; i += 1) words[i] = shades[(density[i] * SHADES + 0.5) | 0];
+  if (app.tint() === "kept") paintKept(image, view.density(app.kept()), app.colours());
+  else paintTinted(plot, image, view.shape, record);
   fit(canvas, columns.bins, rows.bins);
   pixels.putImageData(image, 0, 0);
   drawLines(plot, state, record, order, view);
+}
+
+function paintKept({ data }, density, colours) {
+  const shades = shadesOf(colours);
+  const words = new Uint32Array(data.buffer);
+  for (let i = 0; i < words.length; i += 1) words[i] = shades[(density[i] * SHADES + 0.5) | 0];
+}
+
+/** Kept blocks in one colour and skipped ones in another, each as strong as its mass or error. */
+function paintTinted({ app, tinted }, { data }, shape, record) {
+  if (!tinted.has(shape))
+    tinted.set(shape, [blockDensity(shape, record), blockDensity(shape, record)]);
+  const levels = levelsOf(record, app.tint());
+  const kept = app.kept();
+  const shares = [true, false].map((wanted, n) =>
+    tinted.get(shape)[n](
+      levels.map((level, at) => {
+        if (Boolean(kept[at]) !== wanted) return 0;
+        return wanted ? LEAST_KEPT + (level * (FULL_LEVEL - LEAST_KEPT)) / FULL_LEVEL : level;
+      }),
+    ),
+  );
+  const { accentRgb, missedRgb, maskRgb: ground } = app.colours();
+  for (let i = 0; i < shares[0].length; i += 1) {
+    const [on, off] = [shares[0][i] / FULL_LEVEL, shares[1][i] / FULL_LEVEL];
+    for (let c = 0; c < 3; c += 1)
+      data[4 * i + c] =
+        ground[c] + on * (accentRgb[c] - ground[c]) + off * (missedRgb[c] - ground[c]);
+    data[4 * i + 3] = 255;
+  }
 }
 
 /** Draw the lines over the mask anew where they have changed: most ticks leave them as they are. */

@@ -1,6 +1,6 @@
 // Masks and budget: which pairs one head computes, in token order and sorted by cluster.
 
-import { el } from "../dom.js";
+import { el, isNumber, put } from "../dom.js";
 import { term } from "../words.js";
 import { makeBudget } from "./budget.js";
 import { makeMaskBoard } from "./maskboard.js";
@@ -16,13 +16,14 @@ export function makeMasks(app) {
   const board = makeMaskBoard(app);
   const sorting = makeSorting(app);
   const tiles = makeTileTable(app);
+  const introduction = el("p", {});
   let waiting = 0;
   const countLater = () => {
     clearTimeout(waiting);
     waiting = setTimeout(tiles.count, TILE_DELAY_MS);
   };
   return {
-    node: viewNode(budget, board, sorting, tiles),
+    node: viewNode({ introduction, budget, board, sorting, tiles }),
     liveSlot: budget.liveSlot,
     summarised: budget.readout,
     say: budget.say,
@@ -39,6 +40,8 @@ export function makeMasks(app) {
       const mask = has(MASK);
       const marks = mask || has([...PIN, "hover"]);
       const order = has(["sort", "zoom"]);
+      const tint = has(["tint"]);
+      if (changed.has("run")) put(introduction, ...introductionOf(app));
       if (mask) {
         budget.update(state);
         countLater();
@@ -47,42 +50,69 @@ export function makeMasks(app) {
         board.showTitles(state);
         sorting.update(state);
       }
+      if (mask || tint) board.showTint();
       if (mask || has(PIN)) board.readPinned();
-      if (marks) board.original.draw();
-      if (marks || order) board.sorted.draw();
+      if (marks || tint) board.original.draw();
+      if (marks || order || tint) board.sorted.draw();
     },
   };
 }
 
-function viewNode(budget, board, sorting, tiles) {
+function viewNode({ introduction, budget, board, sorting, tiles }) {
   return el(
     "section",
     { class: "view masks", "aria-labelledby": "masks-title" },
-    el("div", { class: "side" }, introduction(), budget.nodes),
+    el(
+      "div",
+      { class: "side" },
+      el("h3", { id: "masks-title" }, "Masks and budget"),
+      introduction,
+      budget.nodes,
+    ),
     el(
       "div",
       { class: "main" },
       board.node,
+      board.tint,
       el("div", { class: "sortrow" }, sorting.nodes, board.zoomButton),
       board.reading,
+      board.why,
       tiles.node,
     ),
   );
 }
 
-function introduction() {
+/** What the mask is, by the rule of the method on show. */
+function introductionOf(app) {
   return [
-    el("h3", { id: "masks-title" }, "Masks and budget"),
-    el(
-      "p",
-      {},
-      "A ",
-      term("mask"),
-      " says which query–key pairs one head computes. Each query cluster keeps the fewest key clusters whose estimated attention mass reaches ",
-      term("top-p"),
-      ". In token order the kept pairs lie scattered; ",
-      term("permutation", "sorted by cluster"),
-      " they fill whole blocks, often thin ones, and a kernel for blocks of any size skips the rest.",
-    ),
+    "A ",
+    term("mask"),
+    " says which query–key pairs one head computes. ",
+    ...selectionOf(app),
+    " In token order the kept pairs lie scattered; ",
+    term("permutation", "sorted by cluster"),
+    " they fill whole blocks, often thin ones, and a kernel for blocks of any size skips the rest.",
+  ];
+}
+
+function selectionOf(app) {
+  const { rule, line, title } = app.method();
+  const isDensity = isNumber(app.shownRun().config.density);
+  if (rule === "error")
+    return [
+      ...(isDensity ? ["The density that was asked for"] : [term("top-p", "Top-p")]),
+      " sets how many pairs the layer may compute, the ",
+      term("predicted error", "predicted errors"),
+      " say which, in all of its heads: that is ",
+      term("routing"),
+      ". A ",
+      term("stand-in"),
+      " takes the place of each skipped block.",
+    ];
+  if (rule !== "top_p" || isDensity) return [`${title}: ${line}.`];
+  return [
+    "Each query cluster keeps the fewest key clusters whose estimated attention mass reaches ",
+    term("top-p"),
+    ".",
   ];
 }

@@ -60,7 +60,7 @@ function noticeOf(app, { run, top_p }) {
     );
   if (!app.isMeasured() && !app.canRedo())
     sentences.push(
-      `This page cannot repeat the selection of ${shown.title} at top-p ${budget(top_p)}: the mask is the measured one, of top-p ${budget(app.measuredBudget())}.`,
+      `This page cannot repeat the selection of ${shown.title} at top-p ${budget(top_p)}: the mask is the measured one, of ${app.measuredName()}.`,
     );
   return sentences.join(" ");
 }

@@ -15,7 +15,7 @@ export const AXES = {
     name: "Compute",
     of: (p) => p.compute_density,
     text: (v) => percent(v, 0),
-    title: "compute density: kept pairs and what compensation computes",
+    title: "compute density: kept pairs, routing and stand-ins",
     isShare: true,
   },
   attention: {
@@ -41,7 +41,7 @@ export function pointOf(run) {
     run: run.index,
     method: run.method,
     name: run.name.replaceAll(" · ", ", "),
-    top_p: run.config.top_p,
+    asked: run.asked.replace(/^top-p /, "p "),
     density: run.result.density,
     compute_density: run.result.compute_density,
     psnr_db: run.result.psnr_db,

@@ -147,7 +147,9 @@ function clusterStep(app, calm, cluster) {
     patch: () => ({ ...calm(), ...cluster(), lit: "members" }),
     text() {
       const { cluster: c, side, layer } = app.store.get();
-      const idea = "k-means groups tokens whose queries are alike, wherever they lie.";
+      const idea = app.method().byPlace
+        ? "Here a cluster is a block of neighbouring tokens, whatever they show."
+        : "k-means groups tokens whose queries are alike, wherever they lie.";
       if (c === null || side !== "q") return idea;
       const { grid } = app.data;
       const { frames } = journeys(app.record(), grid)[c];
@@ -163,8 +165,16 @@ function attentionStep(app, calm, cluster) {
     title: "Who does this cluster attend to?",
     patch: () => ({ ...calm(), ...cluster(), lit: "attended" }),
     text: () =>
-      `Lit now: the key clusters that it keeps, by weight. ${app.canRedo() ? `Together they hold at least top-p, ${budget(app.measuredBudget())}, of its estimated attention mass. ` : ""}What is dark was skipped.`,
+      `Lit now: the key clusters that it keeps, by weight. ${whyKept(app)}What is dark was skipped.`,
   };
+}
+
+/** Why the lit clusters were kept, by the rule of the method on show. */
+function whyKept(app) {
+  if (app.method().rule === "error")
+    return "One is its heaviest; the others are those that it would miss most, by their predicted error. ";
+  if (!app.canRedo()) return "";
+  return `Together they hold at least top-p, ${budget(app.measuredBudget())}, of its estimated attention mass. `;
 }
 
 function maskStep(app, calm, cluster) {

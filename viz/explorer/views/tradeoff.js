@@ -1,6 +1,6 @@
 // Measured runs on a chart: solid marks, a symbol per method. The what-if has a density but no PSNR, so it is only a line.
 
-import { budget, choice, el, isNumber, percent, put, svg } from "../dom.js";
+import { budget, choice, el, percent, put, svg } from "../dom.js";
 import { term } from "../words.js";
 import { marksOf, symbolPath } from "./marks.js";
 import { AXES, PAD, chartData, describe, makeScale, pointOf } from "./points.js";
@@ -180,7 +180,7 @@ function drawPoint({ app, reading, scale }, p, mark, isCurrent) {
         y: y + 4,
         "text-anchor": isRight ? "end" : "start",
       },
-      [isNumber(p.top_p) && `p ${budget(p.top_p)}`, p.psnr_db === null && "identical"]
+      [p.asked, p.psnr_db === null && "identical"]
         .filter(Boolean)
         .join(", "),
     ),
