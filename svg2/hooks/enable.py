@@ -62,8 +62,9 @@ def enable(
     """Run the self-attention of a diffusers video pipeline as SVG2, until the handle is disabled.
 
     Sets attention processors on the pipeline's own transformers, compiled or not; no class is
-    changed. `observer` sees every sparse call right after its attention ran; what it raises stops
-    the generation. A copy of the pipeline or its transformer has the stock processors.
+    changed. `observer` sees every sparse call right after its attention ran, but none of methods
+    without clusters; what it raises stops the generation. A copy of the pipeline or its
+    transformer has the stock processors.
 
     Raises:
         ConfigError: the kernels that `config.impl` names can't run here.
@@ -180,6 +181,7 @@ def _install(
         undo.callback(session.end_generation)
         for index, (transformer, attentions) in enumerate(zip(transformers, layers, strict=True)):
             tracker.follow(transformer, undo)
+            tracker.follow_grid(transformer, family.patch(transformer), undo)
             for layer, attention in enumerate(attentions):
                 place = Place(index, layer, attention.depth, attention.runs_first)
                 attn = attention.module

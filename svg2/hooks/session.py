@@ -150,6 +150,7 @@ class Session:
         key = CacheKey(*place, tuple(q.shape), part.index, heads)
         result = sparse_call(
             *(q, k, v, self.config, self.cache.entry(key), clock, text),
+            grid=self.tracker.grid(q.shape[2]),
             sum_heads=None if share is None else share.sum,
         )
         if part.index == 0:
@@ -176,7 +177,7 @@ class Session:
             clock=clock,
         )
         self.recorder.cache_bytes(self.cache.nbytes)
-        if self._observer is not None:
+        if self._observer is not None and plan.pairs is None:
             started = time.perf_counter()
             self._observer(_call_sample(position, layer, qkv, plan, shares, clock))
             self.recorder.observed(time.perf_counter() - started)

@@ -1,6 +1,7 @@
 """Where a running pipeline is: the generation, step and guidance branch of each forward."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class Tracker:
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
+        self._grid: tuple[int, int, int] | None = None
         self._context: str | None = None
         self._other_branches: dict[str, int] = {}
         self._begin()
@@ -65,6 +67,27 @@ class Tracker:
             return self._within(name, original(name, *args, **kwargs))
 
         set_on_instance(transformer, "cache_context", Wrapper(cache_context, original), undo)
+
+    def follow_grid(self, transformer: Any, patch: tuple[int, int, int], undo: ExitStack) -> None:
+        """Learn the grid of tokens from the latents of each forward, until `undo` is closed.
+
+        Args:
+            patch: frames, rows and columns of latents per token.
+        """
+
+        def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            frames, rows, columns = latents.shape[-3:]
+            self._grid = (frames // patch[0], rows // patch[1], columns // patch[2])
+
+        hook = Wrapper(note, _no_hook)
+        undo.callback(transformer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def grid(self, n_tokens: int) -> tuple[int, int, int] | None:
+        """Frames, rows and columns of the tokens of the current forward; None if not known."""
+        if self._grid is None or math.prod(self._grid) != n_tokens:
+            return None
+        return self._grid
 
     @contextmanager
     def _within(self, name: str, context: AbstractContextManager[Any]) -> Iterator[Any]:
@@ -136,6 +159,10 @@ class Wrapper:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return original_of_copy, (self._original,)
+
+
+def _no_hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What a copy of a followed transformer has in place of a hook of ours."""
 
 
 def original_of_copy(original: Any) -> Any:

@@ -19,40 +19,9 @@ from kernels import (
 )
 from svg2.config import SVG2Config
 from svg2.method.clustering import Centroids, cluster_tokens, kmeans_distances
-from svg2.method.plan import Plan, Tokens
+from svg2.method.plan import CallResult, Plan, TextTokens, Tokens
 from svg2.method.selection import METHODS
 from svg2.method.stages import StageClock
-
-
-@dataclass(frozen=True)
-class TextTokens:
-    """The T prompt tokens of a joint model, without padding.
-
-    They attend to all tokens, and all tokens attend to them.
-    """
-
-    q: Float[Tensor, "B H T D"]
-    k: Float[Tensor, "B H T D"]
-    v: Float[Tensor, "B H T D"]
-
-    def of_heads(self, heads: slice) -> "TextTokens":
-        """The tokens of some heads alone."""
-        return TextTokens(self.q[:, heads], self.k[:, heads], self.v[:, heads])
-
-
-@dataclass(frozen=True)
-class CallResult:
-    """Output of a sparse call.
-
-    Attributes:
-        out: attention output of the video tokens, in their own order.
-        plan: clusters, attention masses and kept pairs.
-        text_out: attention output of the prompt tokens; None if there are none.
-    """
-
-    out: Float[Tensor, "B H N D"]
-    plan: Plan
-    text_out: Float[Tensor, "B H T D"] | None = None
 
 
 def sparse_call(
@@ -101,6 +70,10 @@ def _sparse_call(
 ) -> CallResult:
     q, k, v = tensors
     method = METHODS[config.method]
+    if method.attend is not None:
+        result = method.function("attend")(q, k, v, config, text, sum_heads)
+        clock.mark("attention")
+        return result
     distances = kmeans_distances(q.shape[2], config, centroids)
     q_clusters, k_clusters = (
         cluster_tokens(x, config, centroids, s, grid) for x, s in ((q, "q"), (k, "k"))

@@ -72,6 +72,9 @@ class Plan:
         kmeans_distances: distances that k-means computed, per head.
         n_text: number of prompt tokens of a joint model, without padding. They attend to all
             tokens and all tokens attend to them. Only the densities count them.
+        pairs: kept query-key pairs of video tokens per head, where each query keeps single keys
+            and `P` and `kept` are of one cluster of everything; None: whole clusters are kept.
+        mass: attention mass of those pairs, mean over the queries; None without `pairs`.
     """
 
     q_clusters: KMeansResult
@@ -83,13 +86,17 @@ class Plan:
     passes: float = 0.0
     kmeans_distances: float = 0.0
     n_text: int = 0
+    pairs: Int[Tensor, "B H"] | None = None
+    mass: Float32[Tensor, "B H"] | None = None
 
     def density(self) -> Float64[Tensor, "B H"]:
         """Kept share of all query-key pairs, in (0, 1]; pairs are counted in integers."""
-        keys_BHQ = (self.kept * self._k_sizes.unsqueeze(-2)).sum(-1)
+        pairs = self.pairs
+        if pairs is None:
+            pairs = self._pairs((self.kept * self._k_sizes.unsqueeze(-2)).sum(-1))
         n_video, n_text = self.q_clusters.labels.shape[-1], self.n_text
         text_pairs = n_text * (2 * n_video + n_text)
-        return (self._pairs(keys_BHQ) + text_pairs).double() / self._all_pairs
+        return (pairs + text_pairs).double() / self._all_pairs
 
     def compute_density(self) -> Float64[Tensor, "B H"]:
         """`density` plus the pairs of stand-ins, one key a skipped cluster, and of the router."""
@@ -109,6 +116,8 @@ class Plan:
 
     def kept_mass(self) -> Float32[Tensor, "B H"]:
         """Attention mass of the kept clusters, as estimated; mean over the queries."""
+        if self.mass is not None:
+            return self.mass
         weights_BHQ = self.q_clusters.sizes.float()
         mass_BHQ = (self.P * self.kept).sum(-1)
         return (mass_BHQ * weights_BHQ).sum(-1) / weights_BHQ.sum(-1)
@@ -124,3 +133,34 @@ class Plan:
     def _all_pairs(self) -> int:
         n_q, n_k = (x.labels.shape[-1] for x in (self.q_clusters, self.k_clusters))
         return (n_q + self.n_text) * (n_k + self.n_text)
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """The T prompt tokens of a joint model, without padding.
+
+    They attend to all tokens, and all tokens attend to them.
+    """
+
+    q: Float[Tensor, "B H T D"]
+    k: Float[Tensor, "B H T D"]
+    v: Float[Tensor, "B H T D"]
+
+    def of_heads(self, heads: slice) -> "TextTokens":
+        """The tokens of some heads alone."""
+        return TextTokens(self.q[:, heads], self.k[:, heads], self.v[:, heads])
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """Output of a sparse call.
+
+    Attributes:
+        out: attention output of the video tokens, in their own order.
+        plan: clusters, attention masses and kept pairs.
+        text_out: attention output of the prompt tokens; None if there are none.
+    """
+
+    out: Float[Tensor, "B H N D"]
+    plan: Plan
+    text_out: Float[Tensor, "B H T D"] | None = None

@@ -48,6 +48,7 @@ def make(folder: Path) -> None:
         arguments["image"] = Image.fromarray(noise)
     config = spec.config.replace(warmup_fraction=0.0)
     routed = config.replace(method=ROUTED_METHOD, density=0.3)  # a budget of all heads together
+    by_place = config.replace(method="svg1")  # needs the grid of the whole video
 
     def generate():
         return pipe(**arguments, generator=torch.Generator().manual_seed(0)).frames[0]
@@ -61,11 +62,15 @@ def make(folder: Path) -> None:
             frames["sparse"] = generate()
         with svg2.enable(pipe, routed) as run_routed:
             frames["routed"] = generate()
+        with svg2.enable(pipe, by_place):
+            frames["by_place"] = generate()
     frames["after"] = generate()
     with svg2.enable(pipe, config) as alone:
         frames["alone"] = generate()
     with svg2.enable(pipe, routed) as routed_alone:
         frames["routed_alone"] = generate()
+    with svg2.enable(pipe, by_place):
+        frames["by_place_alone"] = generate()
     if dist.get_rank() == 0:
         frames = {name: np.stack([np.asarray(f) for f in clip]) for name, clip in frames.items()}
         densities = {

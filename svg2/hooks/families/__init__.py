@@ -30,7 +30,8 @@ class Family:
     """Transformers whose attention has one shape. All classes are given by name.
 
     Attributes:
-        module: ours, in this package. It has `self_attentions(transformer)`.
+        module: ours, in this package. It has `self_attentions(transformer)` and
+            `patch(transformer)`.
         transformers: classes of diffusers; their subclasses count too.
         stock: processor classes that ours stands in for; subclasses do not count.
         processor_name: our processor, in `module`.
@@ -47,6 +48,10 @@ class Family:
     def self_attentions(self, transformer: Any) -> list[SelfAttention]:
         """The modules of a transformer to replace, by layer; empty where it has none."""
         return self._get("self_attentions")(transformer)
+
+    def patch(self, transformer: Any) -> tuple[int, int, int]:
+        """Frames, rows and columns of latents that one token of a transformer stands for."""
+        return self._get("patch")(transformer)
 
     @property
     def processor(self) -> type[SVG2Processor]:

@@ -28,6 +28,12 @@ def self_attentions(transformer: Any) -> list[SelfAttention]:
     return [SelfAttention(block.attn, i, i == 0) for i, block in enumerate(blocks)]
 
 
+def patch(transformer: Any) -> tuple[int, int, int]:
+    """Frames, rows and columns of latents per token."""
+    side = transformer.config.patch_size
+    return transformer.config.patch_size_t, side, side
+
+
 class JointProcessor:
     """Dense joint attention with the output of the stock ones; masked only where a mask is given.
 

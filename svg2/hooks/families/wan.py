@@ -27,6 +27,12 @@ def self_attentions(transformer: Any) -> list[SelfAttention]:
     ]
 
 
+def patch(transformer: Any) -> tuple[int, int, int]:
+    """Frames, rows and columns of latents per token."""
+    frames, rows, columns = transformer.config.patch_size
+    return frames, rows, columns
+
+
 class WanSVG2Processor(SVG2Processor):
     """Self-attention of one layer: dense where the gate says so, sparse elsewhere."""
 

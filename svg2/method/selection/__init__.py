@@ -33,6 +33,9 @@ class Method:
         cluster: `module:function` in this package that clusters tokens. It takes the tokens
             `[B, H, N, D]`, the number of clusters, an `SVG2Config` and the grid of tokens, and
             returns a `kernels.KMeansResult`. None is k-means with a warm start.
+        attend: `module:function` in this package that does a whole call in place of the other
+            three, for methods without clusters. It takes q, k and v, an `SVG2Config`, the text and
+            `sum_heads`, all as `svg2.method.call.sparse_call` does, and returns its result.
         compensates: whether something stands for skipped key clusters.
         passes: what the router computes per query cluster and key, in pairs of attention; the
             most where settings change it.
@@ -42,23 +45,27 @@ class Method:
     name: str
     title: str
     line: str
-    select: str
     symbol: Literal["circle", "diamond", "square", "triangle", "cross", "star"]
     colour: str
+    select: str = "top_p:select"
     route: str = "masses:route"
     cluster: str | None = None
+    attend: str | None = None
     compensates: bool = False
     passes: float = 0.0
     rule: Rule | None = "top_p"
 
-    def function(self, role: Literal["cluster", "route", "select"]) -> Callable[..., Any]:
+    def function(
+        self, role: Literal["attend", "cluster", "route", "select"]
+    ) -> Callable[..., Any]:
         """Import and return the function of this method for a role."""
         module, _, name = str(getattr(self, role)).partition(":")
         return getattr(import_module(f"{__name__}.{module}"), name)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that the page needs, as JSON values."""
-        return {k: v for k, v in asdict(self).items() if k not in ("cluster", "route", "select")}
+        roles = ("attend", "cluster", "route", "select")
+        return {k: v for k, v in asdict(self).items() if k not in roles}
 
 
 _ROWS = (
@@ -91,6 +98,57 @@ _ROWS = (
         rule="error",
         symbol="star",
         colour="#8a3ffc",
+    ),
+    Method(
+        "svg2-ear",
+        title="SVG-EAR",
+        line="SVG2's budget per query cluster, a part of it by error; centroids stand in",
+        route="ear:route",
+        select="ear:select",
+        compensates=True,
+        passes=0.5,
+        rule=None,
+        symbol="triangle",
+        colour="#0f7c8a",
+    ),
+    Method(
+        "svg1",
+        title="Sparse VideoGen",
+        line="each head sees its own frames or its own place, as a sample of its queries tells",
+        route="svg1:route",
+        select="svg1:select",
+        cluster="tiles:cluster",
+        rule=None,
+        symbol="cross",
+        colour="#c2306b",
+    ),
+    Method(
+        "radial",
+        title="Radial attention",
+        line="a window within each frame that halves as the distance in time doubles",
+        select="radial:select",
+        cluster="tiles:cluster",
+        rule=None,
+        symbol="circle",
+        colour="#6b7a00",
+    ),
+    Method(
+        "oracle",
+        title="Exact top-p per token",
+        line="each query keeps its own heaviest keys: what leaving keys out can reach at best",
+        attend="oracle:attend",
+        rule=None,
+        symbol="star",
+        colour="#a1561f",
+    ),
+    Method(
+        "random",
+        title="Random blocks",
+        line="semantic clusters, and blocks at random: the floor",
+        select="at_random:select",
+        rule=None,
+        symbol="diamond",
+        colour="#6a6f7a",
     ),
     Method(
         "position",

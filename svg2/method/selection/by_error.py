@@ -13,7 +13,7 @@ from kernels import KMeansResult, Permutation
 from svg2.config import SVG2Config
 from svg2.method.plan import Routed, Tokens
 from svg2.method.selection.budget import heaviest, spend
-from svg2.method.selection.top_p import keep_top_p
+from svg2.method.selection.top_p import asked_density
 
 
 def route(tokens: Tokens, config: SVG2Config) -> Routed:
@@ -52,16 +52,7 @@ def select(tokens: Tokens, routed: Routed, config: SVG2Config) -> Bool[Tensor, "
     assert routed.error is not None
     sizes = tokens.k_clusters.sizes
     gain = routed.error / sizes.clamp(min=1).unsqueeze(-2)
-    density = config.density
-    if density is None:
-        pairs = tokens.pairs()
-        asked = keep_top_p(routed.P, sizes, config.top_p, config.min_keep_ratio)
-        if config.top_p == 1.0:
-            return asked
-        kept, all_pairs = (
-            tokens.sum_heads(x.flatten(1).sum(1)).double() for x in (pairs * asked, pairs)
-        )
-        density = kept / all_pairs
+    density = asked_density(tokens, routed, config)
     return spend(gain, heaviest(routed.P, sizes), tokens, density)
 
 

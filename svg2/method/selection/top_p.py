@@ -1,7 +1,7 @@
 """Top-p selection: the fewest key clusters that hold a given share of the attention mass."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from svg2.config import SVG2Config, ceil_fraction
@@ -22,6 +22,22 @@ def select(tokens: Tokens, routed: Routed, config: SVG2Config) -> Bool[Tensor, "
     # The mass of a cluster and of all lighter ones: top-p keeps those with more than 1 - p.
     mass_down_to = torch.zeros_like(sorted_P).scatter_(-1, order, sorted_P.cumsum(-1))
     return spend(mass_down_to, heaviest(routed.P, sizes), tokens, config.density)
+
+
+def asked_density(
+    tokens: Tokens, routed: Routed, config: SVG2Config
+) -> float | Float64[Tensor, " B"]:
+    """The budget of the layer: `density`, or the share of all pairs that top-p would keep."""
+    if config.density is not None:
+        return config.density
+    if config.top_p == 1.0:
+        return 1.0
+    pairs = tokens.pairs()
+    asked = keep_top_p(routed.P, tokens.k_clusters.sizes, config.top_p, config.min_keep_ratio)
+    kept, all_pairs = (
+        tokens.sum_heads(x.flatten(1).sum(1)).double() for x in (pairs * asked, pairs)
+    )
+    return kept / all_pairs
 
 
 def keep_top_p(

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
+from accelerate.hooks import remove_hook_from_module
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 from peft import LoraConfig, get_peft_model_state_dict
 from torch._dynamo.testing import CompileCounter
 
 import svg2
+from svg2.hooks import session
 from svg2.models.finding import model_spec
 from svg2.models.loading import load_pipeline
 from tests.svg2.tiny_families import PROMPT, TINY, save
@@ -165,6 +167,75 @@ def test_a_compiled_transformer_is_the_one_inside_the_wrapper(pipe, model, confi
         assert vars(module).keys() == attributes.keys()
         assert all(vars(module)[name] is value for name, value in attributes.items())
     assert near(generate(pipe, model, num_inference_steps=2), dense)
+
+
+BY_PLACE = {"method": "radial", "num_q_clusters": 8, "num_k_clusters": 16}
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """The grid of each sparse call."""
+    seen, original = [], session.sparse_call
+
+    def sparse_call(*args, grid, **kwargs):
+        seen.append(grid)
+        return original(*args, grid=grid, **kwargs)
+
+    monkeypatch.setattr(session, "sparse_call", sparse_call)
+    return seen
+
+
+def expected_grid(pipe, model, **changes):
+    """Frames, rows and columns of latents by the VAE, and of tokens by the transformer."""
+    spec, tokens = model_spec(model), pipe.transformer.config
+    size = {"num_frames": spec.num_frames, "height": spec.height, "width": spec.width} | changes
+    if "wan" in model:
+        patch = tokens.patch_size
+        frames, pixels = pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial
+    else:
+        patch = (tokens.patch_size_t, tokens.patch_size, tokens.patch_size)
+        frames, pixels = pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial
+    latents = (
+        (size["num_frames"] - 1) // frames + 1,
+        size["height"] // pixels,
+        size["width"] // pixels,
+    )
+    return tuple(n // p for n, p in zip(latents, patch, strict=True))
+
+
+def test_the_grid_of_tokens_is_known_for_each_size(pipe, model, config, grids):
+    cpu_offload_with_hook(pipe.transformer, torch.device("cpu"))
+    with svg2.enable(pipe, config.replace(**BY_PLACE)) as run:
+        generate(pipe, model)
+        assert set(grids) == {expected_grid(pipe, model)}
+        assert 0 < run.stats.density < 1
+        grids.clear()
+        # Offloading puts a forward of its own in place, after each generation anew.
+        remove_hook_from_module(pipe.transformer)
+        cpu_offload_with_hook(pipe.transformer, torch.device("cpu"))
+        wide = {"width": 2 * model_spec(model).width}
+        generate(pipe, model, **wide)
+        assert set(grids) == {expected_grid(pipe, model, **wide)}
+
+
+def test_the_grid_is_known_in_compiled_blocks(pipe, model, config, grids):
+    torch._dynamo.reset()
+    pipe.transformer.compile_repeated_blocks(backend="eager", fullgraph=True)
+    with svg2.enable(pipe, config.replace(**BY_PLACE)):
+        generate(pipe, model)
+    assert set(grids) == {expected_grid(pipe, model)}
+
+
+@pytest.mark.parametrize(
+    "model", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.nightly)], indirect=True
+)
+def test_the_grid_is_known_in_a_compiled_transformer(pipe, model, config, grids):
+    torch._dynamo.reset()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    generate(pipe, model, num_inference_steps=1)
+    with svg2.enable(pipe, config.replace(**BY_PLACE, warmup_fraction=0.0)):
+        generate(pipe, model, num_inference_steps=2)
+    assert set(grids) == {expected_grid(pipe, model)}
 
 
 def test_a_copy_made_meanwhile_is_a_stock_one(pipe, model, config):

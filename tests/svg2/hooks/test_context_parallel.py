@@ -113,6 +113,7 @@ def check_family(folder: Path) -> None:
     assert near(frames["sparse"], frames["alone"], 45)
     assert near(frames["routed"], frames["routed_alone"], 45)
     assert not np.array_equal(uint8(frames["routed"]), uint8(frames["dense"]))
+    assert near(frames["by_place"], frames["by_place_alone"], 45)
     assert not np.array_equal(uint8(frames["sparse"]), uint8(frames["dense"]))
     assert np.array_equal(frames["after"], frames["before"])
     assert frames["density"].shape == frames["density_alone"].shape, "of all heads"

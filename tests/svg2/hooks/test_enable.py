@@ -193,6 +193,19 @@ def test_the_same_seed_gives_the_same_frames(tiny_pipeline, generate_tiny, metho
     assert not np.array_equal(first, other)
 
 
+def test_a_method_without_clusters_is_counted_and_not_observed(tiny_pipeline, generate_tiny):
+    """Its kept pairs are of single tokens, which no record of clusters can hold."""
+    seen = []
+    config = CONFIG.replace(method="oracle", density=0.3)
+    with svg2.enable(tiny_pipeline, config, observer=seen.append) as run:
+        generate_tiny(tiny_pipeline)
+    assert not seen
+    assert 0.28 < run.stats.density <= 0.3
+    assert run.stats.compute_density == run.stats.density
+    assert run.stats.overhead_density == 0
+    assert 0.3 < run.stats.kept_mass < 1
+
+
 def test_compensation_is_nearer_to_dense(tiny_pipeline, generate_tiny):
     dense = generate_tiny(tiny_pipeline)
     psnr = {}
