@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from svg2.config import SVG2Config
 from svg2.errors import UsageError
-from svg2.method.selection import METHODS
+from svg2.method.selection import COMPENSATED_METHOD, METHODS, PAPER_METHOD, ROUTED_METHOD
 from svg2.models.request import DTYPES
 
 
@@ -79,7 +79,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="D",
         help="with --prompts: shares of the pairs to compute, stand-ins and routing included",
     )
-    sweep.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    sweep.add_argument(
+        *("--methods",),
+        nargs="+",
+        default=[PAPER_METHOD, COMPENSATED_METHOD, ROUTED_METHOD],
+        metavar="METHOD",
+        help=f"of {', '.join(METHODS)}",
+    )
     sweep.add_argument(
         *("--top-p",),
         dest="top_ps",

@@ -11,12 +11,31 @@ from diffusers.models import AutoencoderKLWan
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from svg2.method.selection import ROUTED_METHOD
+from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD, ROUTED_METHOD
 from svg2.models.prompts import tokens_of, vocabulary
 from svg2.training.vae import LATENT_CHANNELS
 
 TEXT_DIM = 96
 TEXT_LENGTH = 48  # tokens, enough for the longest prompt of the grammar
+_SEMANTIC = {"num_q_clusters": 100, "num_k_clusters": 300}
+_TILES = {"num_q_clusters": 324, "num_k_clusters": 324}
+# The best of those tried on queries and keys of the shipped model, at equal compute.
+METHOD_SETTINGS: dict[str, dict[str, Any]] = {
+    ROUTED_METHOD: {
+        "top_p": 0.3,
+        "num_q_clusters": 64,
+        "num_k_clusters": 150,
+        "warmup_fraction": 0.0,
+        "min_keep_ratio": 0.0,
+    },
+    PAPER_METHOD: _SEMANTIC,
+    COMPENSATED_METHOD: _SEMANTIC,
+    "svg2-ear": _SEMANTIC,
+    "random": _SEMANTIC,
+    "position": {"num_q_clusters": 576, "num_k_clusters": 576},
+    "svg1": _TILES,
+    "radial": _TILES,
+}
 # Size of the rendered clips, and the best settings for sampling. Shipped as lab.json.
 DEFAULTS: dict[str, Any] = {
     "height": 192,
@@ -34,15 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "dense_layers": 0,
     "min_keep_ratio": 0.05,
     "method": ROUTED_METHOD,
-    "methods": {
-        ROUTED_METHOD: {
-            "top_p": 0.3,
-            "num_q_clusters": 64,
-            "num_k_clusters": 150,
-            "warmup_fraction": 0.0,
-            "min_keep_ratio": 0.0,
-        }
-    },
+    "methods": METHOD_SETTINGS,
     "draft": {"num_frames": 17, "num_inference_steps": 5},
 }
 
