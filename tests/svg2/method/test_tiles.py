@@ -111,7 +111,7 @@ def test_the_budget_is_spent_and_not_passed(method, grid, num_q, num_k, density)
     largest = pairs.max().item() / n**2
     # The nearest tile of each query tile is kept whatever the budget.
     always = (plan.q_clusters.sizes * plan.k_clusters.sizes.amax(-1, keepdim=True)).sum(-1)
-    most = torch.maximum(torch.tensor(density), always.double() / n**2)
+    most = torch.maximum(torch.tensor(density, dtype=torch.float64), always.double() / n**2)
     assert (result.density <= most + 1e-12).all()
     # Rows that end at the same place, to a rounding, are kept or left together.
     assert (result.density >= min(density, 1.0) - 2 * largest * plan.kept.shape[2]).all()
