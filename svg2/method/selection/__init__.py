@@ -165,8 +165,8 @@ METHODS: Mapping[str, Method] = {row.name: row for row in _ROWS}
 """Methods by name, in display order."""
 
 PAPER_METHOD = "svg2"
-"""The paper's method: the default of `SVG2Config` and of the command line."""
+"""The paper's method: the default of `SVG2Config`, and of models with no method of their own."""
 COMPENSATED_METHOD = "svg2-comp"
 """The paper's method with compensation for skipped clusters."""
 ROUTED_METHOD = "svg2-routed"
-"""Routing by predicted error: the default of the page and of the command line."""
+"""Routing by predicted error: the built-in model's method."""
