@@ -47,7 +47,8 @@ def scripted(function: _Function) -> _Function:
     """The function in TorchScript: loops of small operations then run without Python's lock.
 
     Two workers that hold the lock between operations take 51 ms for blocks of attention that take
-    30 ms without it (AMD EPYC). Where TorchScript is missing, the function itself, with the same results.
+    30 ms without it (AMD EPYC). Where TorchScript is missing, this is the function itself, with
+    the same results.
     """
     try:
         with warnings.catch_warnings():
