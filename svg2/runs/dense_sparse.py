@@ -180,7 +180,10 @@ def generate_sparse(
         n_tokens=run.n_tokens,
     )
     recorder = Recorder(
-        selection, policy.branches, run.request.seed, min_keep_ratio=config.min_keep_ratio
+        selection,
+        policy.branches,
+        run.request.seed,
+        min_keep_ratio=config.min_keep_ratio if config.predicts else None,
     )
     with peak_memory(device_of(pipe)) as memory:
         if device_of(pipe).type == "cuda":

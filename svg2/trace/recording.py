@@ -91,6 +91,10 @@ class Recorder:
         records: what was recorded so far, of run 0.
         seconds: time that recording took, which is no part of the run. The wait for work that was
             queued on the GPU before is part of the run and not counted here.
+
+    Args:
+        min_keep_ratio: setting of a method that selects by predicted errors, whose errors are then
+            recorded; None for other methods.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class Recorder:
         selection: Selection,
         branches: Sequence[int],
         seed: int = 0,
-        min_keep_ratio: float = 0.0,
+        min_keep_ratio: float | None = None,
     ) -> None:
         self.records: list[Record] = []
         self.seconds = 0.0
@@ -130,9 +134,10 @@ class _Errors:
     thresholds: Float32[ndarray, " ticks"]
 
 
-def _errors(call: CallSample, min_keep_ratio: float) -> _Errors | None:
-    """None where no error was predicted, or other processes have some of the heads."""
-    if call.error is None or call.P.shape[1] != len(call.density):
+def _errors(call: CallSample, min_keep_ratio: float | None) -> _Errors | None:
+    """None where errors do not decide alone, or other processes have some of the heads."""
+    shares_heads = call.P.shape[1] != len(call.density)
+    if min_keep_ratio is None or call.error is None or shares_heads:
         return None
     error, P, q_sizes, k_sizes = (
         x[-1].cpu().numpy() for x in (call.error, call.P, call.q_sizes, call.k_sizes)

@@ -12,18 +12,9 @@ from svg2.runs.batch import PromptFolders, compare_all, read_prompts
 from svg2.runs.distributed import Processes, processes
 from svg2.runs.progress import Watch
 from svg2.runs.run import Run
-from tests.svg2.pipelines import make_model_folder
 
 PROMPTS = ["a red ball", "a blue cube", "the floor"]
 ALONE = Processes(0, 1, 0)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_pipeline_path, tmp_path_factory):
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield str(make_model_folder(tiny_pipeline_path, tmp_path_factory.mktemp("m") / "tiny"))
-    torch.set_num_threads(num_threads)
 
 
 def run(model, folder, share=ALONE, dtype="auto", **watch):

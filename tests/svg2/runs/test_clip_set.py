@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from svg2 import cli
 from svg2.errors import Cancelled, RequestError
@@ -16,19 +15,11 @@ from svg2.runs.distributed import Processes
 from svg2.runs.progress import Watch
 from svg2.runs.run import Run
 from svg2.trace.video import decode_mp4
-from tests.svg2.pipelines import LAB, make_model_folder
+from tests.svg2.pipelines import LAB
 
 ODD = "a ball/cube: " + "é" * 150
 LONGEST = "x" * (255 - len("-0.mp4"))
 ALONE = Processes(0, 1, 0)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_pipeline_path, tmp_path_factory):
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield str(make_model_folder(tiny_pipeline_path, tmp_path_factory.mktemp("m") / "tiny"))
-    torch.set_num_threads(num_threads)
 
 
 def clips(model, folder, prompts, samples=2, **settings):

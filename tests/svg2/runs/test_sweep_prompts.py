@@ -101,3 +101,11 @@ def test_statistics_are_quartiles_over_prompts():
 def test_a_budget_below_what_a_method_always_computes_is_left_out(grid):
     small = Grid(grid.run, PROMPTS, (ROUTED_METHOD,), (0.001,))
     assert small.points(*PROMPTS[0]) == []
+
+
+@pytest.mark.parametrize(("method", "holds_gains"), [(ROUTED_METHOD, True), ("svg2-ear", False)])
+def test_errors_are_recorded_where_they_decide_alone(grid, pipe, method, holds_gains):
+    run = grid.run.with_settings(method=method, warmup_fraction=0.0)
+    records = module.generate_sparse(pipe, run, Watch()).records
+    assert records
+    assert all((record.gain is not None) == holds_gains for record in records)
