@@ -78,9 +78,8 @@ def test_no_more_than_two_sparse_clips_stay_decoded(own_page, trace):
 def test_a_blink_that_a_link_opens_blinks(trace, open_page):
     page = open_page(trace, "#run=1&frame=1&compare=blink", reduced_motion="reduce")
     # Seen from inside the page: on a busy machine a look from outside can miss every other phase.
-    seen = page.evaluate(
-        """() => new Promise((done) => {
-            const caption = document.querySelector('.stage .dense figcaption');
+    seen = page.locator(".stage .dense figcaption").evaluate(
+        """(caption) => new Promise((done) => {
             const seen = [];
             const look = () => {
                 const text = caption.innerText;
