@@ -9,7 +9,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: demo test nightly test-versions check bench lint types browser help
+.PHONY: demo test nightly test-versions check bench figures lint types browser help
 
 help:
 	@echo "make demo    install into .venv and serve the page on port $${GRADIO_SERVER_PORT:-7860}"
@@ -18,6 +18,7 @@ help:
 	@echo "make nightly    the full grids of which make test runs a sample"
 	@echo "make check   lint, types and the fast tests"
 	@echo "make bench   time cluster attention against SDPA on this CPU, into assets/bench/cpu.json"
+	@echo "make figures tables and figures of assets/bench, and those of the README, drawn anew"
 
 demo: $(VENV)/.app-installed
 	$(PY) app.py
@@ -49,6 +50,10 @@ check: $(VENV)/.dev-installed
 bench: $(VENV)/.app-installed
 	$(PY) -m svg2 bench --suite cpu --out assets/bench/cpu.json
 	$(PY) -m svg2.bench.report
+
+figures: $(VENV)/.dev-installed browser
+	$(PY) -m svg2.bench.report
+	$(PY) -m viz.bench_figures
 
 lint: $(VENV)/.dev-installed
 	$(PY) -m ruff check .

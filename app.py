@@ -16,11 +16,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch leave their cores
 
 import gradio as gr
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 from svg2.errors import RequestError
 from svg2.models.catalogue import MODELS
 from svg2.process import keep_freed_memory
 from svg2.runs.jobs import Studio
+from viz.bench_figures import PICTURES
 from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
 from viz.page.handlers import BAD_INPUT, Page
 from viz.page.layout import Controls, Start, Workspace
@@ -67,6 +70,7 @@ def connect(
     models = [c.model.input, c.preset.input]
     to(models, page.pick_model, "model preset", f"{settings} about_model image")
     to([c.method.input], page.pick_method, "model preset method", f"{methods} about_model")
+    to([c.method.change], page.describe_method, "method", "about_method")
     to([c.surprise.click], page.suggest_prompt, "", "prompt")
     starts = [c.generate.click, c.prompt.submit]
     prepared = to(starts, page.prepare, f"visit {inputs}", checked, js=WRITE_ADDRESS)
@@ -83,6 +87,7 @@ def connect(
 def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
     """Serve the page; `options` go to Gradio."""
     blocks = build_page(studio, traces)
+    pictures = Mount("/bench", StaticFiles(directory=PICTURES, check_dir=False))
     blocks.queue().launch(
         theme=theme(),
         css_paths=STYLE,
@@ -90,7 +95,7 @@ def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
         footer_links=[],
         ssr_mode=False,
         max_file_size="64mb",
-        app_kwargs={"routes": [traces.route()]},
+        app_kwargs={"routes": [traces.route(), pictures]},
         **options,
     )
     return blocks

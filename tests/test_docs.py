@@ -13,8 +13,9 @@ from functools import cache
 
 import pytest
 
-from svg2.bench.report import with_numbers
+from svg2.bench.report import tables
 from tests.tree import ROOT, project_files
+from viz.bench_figures import with_figures
 
 README = (ROOT / "README.md").read_text()
 SOURCE_SUFFIXES = {".py", ".js", ".css"}
@@ -89,7 +90,9 @@ def test_command_lines_exist(line: str) -> None:
 
 
 def test_numbers_are_those_of_the_committed_results() -> None:
-    assert with_numbers(README, ROOT / "assets" / "bench") == README
+    bench = ROOT / "assets" / "bench"
+    assert tables(bench) == (bench / "README.md").read_text()
+    assert with_figures(README) == README
 
 
 def test_space_front_matter() -> None:

@@ -76,7 +76,7 @@ def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
     for method in dict.fromkeys(p.method for p in info.points):
         points = [p for p in info.points if p.method == method]
         figure.add_scatter(
-            name=_title(method),
+            name=title_of(method),
             x=[p.density for p in points],
             y=[p.psnr_db for p in points],
             text=[p.asked for p in points],
@@ -94,7 +94,7 @@ def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
     )
     notes = []
     if info.identical:
-        names = (f"{_title(p.method)} {p.asked}".rstrip() for p in info.identical)
+        names = (f"{title_of(p.method)} {p.asked}".rstrip() for p in info.identical)
         notes.append(f"identical to dense: {', '.join(names)}")
     if info.unmeasured:
         runs = "1 run" if info.unmeasured == 1 else f"{info.unmeasured} runs"
@@ -106,16 +106,22 @@ def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
     return figure
 
 
-def _title(method: str) -> str:
+def title_of(method: str) -> str:
     """The title of a method; traces from elsewhere may hold one that has none here."""
     return METHODS[method].title if method in METHODS else method
 
 
+def symbol_of(method: str) -> tuple[str, str]:
+    """Symbol and colour of a method on charts, as Plotly calls them."""
+    row = METHODS[method]
+    return _SYMBOLS.get(row.symbol, row.symbol), row.colour
+
+
 def _mark(method: str, info: TradeoffInfo) -> dict[str, str]:
-    """Symbol and colour, as Plotly calls them."""
+    """Marker of a method in a trace, which may be one that has no row here."""
     if method in METHODS:
-        row = METHODS[method]
-        return {"symbol": _SYMBOLS.get(row.symbol, row.symbol), "color": row.colour}
+        symbol, colour = symbol_of(method)
+        return {"symbol": symbol, "color": colour}
     unknown = list(dict.fromkeys(p.method for p in info.points if p.method not in METHODS))
     colour = _UNKNOWN_COLOURS[unknown.index(method) % len(_UNKNOWN_COLOURS)]
     return {"symbol": _UNKNOWN_SYMBOL, "color": colour}

@@ -1,7 +1,6 @@
-"""Write the README's section of numbers from assets/bench: `python -m svg2.bench.report`."""
+"""Write the tables of assets/bench/README.md from its files: `python -m svg2.bench.report`."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,18 @@ from svg2.method.selection import PAPER_METHOD
 from svg2.trace.atomic import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-_SECTION = re.compile(r"(<!-- bench:begin -->\n).*?(<!-- bench:end -->)", re.DOTALL)
 _NOT_MEASURED = "not measured."
+_HEAD = """# What was measured
+
+`python -m svg2.bench.report` makes these tables from the files beside them, each of which has its
+hardware, versions, commit and date.
+"""
 
 
-def section(folder: Path) -> str:
+def tables(folder: Path) -> str:
     """Markdown of all results in `folder`; a result without a file reads "not measured"."""
     parts = [
+        _HEAD,
         _builtin_model(_read(folder / "builtin_model.json")),
         _sweep(_read(folder / "sweep_builtin.json")),
         _calls(_read(folder / "calls.json")),
@@ -25,18 +29,6 @@ def section(folder: Path) -> str:
         _versions(_read(folder / "versions.json")),
     ]
     return "\n".join(parts)
-
-
-def with_numbers(readme: str, folder: Path) -> str:
-    """`readme` with its section of numbers replaced.
-
-    Raises:
-        ValueError: the markers of the section are missing.
-    """
-    found = _SECTION.search(readme)
-    if found is None:
-        raise ValueError("README.md has lost its bench:begin and bench:end markers.")
-    return readme[: found.end(1)] + section(folder) + readme[found.start(2) :]
 
 
 def _builtin_model(report: dict[str, Any] | None) -> str:
@@ -310,6 +302,5 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    text = with_numbers(readme.read_text(), ROOT / "assets" / "bench")
-    write_atomic(readme, text.encode())
+    bench = ROOT / "assets" / "bench"
+    write_atomic(bench / "README.md", tables(bench).encode())

@@ -135,7 +135,7 @@ def test_address_sets_inputs_and_names_what_it_cannot(visit) -> None:
     unfold(page, "Video and sampling")
     assert field(page, "seed").input_value() == "42"
     assert page.locator(PROMPT).input_value() == "a blue ball"
-    assert page.locator("#method input[value='svg2-comp']").is_checked()
+    assert page.locator("#method input").input_value() == "SVG2 + compensation"
 
 
 def test_prompts_are_never_markup(visit) -> None:

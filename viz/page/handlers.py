@@ -89,6 +89,9 @@ class Page:
             return {"about_model": say(plain(error), "warn")}
         return {name: config[name] for name in OF_METHOD}
 
+    def describe_method(self, method: str) -> Update:
+        return {"about_method": words.about_method(method)}
+
     def suggest_prompt(self) -> Update:
         return {"prompt": words.KNOWN.random_prompt(secrets.randbelow(2**31))}
 

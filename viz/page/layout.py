@@ -15,7 +15,7 @@ from svg2.runs.jobs import Studio
 from viz.explorer_page import explorer_component
 from viz.page.open_traces import OpenTraces
 from viz.page.visit import Visit
-from viz.page.words import EMPTY, KNOWN, MASTHEAD, links_to, model_title
+from viz.page.words import BEYOND, EMPTY, KNOWN, MASTHEAD, about_method, links_to, model_title
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Controls:
     negative_prompt: gr.Textbox
     preset: gr.Radio
     menu: gr.HTML
-    method: gr.Radio
+    method: gr.Dropdown
+    about_method: gr.HTML
     top_p: gr.Slider
     num_q_clusters: gr.Number
     num_k_clusters: gr.Number
@@ -95,10 +96,11 @@ class Controls:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The explorer, or a word in its place where no trace is open."""
+    """The explorer, or a word in its place where no trace is open; what was measured beyond it."""
 
     nothing: gr.HTML
     explorer: gr.HTML
+    beyond: gr.HTML
 
     @classmethod
     def of(cls, start: Start) -> Workspace:
@@ -110,6 +112,7 @@ class Workspace:
                 explorer=gr.HTML(
                     **explorer_component(start.visit.view()), visible=is_open, elem_id="explorer"
                 ),
+                beyond=gr.HTML(BEYOND, elem_id="beyond"),
             )
 
 
@@ -159,12 +162,15 @@ def _model_part(start: Start) -> dict[str, Any]:
 
 
 def _method_part(start: Start) -> dict[str, Any]:
-    method = gr.Radio(
+    chosen = start.defaults.get("method", ROUTED_METHOD)
+    method = gr.Dropdown(
         [(method.title, method.name) for method in METHODS.values()],
-        value=start.defaults.get("method", ROUTED_METHOD),
+        value=chosen,
         label="Method",
+        filterable=False,
         elem_id="method",
     )
+    about = gr.HTML(about_method(chosen), elem_id="about_method")
     top_p = gr.Slider(
         *(0, 1),
         value=start.defaults.get("top_p", 0.9),
@@ -176,7 +182,13 @@ def _method_part(start: Start) -> dict[str, Any]:
     with gr.Accordion("Clusters", open=False), gr.Row():
         num_q = start.number("Of queries", "num_q_clusters")
         num_k = start.number("Of keys", "num_k_clusters")
-    return {"method": method, "top_p": top_p, "num_q_clusters": num_q, "num_k_clusters": num_k}
+    return {
+        "method": method,
+        "about_method": about,
+        "top_p": top_p,
+        "num_q_clusters": num_q,
+        "num_k_clusters": num_k,
+    }
 
 
 def _video_part(start: Start) -> dict[str, Any]:

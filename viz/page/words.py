@@ -17,6 +17,7 @@ from svg2.models.prompts import knowledge_of
 from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
 from svg2.runs.run import Run
+from viz.bench_figures import page_markup
 from viz.frames import png_bytes
 from viz.page.open_traces import OpenTrace
 
@@ -49,6 +50,10 @@ EMPTY = """
 <div class="nothing"><h2>No trace is open</h2>
 <p>There is no ready-made trace in this copy. Press <strong>Generate</strong> to make one, or open
 a trace file.</p></div>
+"""
+BEYOND = f"""
+<details><summary>Beyond this clip: every method, other sizes, a GPU</summary>
+{page_markup("bench")}</details>
 """
 
 WAITING = "Waiting for its turn."
@@ -145,6 +150,12 @@ def outcome(result: dict[str, Any]) -> str:
     psnr = result["psnr_db"]
     fidelity = "identical to dense" if psnr is None else f"{psnr:.1f} dB against dense"
     return f"Done: {result['speedup']:.2f}× as fast as dense here, {fidelity}."
+
+
+def about_method(method: str) -> str:
+    """What a method does, in one line."""
+    line = METHODS[method].line
+    return say(f"{line[0].upper()}{line[1:]}.")
 
 
 def grammar_note(prompt: str) -> str:

@@ -1,26 +1,17 @@
-"""The README's section of numbers, from results that are missing, incomplete or made up."""
+"""The tables of results, from results that are missing, incomplete or made up."""
 
 import json
 
 import pytest
 
-from svg2.bench import report
-from svg2.bench.report import with_numbers
+from svg2.bench.report import tables
 from tests.tree import ROOT
-
-README = "<!-- bench:begin -->\nold numbers\n<!-- bench:end -->\n"
 
 
 def test_what_has_no_result_reads_not_measured(tmp_path):
-    text = with_numbers(README, tmp_path)
-    assert "old numbers" not in text
+    text = tables(tmp_path)
     assert text.count("not measured.") == 7
     assert "prompts held out of its training: not measured." in text
-
-
-def test_a_readme_without_the_section_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="bench:begin"):
-        with_numbers("# A title\n", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -33,9 +24,9 @@ def test_a_readme_without_the_section_is_refused(tmp_path):
 def test_what_a_suite_left_out_is_said(tmp_path, name, left):
     record = json.loads((ROOT / "assets" / "bench" / name).read_text())
     (tmp_path / name).write_text(json.dumps(record | {"left_out": []}))
-    assert "Not measured" not in with_numbers(README, tmp_path)
+    assert "Not measured" not in tables(tmp_path)
     (tmp_path / name).write_text(json.dumps(record | {"left_out": [left]}))
-    assert "a giant (no time)" in with_numbers(README, tmp_path)
+    assert "a giant (no time)" in tables(tmp_path)
 
 
 def test_the_readme_says_which_versions_hold(tmp_path):
@@ -45,7 +36,7 @@ def test_the_readme_says_which_versions_hold(tmp_path):
     result = {"versions": names, "kernels": {"sm_90": chip, "sm_80": chip}, "date": "2026-11-21T1"}
     record = {"oldest": result | {"tests": tests}, "newest": result}
     (tmp_path / "versions.json").write_text(json.dumps(record))
-    text = report.section(tmp_path)
+    text = tables(tmp_path)
     row = "2.13.0 | 3.6.0 | 0.42.0 | 5.0.0 | 7 passed, 2 failed | 80 for 2 chips | 2 | 2026-11-21"
     assert row in text
     assert "`make test` | 80 for 2 chips" in text

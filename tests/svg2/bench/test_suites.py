@@ -14,10 +14,9 @@ from svg2.bench import cpu, e2e, gpu
 from svg2.bench.e2e import run_e2e_suite, speedup_limit
 from svg2.bench.gpu import run_gpu_suite
 from svg2.bench.harness import reason
-from svg2.bench.report import with_numbers
+from svg2.bench.report import tables
 from svg2.errors import SuiteUnavailable
 from tests.svg2.bench.workloads import SMALL
-from tests.tree import ROOT
 
 
 def test_cpu_suite_writes_every_field(tmp_path):
@@ -164,12 +163,11 @@ def test_speedup_limit():
 
 @pytest.mark.parametrize(("name", "toy"), [("gpu.json", "toy_gpu"), ("e2e.json", "toy_e2e")])
 def test_no_toy_number_reaches_the_readme(tmp_path, request, name, toy):
-    readme = (ROOT / "README.md").read_text()
     record = request.getfixturevalue(toy)
     (tmp_path / name).write_text(json.dumps(record))
-    assert with_numbers(readme, tmp_path).count("not measured.") == 7
+    assert tables(tmp_path).count("not measured.") == 7
     (tmp_path / name).write_text(json.dumps(record | {"toy": False}))
-    text = with_numbers(readme, tmp_path)
+    text = tables(tmp_path)
     assert text.count("not measured.") == 6
     assert "| toy |" in text
 
