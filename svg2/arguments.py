@@ -60,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--density", metavar="D", help="share of the pairs to keep, in (0, 1], in place of --top-p"
     )
+    compare.add_argument(
+        *("--no-race",),
+        dest="race",
+        action="store_false",
+        help="the sparse run follows the dense one, in place of taking turns with it",
+    )
     compare.set_defaults(command="compare")
 
     sweep = commands.add_parser(

@@ -44,6 +44,7 @@ class RunStats:
         observer_seconds: wall time spent in the observer, no part of `stage_seconds`. On CUDA it
             includes the observer's wait for work that was queued before.
         cache_bytes: the most memory that centroids held at once.
+        step_attention_seconds: `attention_seconds` of each step.
         call: int32 `[calls, 3]`, step, layer and branch of every sparse call, in order; row i of
             `call_density`, `call_kept_mass` (float32 `[calls, H]`, means over the batch) and
             `call_stage_ms` (float32 `[calls, 5]`, in the order of `STAGES`) belong to it.
@@ -63,6 +64,7 @@ class RunStats:
     stage_seconds: dict[str, float | None]
     observer_seconds: float
     cache_bytes: int
+    step_attention_seconds: tuple[float | None, ...]
     call: np.ndarray
     call_density: np.ndarray
     call_kept_mass: np.ndarray
@@ -235,12 +237,26 @@ class StatsRecorder:
             stage_seconds=stage_seconds,
             observer_seconds=self._observer_seconds,
             cache_bytes=self._cache_bytes,
+            step_attention_seconds=self._attention_by_step(stage_ms),
             call=_places(self._sparse),
             call_density=density.astype(np.float32),
             call_kept_mass=kept_mass.astype(np.float32),
             call_stage_ms=stage_ms.astype(np.float32),
             dense_call=_places(self._dense),
         )
+
+    def _attention_by_step(self, stage_ms: np.ndarray) -> tuple[float | None, ...]:
+        """Seconds of all stages but `other`, and of dense kernels, in each step."""
+        seconds: list[float | None] = [0.0] * self._num_steps
+        ours = (stage_ms.sum(axis=1) - stage_ms[:, STAGES.index("other")]) / 1e3
+        times = [(call.place[0], x) for call, x in zip(self._sparse, ours.tolist(), strict=True)]
+        for call in self._dense:
+            dense = None if call.clock is None else call.clock.stage_ms[DENSE_STAGE] / 1e3
+            times.append((call.place[0], dense))
+        for step, took in times:
+            before = seconds[step]
+            seconds[step] = None if took is None or before is None else before + took
+        return tuple(seconds)
 
     def _dense_seconds(self) -> float | None:
         clocks = [call.clock for call in self._dense]

@@ -80,29 +80,30 @@ def read_video(path: str, num_frames: int, width: int, height: int) -> list[Imag
 
 
 def generate(
-    pipe: Any, run: Run, watch: Watch, name: str, handle: Handle | None = None
-) -> tuple[Frames, dict[str, float]]:
+    pipe: Any, run: Run, watch: Watch, name: str, handle: Handle | None = None, **parts: Any
+) -> tuple[Frames, Loop]:
     """Generate the frames of a run, uint8 `[F, H, W, 3]`.
 
     Args:
         name: name of the run in progress reports.
         handle: the enabled or measured pipeline, for previews; None shows none.
+        parts: `turn` and `aside` of the `Loop`.
 
     Returns:
-        The frames, and the seconds of `encode`, `denoise` and `decode`.
+        The frames, and the loop, with the seconds of `encode`, `denoise` and `decode`.
     Raises:
         RequestError: an image or video of the request that can't be read.
         Cancelled: the watch was cancelled.
     """
     stopwatch = Stopwatch(device_of(pipe))
-    loop = Loop(pipe, watch, name, stopwatch, handle if watch.preview else None)
+    loop = Loop(pipe, watch, name, stopwatch, handle if watch.preview else None, **parts)
     watch.check()
     watch.report(name, "encode")
     stopwatch.lap()
     frames = _call(pipe, run, loop, output_type="np")[0]
     loop.seconds["decode"] = stopwatch.lap()
     watch.check()
-    return (np.asarray(frames) * 255).round().astype(np.uint8), loop.seconds
+    return (np.asarray(frames) * 255).round().astype(np.uint8), loop
 
 
 def warm_up(pipe: Any, run: Run, watch: Watch) -> None:

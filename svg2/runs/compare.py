@@ -18,7 +18,8 @@ from svg2.runs.dense_sparse import (
     generate_sparse,
 )
 from svg2.runs.progress import Watch
-from svg2.runs.result import result_record
+from svg2.runs.race import race, why_no_race
+from svg2.runs.result import Order, result_record
 from svg2.runs.run import Run
 from svg2.trace.atomic import json_bytes, write_atomic
 from svg2.trace.file import trace_bytes
@@ -44,14 +45,19 @@ def compare(
     watch: Watch | None = None,
     dense: DenseRun | None = None,
     policy: RecordingPolicy | None = None,
+    in_turns: bool = True,
 ) -> Comparison:
     """Generate a video with dense and with sparse attention, and compare the two.
+
+    The two take turns, step by step, where the model allows it, so that a machine that is busy for
+    a while slows both. Otherwise one follows the other, and the result says so.
 
     Args:
         pipe: the loaded pipeline of the run's model; None loads it.
         watch: reports progress and can cancel.
         dense: an earlier dense run of the same request. It is used again, and the result says so.
         policy: what to record; None takes the default policy.
+        in_turns: False has the sparse run follow the dense one.
 
     Raises:
         RequestError: a `dense` of another request; an input file that can't be read; or a
@@ -66,7 +72,10 @@ def compare(
     if pipe is None:
         pipe = load_for(run, watch)
     check_sparse(pipe, run)
-    is_reused = dense is not None
+    if dense is None and in_turns and why_no_race(pipe) is None:
+        dense, sparse = race(pipe, run, watch, policy)
+        return _compared(dense, sparse, watch, Order.IN_TURNS)
+    order = Order.DENSE_FIRST if dense is None else Order.DENSE_EARLIER
     if dense is None:
         # For the time left, a sparse step counts as much as a dense one until it is measured.
         watch.steps_after = run.request.num_inference_steps
@@ -74,12 +83,22 @@ def compare(
     try:
         watch.steps_after = 0
         sparse = generate_sparse(pipe, run, watch, policy)
-        watch.report(run.method.name, "measure")
-        result = result_record(dense, sparse, is_reused)
-        trace = add_run(start_trace(dense, sparse), dense, sparse, result)
-        watch.check()
     except Cancelled:
         raise Cancelled(dense) from None
+    return _compared(dense, sparse, watch, order)
+
+
+def _compared(dense: DenseRun, sparse: SparseRun, watch: Watch, order: Order) -> Comparison:
+    """The comparison of two complete runs.
+
+    Raises:
+        Cancelled: the watch was cancelled; it carries the dense run.
+    """
+    watch.report(sparse.run.method.name, "measure")
+    result = result_record(dense, sparse, order)
+    trace = add_run(start_trace(dense, sparse), dense, sparse, result)
+    if watch.is_cancelled:
+        raise Cancelled(dense)
     return Comparison(dense, sparse, result, trace)
 
 

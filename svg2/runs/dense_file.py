@@ -14,7 +14,7 @@ from svg2.trace.atomic import write_atomic
 
 _NUMBERS = (
     *("seconds", "attention_seconds", "peak_memory_bytes", "backend", "dtype", "provenance"),
-    *("stock_seconds", "stock_psnr_db"),
+    *("stock_seconds", "stock_psnr_db", "step_seconds", "step_attention_seconds"),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from svg2.runs.distributed import processes
 from svg2.runs.progress import Watch, device_of
 from svg2.runs.provenance import PeakMemory, peak_memory, provenance
 from svg2.runs.run import Run
+from svg2.runs.turns import Turn
 from svg2.trace.metrics import psnr_db
 from svg2.trace.recording import Recorder, choose
 from svg2.trace.records import Record, RecordingPolicy
@@ -32,8 +33,10 @@ class DenseRun:
     Attributes:
         frames: uint8 `[F, H, W, 3]`.
         seconds: time of `encode`, `denoise` (the loop alone) and `decode`.
+        step_seconds: time of each step of the loop.
         attention_seconds: time of the self-attention kernel in the loop; None if it could not be
             measured.
+        step_attention_seconds: the same of each step.
         peak_memory_bytes: None if it could not be measured.
         backend: name of the attention backend in diffusers.
         dtype: dtype of the transformer.
@@ -53,6 +56,8 @@ class DenseRun:
     provenance: dict[str, Any]
     stock_seconds: float | None = None
     stock_psnr_db: float | None = None
+    step_seconds: Sequence[float] = ()
+    step_attention_seconds: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +85,7 @@ class SparseRun:
     records: tuple[Record, ...]
     note: str
     recording_seconds: float
+    step_seconds: Sequence[float] = ()
 
 
 def check_sparse(pipe: Any, run: Run) -> None:
@@ -103,7 +109,9 @@ def _of_supported(switch: Callable[..., Result], *arguments: Any) -> Result:
         raise RequestError(str(error)) from error
 
 
-def generate_dense(pipe: Any, run: Run, watch: Watch | None = None) -> DenseRun:
+def generate_dense(
+    pipe: Any, run: Run, watch: Watch | None = None, turn: Turn | None = None
+) -> DenseRun:
     """Generate with dense attention and measure it, after an untimed step that warms up.
 
     A model with joint text runs twice: unmodified, and without the padding of the prompt. The
@@ -112,6 +120,7 @@ def generate_dense(pipe: Any, run: Run, watch: Watch | None = None) -> DenseRun:
     Args:
         pipe: the loaded pipeline of the run's model.
         watch: reports progress and can cancel.
+        turn: of this side of a race, which is given away between steps.
 
     Raises:
         RequestError: an image or video of the request that can't be read, or a pipeline that the
@@ -127,19 +136,22 @@ def generate_dense(pipe: Any, run: Run, watch: Watch | None = None) -> DenseRun:
         watch.steps_after += run.request.num_inference_steps
         stock_frames, stock = generate(pipe, run, watch, "stock")
         watch.steps_after -= run.request.num_inference_steps
-        stock_seconds = stock["denoise"]
+        stock_seconds = stock.seconds["denoise"]
     with peak_memory(device_of(pipe)) as memory:
         watch.report("dense", "warm up")
         with _of_supported(measure_dense, pipe) as handle:
             warm_up(pipe, run, watch)
             watch.check()
-            frames, seconds = generate(pipe, run, watch, "dense", handle)
-            attention_seconds = handle.stats.attention_seconds
+            _count_in(memory, turn)
+            frames, loop = generate(pipe, run, watch, "dense", handle, turn=turn)
+            stats = handle.stats
     return DenseRun(
         request=run.request,
         frames=frames,
-        seconds=seconds,
-        attention_seconds=attention_seconds,
+        seconds=loop.seconds,
+        step_seconds=tuple(loop.step_seconds),
+        attention_seconds=stats.attention_seconds,
+        step_attention_seconds=stats.step_attention_seconds,
         stock_seconds=stock_seconds,
         stock_psnr_db=None if stock_frames is None else psnr_db(stock_frames, frames),
         **_facts(pipe, memory),
@@ -147,7 +159,11 @@ def generate_dense(pipe: Any, run: Run, watch: Watch | None = None) -> DenseRun:
 
 
 def generate_sparse(
-    pipe: Any, run: Run, watch: Watch | None = None, policy: RecordingPolicy | None = None
+    pipe: Any,
+    run: Run,
+    watch: Watch | None = None,
+    policy: RecordingPolicy | None = None,
+    turn: Turn | None = None,
 ) -> SparseRun:
     """Generate with sparse attention, measure it and record calls. Times leave recording out.
 
@@ -158,6 +174,7 @@ def generate_sparse(
         pipe: the loaded pipeline of the run's model.
         watch: reports progress and can cancel.
         policy: what to record; None takes the default policy.
+        turn: of this side of a race, which is given away between steps.
 
     Raises:
         RequestError: an image or video of the request that can't be read.
@@ -192,13 +209,17 @@ def generate_sparse(
                 warm_up(pipe, run, watch)
             watch.check()
         with enable(pipe, config, observer=recorder) as handle:
-            frames, seconds = generate(pipe, run, watch, name, handle)
+            _count_in(memory, turn)
+            frames, loop = generate(
+                *(pipe, run, watch, name, handle), turn=turn, aside=lambda: recorder.seconds
+            )
             stats = handle.stats
-    seconds["denoise"] -= recorder.seconds
+    loop.seconds["denoise"] -= recorder.seconds
     return SparseRun(
         run=run,
         frames=frames,
-        seconds=seconds,
+        seconds=loop.seconds,
+        step_seconds=tuple(loop.step_seconds),
         stats=stats,
         policy=policy,
         records=tuple(recorder.records),
@@ -206,6 +227,12 @@ def generate_sparse(
         recording_seconds=recorder.seconds,
         **_facts(pipe, memory),
     )
+
+
+def _count_in(memory: PeakMemory, turn: Turn | None) -> None:
+    """Count a side's memory while it computes, and not while the other does."""
+    if turn is not None:
+        turn.memory = memory
 
 
 def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from svg2.hooks.enable import Handle
+    from svg2.runs.turns import Turn
 
 GLIMPSE_SECONDS = 0.5  # at most two previews a second
 
@@ -42,6 +44,8 @@ class Progress:
         preview: the middle latent frame as it is now, decoded alone. Only where it was asked for
             and can be had, and at most two a second.
         density: mean density of each step so far, where a dense call counts 1; with `preview`.
+        seconds: what the steps so far took.
+        beside: the other side of a race, as it was last reported; None where there is none.
     """
 
     run: str
@@ -51,6 +55,8 @@ class Progress:
     eta_seconds: float | None = None
     preview: UInt8[ndarray, "Y X 3"] | None = field(default=None, compare=False, repr=False)
     density: tuple[float, ...] = field(default=(), compare=False)
+    seconds: float = field(default=0.0, compare=False)
+    beside: Progress | None = field(default=None, compare=False, repr=False)
 
 
 OnProgress = Callable[[Progress], None]
@@ -64,6 +70,7 @@ class Watch:
         preview: whether reports are to show pictures and densities of the run.
         can_decode: whether no picture has failed yet; after one that has, none is tried.
         steps_after: denoising steps of the runs that follow the present one, for the time left.
+        rivals: names of the runs that take turns now; empty where one follows the other.
     """
 
     def __init__(
@@ -77,23 +84,44 @@ class Watch:
         self.preview = preview and on_progress is not None
         self.can_decode = True
         self.steps_after = 0
+        self.rivals: tuple[str, ...] = ()
         self._cancelled = False
-        self._step_seconds: list[float] = []
+        self._step_seconds: dict[str, list[float]] = {}
+        self._latest: dict[str, Progress] = {}
 
     def report(
         self, run: str, stage: str, step: int = 0, num_steps: int = 0, **glimpse: Any
     ) -> None:
         if self.on_progress is None:
             return
+        beside = next((self._latest.get(name) for name in self.rivals if name != run), None)
         eta = None
-        if self._step_seconds and stage in ("warm up", "encode", "denoise"):
-            recent = self._step_seconds[-3:]
-            left = num_steps - step + self.steps_after
-            eta = sum(recent) / len(recent) * left if num_steps else None
-        self.on_progress(Progress(run, stage, step, num_steps, eta, **glimpse))
+        if num_steps and stage == "denoise":
+            left = self._seconds_left(run, num_steps - step + self.steps_after)
+            others = 0.0 if beside is None else self._seconds_of_rival(beside, num_steps)
+            eta = None if left is None or others is None else left + others
+        took = sum(self._step_seconds.get(run, ()))
+        progress = Progress(
+            run, stage, step, num_steps, eta, seconds=took, beside=beside, **glimpse
+        )
+        if run in self.rivals:
+            self._latest[run] = dataclasses.replace(progress, beside=None)
+        self.on_progress(progress)
 
-    def step_took(self, seconds: float) -> None:
-        self._step_seconds.append(seconds)
+    def step_took(self, run: str, seconds: float) -> None:
+        """Note the time of a step."""
+        self._step_seconds.setdefault(run, []).append(seconds)
+
+    def _seconds_left(self, run: str, steps: int) -> float | None:
+        """Time for more steps of a run, as its last three tell, or else those of any run."""
+        recent = self._step_seconds.get(run) or [x for s in self._step_seconds.values() for x in s]
+        return sum(recent[-3:]) / len(recent[-3:]) * steps if recent else None
+
+    def _seconds_of_rival(self, rival: Progress, num_steps: int) -> float | None:
+        """Time that the other side of a race still takes."""
+        if rival.stage in ("decode", "measure"):
+            return 0.0
+        return self._seconds_left(rival.run, num_steps - rival.step)
 
     @property
     def is_cancelled(self) -> bool:
@@ -114,6 +142,7 @@ class Loop:
 
     Attributes:
         seconds: of `encode`, up to the loop, and of `denoise`, the loop without its reports.
+        step_seconds: of each step, without its report and what `aside` counts.
         handle: of the enabled pipeline, where reports are to show pictures and densities.
     """
 
@@ -124,8 +153,17 @@ class Loop:
         run: str | None,
         stopwatch: Stopwatch,
         handle: Handle | None = None,
+        turn: Turn | None = None,
+        aside: Callable[[], float] | None = None,
     ) -> None:
+        """Args as attributes, and:
+
+        run: name in reports; None reports nothing.
+        turn: of this side of a race, which is given away between steps.
+        aside: seconds so far that are no part of the steps they fall in.
+        """
         self.seconds: dict[str, float] = {}
+        self.step_seconds: list[float] = []
         self.handle = handle
         self._latents: Tensor | None = None
         self._glimpsed = -math.inf
@@ -133,6 +171,9 @@ class Loop:
         self._watch = watch
         self._run = run
         self._stopwatch = stopwatch
+        self._turn = turn
+        self._aside = aside or (lambda: 0.0)
+        self._aside_before = 0.0
         self._step = 0
         self._num_steps = 0
         self._outside = 0.0
@@ -145,6 +186,8 @@ class Loop:
         self.seconds["encode"] = self._stopwatch.lap()
         self._report("denoise")
         self._watch.check()
+        self._hand_over()
+        self._outside = 0.0
         self._stopwatch.lap()
         self._last = time.perf_counter()
         yield self
@@ -155,19 +198,39 @@ class Loop:
 
     def update(self, count: int = 1) -> None:
         """A step is done."""
-        if self.handle is not None:
+        if self.handle is not None or self._turn is not None:
             Stopwatch(device_of(self._pipe))  # the wait for a step is the step's, not its report's
-        now = time.perf_counter()
+        now, aside = time.perf_counter(), self._aside()
         self._step += count
+        self.step_seconds.append(now - self._last - (aside - self._aside_before))
+        self._aside_before = aside
         if self._run is not None:
-            self._watch.step_took(now - self._last)
+            self._watch.step_took(self._run, self.step_seconds[-1])
             self._report("denoise", **self._glimpse())
         self._last = time.perf_counter()
         self._outside += self._last - now
         # Not counted as outside: to agree is to wait for all that the step has queued.
         if agree(self._watch.is_cancelled, device_of(self._pipe)):
-            self._watch.cancel()
-            self._pipe._interrupt = True  # an exception would leave what waits for a step's end
+            self._stop()
+            return
+        self._hand_over()
+
+    def _stop(self) -> None:
+        """End the loop after this step; an exception would leave what waits for a step's end."""
+        self._watch.cancel()
+        self._pipe._interrupt = True
+
+    def _hand_over(self) -> None:
+        """Let the other side of a race go on, where it is its turn."""
+        if self._turn is None:
+            return
+        started = time.perf_counter()
+        try:
+            self._turn.step_done(self._step)
+        except Cancelled:
+            self._stop()
+        self._last = time.perf_counter()
+        self._outside += self._last - started
 
     def see(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's own callback at the end of a step, right before `update`."""

@@ -70,28 +70,49 @@ def commit() -> str | None:
 
 
 class PeakMemory:
-    """Peak memory of a block in bytes, on the GPU or else of this process; set at its end."""
+    """Peak memory in bytes while it counts, on the GPU or else of this process.
 
-    nbytes: int | None = None
+    Attributes:
+        nbytes: the peak up to the last pause; None if an earlier, larger peak hides it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.nbytes: int | None = None
+        self._device = device
+        self._is_known = False  # whether what is read next is no older than the last `resume`
+        self._before = 0
+
+    def resume(self) -> None:
+        """Count from here on."""
+        if self._device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._is_known = True
+            return
+        self._is_known = _reset_resident_peak()
+        self._before = _resident_peak_bytes()
+
+    def pause(self) -> None:
+        """Count up to here."""
+        if self._device.type == "cuda":
+            import torch
+
+            peak = torch.cuda.max_memory_allocated(self._device)
+        else:
+            peak = _resident_peak_bytes()
+        # without a reset, an unchanged peak may come from an earlier block
+        if self._is_known or peak > self._before:
+            self.nbytes = max(peak, self.nbytes or 0)
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
-    """Measure the peak memory of a block; None if an earlier, larger peak hides it."""
-    peak = PeakMemory()
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats(device)
-        yield peak
-        peak.nbytes = torch.cuda.max_memory_allocated(device)
-        return
-    was_reset = _reset_resident_peak()
-    before = _resident_peak_bytes()
+    """Measure the peak memory of a block."""
+    peak = PeakMemory(device)
+    peak.resume()
     yield peak
-    after = _resident_peak_bytes()
-    # without a reset, an unchanged peak may come from an earlier block
-    peak.nbytes = after if was_reset or after > before else None
+    peak.pause()
 
 
 def _reset_resident_peak() -> bool:

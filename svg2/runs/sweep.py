@@ -19,7 +19,7 @@ from svg2.runs.dense_sparse import (
     generate_sparse,
 )
 from svg2.runs.progress import Watch
-from svg2.runs.result import result_record
+from svg2.runs.result import Order, result_record
 from svg2.runs.run import Run
 from svg2.trace.atomic import json_bytes, write_atomic
 from svg2.trace.file import trace_bytes
@@ -113,7 +113,7 @@ def sweep(
         except Cancelled:
             raise Cancelled(dense) from None
         method, top_p = sparse_run.method.name, sparse_run.config.top_p
-        result = result_record(dense, sparse)
+        result = result_record(dense, sparse, Order.DENSE_FIRST)
         if top_p == 1.0:
             content["baselines"][method] = result | {
                 "loop_attention_share": _attention_share(sparse)

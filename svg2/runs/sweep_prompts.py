@@ -17,7 +17,7 @@ from svg2.runs.dense_file import load_dense, save_dense
 from svg2.runs.dense_sparse import DenseRun, check_sparse, generate_dense, generate_sparse
 from svg2.runs.progress import Watch
 from svg2.runs.provenance import provenance
-from svg2.runs.result import result_record
+from svg2.runs.result import Order, result_record
 from svg2.runs.run import Run
 from svg2.trace.atomic import json_bytes, write_atomic
 from svg2.trace.records import RecordingPolicy
@@ -99,7 +99,7 @@ def sweep_prompts(
                 check_sparse(pipe, run)
                 dense = dense or _dense_of(run, folder, pipe, watch)
                 sparse = generate_sparse(pipe, run, watch, _NOTHING)
-                record = result_record(dense, sparse, dense_reused=True)
+                record = result_record(dense, sparse, Order.DENSE_EARLIER)
                 write_atomic(path, json_bytes(record))
             points.append(record | {"method": method, "budget": budget})
     content = {

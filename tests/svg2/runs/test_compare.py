@@ -9,7 +9,6 @@ import torch
 
 from svg2.errors import Cancelled, ConfigError, RequestError
 from svg2.models.finding import model_spec
-from svg2.models.loading import load_pipeline
 from svg2.models.request import Request
 from svg2.runs import progress
 from svg2.runs.batch import PromptFolders, compare_all
@@ -25,9 +24,8 @@ from svg2.trace.file import load_trace, trace_bytes
 from svg2.trace.metrics import psnr_db
 from svg2.trace.records import RecordingPolicy
 from svg2.trace.video import decode_mp4
-from tests.svg2.pipelines import make_model_folder
+from tests.svg2.runs.conftest import PROMPT
 
-PROMPT = "a red ball rolling to the right"
 FIELDS = {
     *("model", "prompt", "negative_prompt", "seed", "height", "width", "num_frames"),
     *("num_inference_steps", "guidance_scale", "dtype", "tokens", "method", "config", "density"),
@@ -38,21 +36,8 @@ FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_pipeline_path, tmp_path_factory):
-    return str(make_model_folder(tiny_pipeline_path, tmp_path_factory.mktemp("m") / "tiny"))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder):
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load_pipeline(model_spec(folder), "fp32", "cpu")
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def run(folder):
-    return Run.of(Request(PROMPT, model=folder, dtype="fp32", device="cpu"))
+def folder(model):
+    return model
 
 
 def run_of(folder, settings=None, **changes):
@@ -81,7 +66,9 @@ def test_result_numbers_belong_together(comparison):
     assert dense.frames.shape == sparse.frames.shape == (5, 32, 64, 3)
     assert result["psnr_db"] == psnr_db(dense.frames, sparse.frames)
     assert len(result["psnr_per_frame"]) == 5
-    assert result["speedup"] == result["dense_seconds"] / result["svg2_seconds"]
+    times = result["step_seconds"]
+    assert [len(steps) for steps in times.values()] == [4, 4]
+    assert sum(times["dense"]) == pytest.approx(result["dense_seconds"], rel=0.1)
     assert result["flop_ratio"] == 1 / result["compute_density"]
     assert 0 < result["density"] < 1
     warmup = 1 / 4  # of the steps, and a dense call counts as 1
@@ -196,6 +183,14 @@ def test_progress_counts_steps_and_estimates_the_time_left(pipe, run):
     assert [p.stage for p in seen if p.run == "dense" and p.stage != "denoise"] == [
         *("warm up", "encode", "decode")
     ]
+    turns = [(p.run, p.step) for p in seen if p.stage == "denoise" and p.step]
+    assert turns == [
+        *(("dense", 1), ("svg2", 1), ("svg2", 2), ("dense", 2)),
+        *(("dense", 3), ("svg2", 3), ("svg2", 4), ("dense", 4)),
+    ]
+    last = [p for p in seen if p.stage == "denoise"][-1]
+    assert (last.beside.run, last.beside.step) == ("svg2", 4)
+    assert last.seconds > last.beside.seconds / 100 > 0
     assert seen[-1].stage == "measure"
     known = [p.eta_seconds for p in seen if p.stage == "denoise" and p.step]
     assert all(eta is not None and eta >= 0 for eta in known)
@@ -228,9 +223,10 @@ def test_progress_has_no_previews_by_default(pipe, run):
     assert all(p.preview is None and p.density == () for p in seen)
 
 
+@pytest.mark.parametrize("in_turns", [True, False])
 @pytest.mark.parametrize("in_run", ["dense", "svg2"])
 def test_cancel_stops_within_a_step_and_leaves_the_next_run_unchanged(
-    pipe, run, comparison, in_run
+    pipe, run, comparison, in_run, in_turns
 ):
     seen: list[Progress] = []
 
@@ -239,10 +235,10 @@ def test_cancel_stops_within_a_step_and_leaves_the_next_run_unchanged(
 
     before = [block.attn1.processor for block in pipe.transformer.blocks]
     with pytest.raises(Cancelled) as caught:
-        compare(run, pipe, watch=Watch(seen.append, should_cancel))
+        compare(run, pipe, watch=Watch(seen.append, should_cancel), in_turns=in_turns)
     assert seen[-1].step == 2
     assert [block.attn1.processor for block in pipe.transformer.blocks] == before
-    if in_run == "dense":
+    if in_run == "dense" or in_turns:
         assert caught.value.dense is None
     else:
         np.testing.assert_array_equal(caught.value.dense.frames, comparison.dense.frames)
