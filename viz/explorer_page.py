@@ -119,7 +119,8 @@ def explorer_value(src: str, **extra: Any) -> dict[str, Any]:
             starts none, in one sentence), `live`: a run in progress, as a dict with `text`, `done`
             (0 to 1) and any of `release` (bool: of the budget slider, and shown beside it),
             `preview` (a picture as data URL), `density` (of each step so far), `stage`, `step`,
-            `num_steps` and `stopping`.
+            `num_steps`, `stopping`, and `sides`: both sides of a race, each with `name`, `stage`,
+            `step`, `num_steps`, `seconds` and perhaps `preview`.
     """
     return {"src": src, **extra}
 

@@ -62,7 +62,10 @@ def test_generate_then_release_a_budget(visit) -> None:
     page.fill(PROMPT, "a blue cube to the left")
     page.click("#generate")
     page.locator("#status .progress", has_text=re.compile(r"step \d of 4")).wait_for()
-    says(page, re.compile(r"Done: \d+\.\d\d× as fast as dense here"))
+    # Of steps this short the timing may well be disturbed, and says so.
+    says(
+        page, re.compile(r"Done: (.* than dense here|.*× as fast as dense here|timing disturbed)")
+    )
     page.locator("#explorer .mode", has_text="live CPU").wait_for()
     assert "a blue cube to the left" in page.locator("#explorer .prompt").inner_text()
     assert page.locator("#generate").is_enabled()

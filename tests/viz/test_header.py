@@ -43,6 +43,55 @@ def sentence(page) -> str:
     return page.locator(".timebars p").inner_text()
 
 
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"speedup": 1.8612}, "1.86× as fast, "),
+        ({"speedup": 1.002}, "as fast as dense, "),
+        ({"speedup": 0.8621}, "16 % slower here, "),
+        ({"speedup": 2.4, "is_disturbed": True}, "timing disturbed, "),
+    ],
+)
+def test_the_headline_says_pace_in_words_and_none_where_it_was_disturbed(
+    result, said, trace, open_page
+):
+    page = open_page(
+        with_run(trace, density=0.2, density_run=0.36, compute_density=0.25, **result)
+    )
+    line = page.locator(".headline").inner_text()
+    # 80 % of the calls ran sparse: 0.36 + 0.8 (0.25 - 0.2)
+    assert line.startswith(f"Same prompt, same seed: 40 % of the attention computed, {said}")
+    shown = page.locator(".metrics").inner_text()
+    assert ("disturbed" in shown) == bool(result.get("is_disturbed"))
+    assert "40 %" in shown
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"order": "in turns", "is_disturbed": False}, "took turns, step by step, so both met"),
+        ({"order": "in turns", "is_disturbed": True}, "measure again"),
+        ({"order": "dense earlier", "is_scaled": True}, "timed earlier. The speedup is scaled"),
+        ({"order": "dense first", "is_scaled": False}, "The sparse run followed the dense one."),
+        ({}, "The sparse run followed the dense one."),
+    ],
+)
+def test_how_both_were_timed_is_said(result, said, trace, open_page):
+    given = {"dense_reused": result.get("order") == "dense earlier", **result}
+    page = open_page(with_run(trace, speedup_quartiles=[1.5, 1.75], **given))
+    assert said in page.locator("[data-view=gain] .side").inner_text()
+    assert "steps 1.50 to 1.75" in page.locator(".metrics").inner_text()
+    assert page.get_by_role("button", name="Measure again").is_hidden()  # nothing can run here
+
+
+def test_a_disturbed_run_can_be_measured_again_where_a_model_is_loaded(trace, open_page):
+    page = open_page(with_run(trace, is_disturbed=True))
+    page.evaluate("() => explorer.receive({ can_run: true })")
+    assert (
+        page.get_by_role("button", name="Measure again").count() == 0
+    )  # a file alone runs nothing
+
+
 def test_a_sentence_says_where_the_time_went(trace, open_page):
     page = open_page(with_run(trace, speedup=1.2, compute_density=0.4))
     assert sentence(page) == (

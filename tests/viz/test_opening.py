@@ -36,7 +36,7 @@ def test_a_trace_that_cannot_be_opened_leaves_the_last_one_working(own_page, tra
         "(broken) => explorer.loadBase64(btoa(JSON.stringify(broken))).then((ok) => !ok)", broken
     )
     page.get_by_text("could not be opened. What was shown before stays.").wait_for()
-    assert page.locator(".view").count() == 4
+    assert page.locator(".view").count() == 5
     head = page.evaluate("() => explorer.selection().head")
     page.locator(".tiles").press("h")
     assert page.evaluate("() => explorer.selection().head") != head
@@ -142,6 +142,35 @@ def test_a_preview_names_its_step_and_goes_with_it(trace, open_page):
     assert "after step 4" in figure.inner_text()
     receive(page, {"live": {"text": "Loading", "done": 0.5, "stage": "encode", "step": 0}})
     assert figure.is_hidden()
+
+
+def test_a_race_shows_both_sides_and_how_far_one_is_ahead(trace, open_page):
+    page = open_page(trace, fresh=True, bypass_csp=True)
+    picture = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+
+    def side(name, step, seconds, **more):
+        place = {"step": step, "num_steps": 9, "stage": f"step {step} of 9"}
+        return {"name": name, "seconds": seconds, **place, **more}
+
+    def race(dense, sparse):
+        live = {"text": "Dense run", "done": 0.2, "stage": "denoise", "step": 3, "num_steps": 9}
+        receive(page, {"live": {**live, "sides": [dense, sparse]}})
+
+    sides, gap = page.locator(".liveside"), page.locator(".livegap")
+    race(side("Dense run", 3, 9.0, preview=picture), side("SVG2", 2, 3.0))
+    assert sides.nth(0).inner_text().split("\n") == ["Dense run", "step 3 of 9, 9.0 s"]
+    assert sides.nth(0).locator("img").is_visible()
+    assert sides.nth(1).locator("img").is_hidden()
+    assert gap.is_hidden()
+    race(side("Dense run", 3, 9.0), side("SVG2", 3, 4.5))
+    assert gap.inner_text() == "After step 3: 4.5 s ahead, 2.00× so far"
+    assert sides.nth(0).locator("img").is_visible()  # until the next picture
+    race(side("Dense run", 4, 12.0), side("SVG2", 3, 4.5))
+    assert gap.inner_text().startswith("After step 3")
+    race(side("Dense run", 4, 12.0), side("SVG2", 4, 13.0))
+    assert gap.inner_text() == "After step 4: 1.0 s behind, 0.92× so far"
+    receive(page, {})
+    assert page.locator(".live").is_hidden()
 
 
 @pytest.mark.parametrize("mode", ["wipe", "difference", "blink", "side"])

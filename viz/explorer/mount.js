@@ -16,7 +16,7 @@ import { openWorkspace } from "./workspace.js";
  * `selection()`, `select(patch)`, `link()`.
  *
  * Options: `css` (the style sheet), `standalone` (the page is nothing but the explorer: keys and the
- * system's colour scheme are its own), `onRelease({top_p, method, run, trace})`, `onCancel()`,
+ * system's colour scheme are its own), `onRelease({top_p, method, run, trace, again})`, `onCancel()`,
  * `onOpen({trace})`.
  */
 export function mount(host, options) {

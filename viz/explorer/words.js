@@ -8,7 +8,7 @@ const WORDS = {
   token:
     "The smallest piece that attention works on: one patch of a latent frame. Every token has a query, a key and a value in every head.",
   cluster:
-    "Tokens whose queries (or keys) are alike, as k-means groups them in one head of one layer. A cluster need not be one region: it may lie anywhere in space and time.",
+    "Tokens whose queries (or keys) are alike, as k-means groups them in one head of one layer. A cluster need not be one region: it may lie anywhere in space and time. In methods that go by place it is a block of neighbouring tokens.",
   centroid:
     "The mean of the queries (or keys) of a cluster. SVG2 estimates attention between clusters from their centroids, which is far cheaper than from all tokens.",
   "k-means":
@@ -20,8 +20,8 @@ const WORDS = {
     "Tokens are sorted by cluster before attention and put back after it. The result is the same; the kept pairs come to lie together in blocks.",
   density:
     "The share of all query–key token pairs that is computed, over the calls that ran sparse. 100 % is dense attention.",
-  "FLOP ratio":
-    "All query–key pairs over those that are computed, in the calls that ran sparse. It counts work, not time. What stands in for skipped clusters in methods with compensation counts as computed.",
+  computed:
+    "The share of all query–key pairs of the run that were computed. It counts work, not time: kept pairs, what stands in for skipped clusters, the look ahead of routing, and steps that stay dense.",
   "kept mass":
     "The share of the attention weights (after softmax) that falls on what is kept, estimated from centroids. With routing by error it is what the query centroids see of all keys.",
   recall:

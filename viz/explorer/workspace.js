@@ -8,6 +8,7 @@ import { makeMoves, makeCurrent, makeSummaries } from "./current.js";
 import { follow, makeStore, openingState, recordAt, recordedRun } from "./state.js";
 import { sourceOf } from "./views/header.js";
 import { VIEWS } from "./views/index.js";
+import { makeChooser } from "./views/telling.js";
 
 const RELEASE_DELAY_MS = 400; // arrow keys on the slider make one release, not twenty
 const LINK_DELAY_MS = 400; // browsers refuse an address that changes too often
@@ -47,8 +48,10 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
     colours: palette.colours,
     copyLink: options.copyLink,
     runsOnRelease: () => Boolean(extras.can_run && options.onRelease),
+    measureAgain: () => options.onRelease({ ...releaseOf(app), again: true }),
     startTour: (step = 0, keepSelection = false) => tell("startTour", step, keepSelection),
   };
+  app.tellingCluster = makeChooser(app);
   const release = makeRelease(app, options, (text) => tell("say", text));
   app.release = release.ask;
   const clock = makeClock(app, () => tell("tick"));
@@ -152,7 +155,7 @@ function makeRelease(app, options, say) {
       say(null);
       return;
     }
-    const { method, title } = app.data.runs[index];
+    const { title } = app.data.runs[index];
     const near = nearestRun(app.data, index, top_p);
     const described = near && `${near.name}, ${decibel(near.result.psnr_db)}`;
     if (near && Math.abs(near.config.top_p - top_p) < 0.5 / TICKS) {
@@ -160,7 +163,7 @@ function makeRelease(app, options, say) {
       say(`Measured already: ${described}.`);
     } else if (app.runsOnRelease()) {
       say(`Asked for a real run of ${title} at top-p ${budget(top_p)}.`);
-      options.onRelease({ top_p, method, run: index });
+      options.onRelease(releaseOf(app));
     } else if (near) {
       app.selectRun(near.index);
       app.selectBudget(near.config.top_p);
@@ -173,6 +176,12 @@ function makeRelease(app, options, say) {
       say(`No model is loaded for this trace, so top-p ${budget(top_p)} was not run.`);
     }
   });
+}
+
+/** What a release asks for: the run on show, at the budget on show. */
+function releaseOf({ data, store }) {
+  const { top_p, run } = store.get();
+  return { top_p, method: data.runs[run].method, run };
 }
 
 /** The measured run of the same method and clusters whose budget is nearest; undefined where there is none. */

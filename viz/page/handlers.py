@@ -116,7 +116,10 @@ class Page:
         if visit.open_trace is None or event.trace != visit.open_trace.key:
             return {"explorer": visit.view(notice=words.JUST_REPLACED)}
         try:
-            visit.pending_release = visit.run_at(self.studio, event.run, event.top_p)
+            again = bool(getattr(event, "again", False))
+            top_p = None if again else event.top_p
+            visit.pending_release = visit.run_at(self.studio, event.run, top_p)
+            visit.wants_race = again
         except BAD_INPUT as error:
             return {**_refusal(error), "explorer": visit.view(notice=plain(error))}
         live = {"text": words.waiting_to_measure(event.top_p), "done": 0, "release": True}
@@ -177,7 +180,7 @@ class Page:
         self, visit: Visit, run: Run, is_release: bool
     ) -> Generator[Update, None, Comparison]:
         """Show the progress of a run, and return what it made; raises whatever stopped it."""
-        dense = visit.dense_of(run)
+        dense = None if is_release and visit.wants_race else visit.dense_of(run)
         lead = words.measuring(run.config.top_p) if is_release else ""
         runs = words.runs_of(run, with_dense=dense is None)
         policy = RELEASE_POLICY if is_release else None

@@ -36,6 +36,8 @@ class Visit:
             the budget slider asked for.
         execution: what runs now.
         is_comparing: whether that is a whole run, and not a release's.
+        wants_race: whether the release makes the dense side again too, since its timing was
+            disturbed.
     """
 
     def __init__(self, open_trace: OpenTrace | None = None, model: str = "") -> None:
@@ -45,6 +47,7 @@ class Visit:
         self.pending_release: Run | None = None
         self.execution: Execution | None = None
         self.is_comparing = False
+        self.wants_race = False
         self.show(open_trace)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Visit:
@@ -70,8 +73,11 @@ class Visit:
         can_run = is_ours or self.made_by is not None
         return explorer_value(f"lab/{self.open_trace.key}/payload", can_run=can_run, **extra)
 
-    def run_at(self, studio: Studio, index: int, top_p: float) -> Run:
+    def run_at(self, studio: Studio, index: int, top_p: float | None) -> Run:
         """The video of the open trace with the method and settings of one of its runs.
+
+        Args:
+            top_p: another budget; None takes the run's own.
 
         Raises:
             InputError: it cannot be run here.
@@ -84,7 +90,8 @@ class Visit:
             run = Run.of(Request(model=studio.model, **given), spec=studio.spec)
         measured = trace.runs[index]
         settings = SVG2Config.from_dict(measured.config).to_dict()
-        changes = {"method": measured.method, "top_p": top_p, "density": None}
+        changes = {} if top_p is None else {"top_p": top_p, "density": None}
+        changes["method"] = measured.method
         return run.with_settings(**settings | changes)
 
     def dense_of(self, run: Run) -> DenseRun | None:

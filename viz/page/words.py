@@ -8,6 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import UInt8
+from numpy import ndarray
+
 from svg2.errors import RequestError
 from svg2.method.selection import METHODS
 from svg2.models.catalogue import MODELS
@@ -103,10 +106,17 @@ def runs_of(run: Run, with_dense: bool) -> tuple[str, ...]:
 
 def share_done(progress: Progress, runs: tuple[str, ...]) -> float:
     """How much of all `runs` is done, 0 to 1."""
-    done = progress.step / progress.num_steps if progress.num_steps else 0.0
-    done = 1.0 if progress.stage in ("decode", "measure") else done
     before = runs.index(progress.run) if progress.run in runs else 0
-    return (before + done) / len(runs)
+    if progress.beside is not None:  # the last two take turns
+        sides = _done(progress) + _done(progress.beside)
+        return (len(runs) - 2 + sides) / len(runs)
+    return (before + _done(progress)) / len(runs)
+
+
+def _done(progress: Progress) -> float:
+    if progress.stage in ("decode", "measure"):
+        return 1.0
+    return progress.step / progress.num_steps if progress.num_steps else 0.0
 
 
 def progress_bar(progress: Progress, done: float) -> str:
@@ -140,16 +150,49 @@ def live_of(progress: Progress, done: float, lead: str = "") -> dict[str, Any]:
         "release": bool(lead),
     }
     if progress.preview is not None:
-        stride = max(1, max(progress.preview.shape) // 256)
-        png = base64.b64encode(png_bytes(progress.preview[::stride, ::stride]))
-        live["preview"] = f"data:image/png;base64,{png.decode()}"
+        live["preview"] = _data_url(progress.preview)
+    if progress.beside is not None:
+        both = sorted((progress, progress.beside), key=lambda side: side.run != "dense")
+        live["sides"] = [_side_of(side) for side in both]
+        live["density"] = list(both[-1].density)
     return live
+
+
+def _side_of(progress: Progress) -> dict[str, Any]:
+    """One side of a race: how far it is by its own clock."""
+    side: dict[str, Any] = {
+        "name": RUN_TITLES.get(progress.run, progress.run),
+        "stage": progress_parts(progress)[1],
+        "step": progress.step,
+        "num_steps": progress.num_steps,
+        "seconds": progress.seconds,
+    }
+    if progress.preview is not None:
+        side["preview"] = _data_url(progress.preview)
+    return side
+
+
+def _data_url(picture: UInt8[ndarray, "Y X 3"]) -> str:
+    """A picture of at most about 256 pixels a side as a PNG's address."""
+    stride = max(1, max(picture.shape) // 256)
+    png = base64.b64encode(png_bytes(picture[::stride, ::stride]))
+    return f"data:image/png;base64,{png.decode()}"
 
 
 def outcome(result: dict[str, Any]) -> str:
     psnr = result["psnr_db"]
     fidelity = "identical to dense" if psnr is None else f"{psnr:.1f} dB against dense"
-    return f"Done: {result['speedup']:.2f}× as fast as dense here, {fidelity}."
+    return f"Done: {pace(result)}, {fidelity}."
+
+
+def pace(result: dict[str, Any]) -> str:
+    """How fast the sparse run was, in words; no number where the timing was disturbed."""
+    speedup = result["speedup"]
+    if result.get("is_disturbed"):
+        return "timing disturbed, so no speedup is given"
+    if speedup >= 0.995:
+        return f"{speedup:.2f}× as fast as dense here"
+    return f"{1 / speedup - 1:.0%} slower than dense here"
 
 
 def about_method(method: str) -> str:

@@ -119,6 +119,25 @@ def test_a_release_on_a_trace_that_another_has_just_replaced_asks_for_one_more(
     assert visit.pending_release.config.top_p == 0.5
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_disturbed_run_is_made_again_with_its_dense_side(
+    page: Page, studio: Studio, traces: OpenTraces, again: bool
+) -> None:
+    visit = Visit(list(traces.ready_made.values())[1], studio.model)
+    event = SimpleNamespace(
+        run=0, method="svg2", top_p=0.5, trace=visit.open_trace.key, again=again
+    )
+    page.release_budget(visit, event)
+    run = visit.pending_release
+    own = visit.open_trace.trace.runs[0].config["top_p"]
+    assert run.config.top_p == (own if again else 0.5)
+    visit.dense = SimpleNamespace(request=run.request)
+    page.runner = Stub(TraceError("stopped here"))
+    list(page.run_release(visit))
+    ((_, dense, _),) = page.runner.started
+    assert dense is (None if again else visit.dense)
+
+
 def test_a_whole_run_takes_the_place_of_a_release(page: Page, visit: Visit) -> None:
     event = SimpleNamespace(run=0, method="svg2", top_p=0.5, trace=visit.open_trace.key)
     page.release_budget(visit, event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from svg2.errors import RequestError
@@ -95,3 +96,31 @@ def test_a_model_that_went_away_is_listed_with_what_is_missing(tmp_path) -> None
     studio = Studio(str(tmp_path / "gone"))
     assert words.model_title(studio, studio.model) == studio.model
     assert "Unknown model" in words.model_list(studio)
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"speedup": 0.8621}, "Done: 16% slower than dense here, identical to dense."),
+        ({"speedup": 1.0}, "Done: 1.00× as fast as dense here, identical to dense."),
+        (
+            {"speedup": 2.4, "is_disturbed": True},
+            "Done: timing disturbed, so no speedup is given, identical to dense.",
+        ),
+    ],
+)
+def test_outcome_says_slower_in_words_and_no_disturbed_number(result, said) -> None:
+    assert words.outcome({"psnr_db": None, **result}) == said
+
+
+def test_a_race_shows_both_sides_with_their_own_clocks() -> None:
+    picture = np.zeros((8, 8, 3), np.uint8)
+    sparse = Progress("svg2", "denoise", 2, 4, seconds=3.0, density=(1.0, 0.3))
+    dense = Progress("dense", "denoise", 3, 4, 9.0, picture, (1.0,) * 3, 6.0, beside=sparse)
+    live = words.live_of(dense, 0.5)
+    names = [(side["name"], side["step"], side["seconds"]) for side in live["sides"]]
+    assert names == [("Dense run", 3, 6.0), ("SVG2", 2, 3.0)]
+    assert "preview" in live["sides"][0]
+    assert live["density"] == [1.0, 0.3]  # of the sparse side, whoever reports
+    assert words.share_done(dense, ("dense", "svg2")) == (3 / 4 + 2 / 4) / 2
+    assert words.share_done(dense, ("stock", "dense", "svg2")) == (1 + 3 / 4 + 2 / 4) / 3

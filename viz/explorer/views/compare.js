@@ -3,7 +3,9 @@
 import { choice, clamp, el, fit, onFrame, put, seconds } from "../dom.js";
 import { paint, pictureAt } from "../frames.js";
 import { term } from "../words.js";
-import { reusedNote } from "./header.js";
+import { reusedNote } from "./gain.js";
+import { makeMiniMasks } from "./minimasks.js";
+import { makeOutline } from "./outline.js";
 import { makePsnrLine } from "./psnrline.js";
 import { makeTransport } from "./transport.js";
 
@@ -23,15 +25,24 @@ export function makeCompare(app) {
   const psnrLine = makePsnrLine(app);
   const transport = makeTransport(app);
   const trouble = el("p", { class: "notice", hidden: true });
-  const draw = onFrame(() => drawStage(app, stage));
+  const outline = app.hasRecords ? makeOutline(app, () => draw()) : null;
+  const minis = app.hasRecords ? makeMiniMasks(app) : null;
+  const draw = onFrame(() => drawStage(app, stage, outline));
   return {
     node: el(
       "section",
       { class: "view", "aria-labelledby": "compare-title" },
-      el("div", { class: "side" }, introduction(), modes.node, psnrLine.node),
-      el("div", { class: "main" }, stage.node, stage.wipeRow, transport.node, trouble),
+      el("div", { class: "side" }, introduction(), modes.node, minis?.node, psnrLine.node),
+      el("div", { class: "main" }, stage.node, stage.wipeRow, transport.node, outline?.node, trouble),
     ),
-    draw,
+    draw() {
+      draw();
+      minis?.draw();
+    },
+    close() {
+      outline?.close();
+      minis?.close();
+    },
     drawClips: draw,
     tick: () => store.get().compare === "blink" && draw(),
     failClips(text) {
@@ -41,6 +52,8 @@ export function makeCompare(app) {
     update(state, changed) {
       psnrLine.update(state, changed);
       transport.update(state);
+      outline?.update(state, changed);
+      minis?.update(state, changed);
       if (changed.has("run") || changed.has("compare")) {
         modes.show(state.compare);
         showCaptions(stage, state.compare, app.data.runs[state.run]);
@@ -57,17 +70,11 @@ function introduction() {
     el(
       "p",
       {},
-      "Both clips start from the same noise. The dense one computes every query–key pair; the sparse one, after a dense ",
-      term("warm-up"),
-      ", only those that its method selects within a budget, ",
-      term("top-p"),
-      ". Methods with ",
-      term("compensation"),
-      " also estimate the rest. ",
-      term("psnr", "PSNR"),
-      " and ",
-      term("ssim", "SSIM"),
-      " say how close the sparse clip stays to dense, not how good either clip is.",
+      "Both clips start from the same noise. On the left every pair of a query and a key ",
+      term("token"),
+      " was computed; on the right only those that matter most, block by block, between ",
+      term("cluster", "clusters"),
+      " of tokens that are alike.",
     ),
   ];
 }
@@ -144,7 +151,7 @@ function showCaptions(stage, mode, { name, result }) {
   stage.wipeRow.hidden = mode !== "wipe";
 }
 
-function drawStage(app, stage) {
+function drawStage(app, stage, outline) {
   const { compare, frame, run, wipe } = app.store.get();
   const { dense } = app.clips;
   const sparse = app.clips.sparse(run);
@@ -154,7 +161,9 @@ function drawStage(app, stage) {
   const context = sized(stage.left, dense);
   if (compare === "side") {
     paint(context, a);
-    paint(sized(stage.right, sparse), b);
+    const right = sized(stage.right, sparse);
+    paint(right, b);
+    outline?.draw(right, frame);
   } else if (compare === "difference") {
     paint(context, difference(a, b));
   } else if (compare === "blink") {

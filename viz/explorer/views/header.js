@@ -1,20 +1,7 @@
-// What was run, what it gave, and on what: three honest ratios kept apart.
+// What was run and on what, and in one sentence what it gave.
 
-import {
-  choice,
-  decibel,
-  el,
-  isNumber,
-  percent,
-  plain,
-  plural,
-  put,
-  seconds,
-  times,
-} from "../dom.js";
-import { term } from "../words.js";
-
-const KERNELS = { reference: "PyTorch", fused: "Triton" };
+import { choice, decibel, el, isNumber, percent, put, times } from "../dom.js";
+import { againButton, computedShare } from "./gain.js";
 
 /** Hardware, versions, commit and date of a run: its own, or else the trace's. */
 export function sourceOf(run, provenance) {
@@ -31,171 +18,31 @@ function measuredOn(run, provenance) {
   ].filter(Boolean);
 }
 
-/** What was skipped, what that gained, what it cost; only what was measured. */
-function headline({ density, density_run: overRun = density, speedup, psnr_db }) {
+/** How much was computed, what that gained, what it cost; only what was measured. */
+function headline(result) {
+  const { speedup, is_disturbed: disturbed, psnr_db } = result;
+  const computed = computedShare(result);
   const parts = [];
   const part = (text, rest) => parts.push(parts.length ? ", " : "", el("em", {}, text), rest);
-  if (isNumber(overRun)) part(percent(1 - overRun, 0), " of token pairs skipped");
-  if (isNumber(speedup)) part(times(speedup), speedup >= 1.005 ? " as fast" : " the speed");
+  if (isNumber(computed)) part(percent(computed, computed < 0.1 ? 1 : 0), " of the attention computed");
+  if (disturbed) part("timing disturbed", "");
+  else if (isNumber(speedup)) part(...pace(speedup));
   const identical = psnr_db === null;
   part(decibel(psnr_db), identical ? " to the dense clip" : " against the dense clip");
   return ["Same prompt, same seed: ", ...parts, "."];
 }
 
-function metric(name, value, note) {
-  return el(
-    "div",
-    { class: "metric" },
-    el("dt", {}, name),
-    el("dd", {}, value),
-    el("dd", { class: "note" }, note),
-  );
-}
-
-function metrics(run, data) {
-  const r = run.result;
-  const backend = r.backend ?? {};
-  const impl = (typeof backend === "string" ? backend : backend.attention) ?? data.provenance.impl;
-  const device = r.device ?? data.provenance.device;
-  const loop =
-    isNumber(r.dense_seconds) && isNumber(r.svg2_seconds)
-      ? `denoising loop, ${seconds(r.dense_seconds)} → ${seconds(r.svg2_seconds)}${r.dense_reused ? "; dense timed earlier" : ""}`
-      : "denoising loop";
-  const kept = isNumber(r.density_run)
-    ? `token pairs kept in sparse calls; ${percent(r.density_run)} over the whole run`
-    : "token pairs kept in sparse calls";
-  return [
-    metric(term("end-to-end", "End-to-end speedup"), times(r.speedup), loop),
-    metric(
-      term("attention speedup", "Attention speedup"),
-      times(r.attention_speedup),
-      "time in self-attention",
-    ),
-    metric(
-      term("FLOP ratio"),
-      isNumber(r.compute_density) ? times(1 / r.compute_density) : "not measured",
-      isNumber(r.compute_density)
-        ? `work in sparse calls: 1 / ${percent(r.compute_density)}`
-        : "work in sparse calls",
-    ),
-    metric(term("psnr", "PSNR"), decibel(r.psnr_db), "against dense, raw frames"),
-    metric(term("ssim", "SSIM"), plain(r.ssim), "against dense, 1 is equal"),
-    metric(term("density", "Density"), percent(r.density), kept),
-    metric(
-      "Kernel",
-      impl ? (KERNELS[impl] ?? String(impl)) : "not recorded",
-      device ? `ran on ${device}` : "device not recorded",
-    ),
-  ];
-}
-
-/** The seconds of one denoising loop by what they went to, largest concern first. */
-function shares(run) {
-  const r = run.result;
-  const stage = r.stage_seconds ?? {};
-  const warm = stage.dense_attention; // null where it could not be told apart
-  const needed = [r.dense_seconds, r.svg2_seconds, r.attention_share, stage.attention, warm];
-  if (!needed.every(isNumber)) return null;
-  const clustering = (stage.kmeans ?? 0) + (stage.permute ?? 0) + (stage.select ?? 0);
-  const dense = r.attention_share * r.dense_seconds;
-  return {
-    dense: { attention: dense, rest: Math.max(r.dense_seconds - dense, 0) },
-    sparse: {
-      attention: stage.attention,
-      warm,
-      clustering,
-      rest: Math.max(r.svg2_seconds - stage.attention - warm - clustering, 0),
-    },
-  };
-}
-
-const CONCERNS = {
-  attention: "attention",
-  warm: "attention that stays dense",
-  clustering: "clustering, sorting, selecting",
-  rest: "the rest of the model",
-};
-
-const first = (n, one) => (n === 1 ? `the first ${one}` : `the first ${plural(n, one)}`);
-const capital = (text) => text[0].toUpperCase() + text.slice(1);
-
-/** What of a run stays dense by its settings, as the start of a sentence; empty where nothing does. */
-function staysDense({ call, config }) {
-  let warmSteps = Infinity; // as they ran: a video to start from takes fewer steps than were asked for
-  for (let i = 0; i < call.length; i += 3) warmSteps = Math.min(warmSteps, call[i]);
-  if (warmSteps === Infinity) return "Every call stays dense";
-  const layers = config.dense_layers ?? 0;
-  const parts = [
-    warmSteps > 0 && first(warmSteps, "step"),
-    layers > 0 && first(layers, "layer"),
-  ].filter(Boolean);
-  if (!parts.length) return "";
-  const isOne = parts.length === 1 && warmSteps + layers === 1;
-  return `${capital(parts.join(" and "))} ${isOne ? "stays" : "stay"} dense`;
-}
-
-/** The time of one run as a bar of its parts; `longest` seconds fill the width. */
-function timeBar(name, parts, total, longest, note = "") {
-  const all = Object.entries(parts);
-  const described = all.map(([key, s]) => `${CONCERNS[key]} ${seconds(s)}`).join(", ");
-  return el(
-    "div",
-    { class: "timebar", role: "img", "aria-label": `${name}, ${seconds(total)}${note}: ${described}` },
-    el("span", { class: "label" }, `${name} ${seconds(total)}${note}`),
-    el("span", { class: "track" }, all.map(([key, s]) => barPart(key, s, s / longest))),
-  );
-}
-
-/** One part of a bar, with as much text as its share of the width has room for. */
-function barPart(key, s, share) {
-  const name = key === "warm" ? "still dense" : key;
-  const short = share > 0.05 ? seconds(s) : null;
-  return el(
-    "span",
-    {
-      class: `part ${key}${share < 0.2 ? " brief" : ""}`,
-      style: `width:${(100 * share).toFixed(2)}%`,
-      title: `${CONCERNS[key]}: ${seconds(s)}`,
-    },
-    share > 0.15 ? `${name} ${seconds(s)}` : short,
-  );
-}
-
-/** Where the time went, as two bars and a sentence: why the loop gains less than the work does. */
-function timeBars(run) {
-  const found = shares(run);
-  if (!found) return [];
-  const { dense, sparse } = found;
-  const { dense_seconds, svg2_seconds } = run.result;
-  const longest = Math.max(dense_seconds, svg2_seconds);
-  const { compute_density, speedup } = run.result;
-  const dwarfed = isNumber(compute_density) && isNumber(speedup) && speedup < 1 / compute_density;
-  const stays = staysDense(run);
-  return [
-    timeBar("Dense", dense, dense_seconds, longest, reusedNote(run.result)),
-    timeBar(run.title, sparse, svg2_seconds, longest),
-    el(
-      "p",
-      { class: "small" },
-      `Attention is ${percent(run.result.attention_share, 0)} of the dense loop, and only that can shrink. `,
-      stays ? `${stays} (${seconds(sparse.warm)} of attention); clustering` : "Clustering",
-      `, sorting and selecting take ${seconds(sparse.clustering)}.`,
-      dwarfed ? " So time gains less than work." : "",
-    ),
-  ];
-}
-
-/** Said after a dense time that was not measured with this run. */
-export function reusedNote(result) {
-  return result.dense_reused ? ", timed earlier" : "";
+/** A speedup in words: the number, and what it is. */
+function pace(speedup) {
+  if (speedup >= 1.005) return [times(speedup), " as fast"];
+  if (speedup > 0.995) return ["as fast", " as dense"];
+  return [percent(1 / speedup - 1, 0), " slower here"];
 }
 
 export function makeHeader(app) {
   const { data } = app;
   const { request, provenance } = data;
   const title = el("h2", { class: "headline" });
-  const numbers = el("dl", { class: "metrics" });
-  const timesNode = el("div", { class: "timebars" });
   const facts = [
     request.model && `model ${request.model}`,
     isNumber(request.seed) && `seed ${request.seed}`,
@@ -204,6 +51,7 @@ export function makeHeader(app) {
     `${data.tokens.toLocaleString("en")} tokens`,
   ].filter(Boolean);
   const measured = el("span", {});
+  const again = againButton(app);
   const shownLink = el("input", { class: "linktext", readonly: true, "aria-label": "Link to this view", hidden: true });
   const copied = el("span", { class: "small", role: "status" });
   async function copy() {
@@ -238,8 +86,6 @@ export function makeHeader(app) {
     data.runs.length > 1
       ? el("div", { class: "runs" }, el("span", { class: "label" }, "Measured run"), runs.node)
       : null,
-    numbers,
-    timesNode,
     el(
       "div",
       { class: "headbuttons" },
@@ -248,6 +94,7 @@ export function makeHeader(app) {
         { type: "button", class: "mainbutton", onclick: () => app.startTour() },
         "Take the tour",
       ),
+      again.node,
       el("button", { type: "button", class: "plainbutton", onclick: copy }, "Copy link to this view"),
       copied,
       shownLink,
@@ -260,8 +107,7 @@ export function makeHeader(app) {
       const run = data.runs[state.run];
       put(measured, `measured on ${measuredOn(run, provenance).join(" · ")}`);
       put(title, ...headline(run.result));
-      put(numbers, ...metrics(run, data));
-      put(timesNode, ...timeBars(run));
+      again.update(run);
       runs.show(state.run);
     },
   };

@@ -14,6 +14,7 @@
 
 import { makeClusters } from "./clusters.js";
 import { makeCompare } from "./compare.js";
+import { makeGain } from "./gain.js";
 import { makeHeader } from "./header.js";
 import { makeMasks } from "./masks.js";
 import { makePlaceBar } from "./place.js";
@@ -36,6 +37,7 @@ export const VIEWS = [
   },
   { name: "clusters", make: makeClusters, needsRecords: true, isSlide: true },
   { name: "masks", make: makeMasks, needsRecords: true, isSlide: true },
+  { name: "gain", make: makeGain, isSlide: true },
   { name: "tradeoff", make: makeTradeoff, isSlide: true },
   { name: "tour", make: makeTour, besideSlide: () => true },
 ];

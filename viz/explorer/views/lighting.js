@@ -63,7 +63,7 @@ export function drawFrame(context, picture, scene, t) {
   if (picture) paint(context, picture);
   else context.clearRect(0, 0, width, height);
   drawOverlay(context, scene, t);
-  if (light.focus) outlineMarked(context, scene, t);
+  if (light.focus) drawOutlines(context, scene, t);
   else if (cell >= LEAST_CELL_PX) {
     const { labels } = scene.record[light.side];
     context.lineWidth = 1;
@@ -84,7 +84,7 @@ function drawOverlay(context, { record, light, colours, grid: [, Y, X] }, t) {
 }
 
 /** Outline the marked clusters; the second half of a pinned block is dashed. */
-function outlineMarked(context, scene, t) {
+export function drawOutlines(context, scene, t) {
   for (const [n, { side, cluster }] of scene.marked.entries()) {
     const { labels } = scene.record[side];
     context.setLineDash(n ? [5, 4] : []);

@@ -1,6 +1,7 @@
 // A run as it is made: stage, step, time left, a preview of the latent, density step by step.
 
 import { el, percent, put, svg } from "../dom.js";
+import { makeSides } from "./livesides.js";
 
 const BARS = { width: 220, height: 44 };
 
@@ -42,18 +43,20 @@ export function makeLive(onCancel) {
   const picture = el("img", { class: "livepreview", alt: "" });
   const pictureNote = el("figcaption", { class: "small" });
   const figure = el("figure", { class: "livefigure" }, picture, pictureNote);
+  const sides = makeSides();
   const density = el("div", { class: "livedensity" });
   const cancel = el("button", { type: "button", class: "plainbutton", onclick: onCancel }, "Cancel");
   const node = el(
     "section",
     { class: "live", "aria-label": "Run in progress", hidden: true },
     figure,
-    el("div", { class: "livemain" }, text, bar, density, onCancel ? cancel : null),
+    el("div", { class: "livemain" }, text, bar, sides.node, density, onCancel ? cancel : null),
   );
   return {
     node,
     update(live) {
       node.hidden = !live;
+      sides.update(live?.sides ?? null);
       if (!live) {
         picture.removeAttribute("src");
         put(density);
@@ -72,7 +75,7 @@ export function makeLive(onCancel) {
         picture.alt = "Preview of the video as it is denoised";
         put(pictureNote, `The middle latent frame after step ${live.step}, decoded alone`);
       } else if (live.stage && live.stage !== "denoise") picture.removeAttribute("src");
-      figure.hidden = !picture.hasAttribute("src");
+      figure.hidden = Boolean(live.sides) || !picture.hasAttribute("src");
       const values = live.density ?? [];
       if (values.length) {
         put(

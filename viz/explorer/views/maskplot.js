@@ -12,16 +12,21 @@ const LINES_PX = 380; // until the page is laid out
 
 /**
  * A canvas with a mask. `orderOf(state)` gives its `sort`, 0 in original order to 1 sorted by
- * cluster, and the `block` that it is zoomed to, or null.
+ * cluster, and the `block` that it is zoomed to, or null. A plain one has no lines over it, and is
+ * at most `maxBins` pixels wide.
  */
-export function makeMaskPlot(app, { orderOf, onHover, onPick }) {
+export function makeMaskPlot(app, { orderOf, onHover, onPick, maxBins = MAX_BINS, isPlain = false }) {
   // Pixels are put in main memory and enlarged by CSS, lines lie on a canvas of their own: a tick
   // then costs one small picture.
-  const canvas = el("canvas", { class: "mask", role: "img" });
+  const canvas = isPlain
+    ? el("canvas", { class: "minimask", "aria-hidden": "true" })
+    : el("canvas", { class: "mask", role: "img" });
   const lines = el("canvas", { class: "masklines", "aria-hidden": "true" });
   const plot = {
     app,
     orderOf,
+    maxBins,
+    isPlain,
     canvas,
     pixels: canvas.getContext("2d", { willReadFrequently: true }),
     lines,
@@ -75,7 +80,7 @@ function viewOf(plot, record, { sort, block }) {
   const key = `${sort} ${view ? [view.rows, view.columns] : ""}`;
   if (plot.shown.record !== record || plot.shown.key !== key) {
     const make = () => {
-      const shape = makeBins(record, Math.min(MAX_BINS, geometry.tokens), sort, view);
+      const shape = makeBins(record, Math.min(plot.maxBins, geometry.tokens), sort, view);
       return { shape, density: blockDensity(shape, record) };
     };
     const isEnd = !view && (sort === 0 || sort === 1);
@@ -98,7 +103,7 @@ function drawPlot(plot) {
   else paintTinted(plot, image, view.shape, record);
   fit(canvas, columns.bins, rows.bins);
   pixels.putImageData(image, 0, 0);
-  drawLines(plot, state, record, order, view);
+  if (!plot.isPlain) drawLines(plot, state, record, order, view);
 }
 
 function paintKept({ data }, density, colours) {

@@ -22,7 +22,7 @@ export function makePlaceBar(app) {
     "p",
     { class: "summary", "aria-live": "polite" },
     kept,
-    " of this call's pairs kept",
+    " of its pairs kept",
   );
   const notice = el("p", { class: "notice" });
   return {

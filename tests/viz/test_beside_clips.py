@@ -1,0 +1,83 @@
+"""What stands beside the clips: the masks in small, and a cluster outlined on the sparse one."""
+
+import pytest
+
+from tests.viz.conftest import wait_for_clips
+
+pytestmark = pytest.mark.browser
+
+PIXELS = """(canvas) => Array.from(
+    canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)"""
+WHITE = (
+    "(d) => d.filter((v, i) => i % 4 === 0 && v > 250 && d[i + 1] > 250 && d[i + 2] > 250).length"
+)
+
+
+def settle(page) -> None:
+    page.locator(".outlinenote", has_text="Outlined").wait_for()
+    page.evaluate(
+        "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 200)))"
+    )
+
+
+def note(page) -> str:
+    return page.locator(".outlinenote").inner_text()
+
+
+def test_the_small_masks_are_the_large_ones(trace, open_page):
+    page = open_page(trace, "#run=0", reduced_motion="reduce")
+    settle(page)
+    small = page.locator("canvas.minimask")
+    assert small.count() == 2
+    for i, large in enumerate(page.locator("canvas.mask").all()):
+        # 378 tokens fill at most 256 pixels there and 128 here: the means agree
+        means = [
+            sum(data[0::4]) / len(data[0::4])
+            for data in (small.nth(i).evaluate(PIXELS), large.evaluate(PIXELS))
+        ]
+        assert means[0] == pytest.approx(means[1], abs=6)
+    before = small.first.evaluate(PIXELS)
+    page.evaluate("() => explorer.select({ top_p: 0.3 })")
+    page.wait_for_function(
+        "(old) => document.querySelector('#explorer').shadowRoot"
+        ".querySelector('.minimasks p').textContent !== old",
+        arg=page.locator(".minimasks p").inner_text(),
+    )
+    assert small.first.evaluate(PIXELS) != before
+
+
+def test_a_small_mask_leads_to_the_large_ones(trace, open_page):
+    page = open_page(trace, "#run=0", reduced_motion="reduce")
+    settle(page)
+    page.get_by_role("button", name="To the mask sorted by cluster").click()
+    box = page.locator("[data-view=masks]").bounding_box()
+    assert abs(box["y"]) < 60
+
+
+def test_a_cluster_is_outlined_and_named_and_can_be_hidden(trace, open_page):
+    page = open_page(trace, "#run=0&frame=3", reduced_motion="reduce")
+    wait_for_clips(page)
+    settle(page)
+    assert "latent frame" in note(page)
+    sparse = page.locator(".stage .sparse canvas")
+    with_line = sparse.evaluate(PIXELS)
+    page.locator(".outlinenote input").uncheck()
+    page.wait_for_timeout(100)
+    assert sparse.evaluate(PIXELS) != with_line
+
+
+def test_the_pinned_cluster_takes_its_place(trace, open_page):
+    page = open_page(trace, "#run=0&frame=3", reduced_motion="reduce")
+    settle(page)
+    page.evaluate("() => explorer.select({ side: 'k', cluster: 4 })")
+    here = page.evaluate("() => explorer.selection()")
+    record = next(
+        r
+        for r in trace.records
+        if (r.run, r.step, r.layer, r.head) == (0, here["step"], here["layer"], here["head"])
+    )
+    size = int((record.k_labels == 4).sum())
+    page.locator(
+        ".outlinenote", has_text=f"Outlined: key cluster 5 of layer {here['layer'] + 1}"
+    ).wait_for()
+    assert f"{size} token" in note(page)

@@ -1,0 +1,61 @@
+// A race as it goes: each side's picture and clock, and how far one is ahead.
+
+import { el, put, seconds, times } from "../dom.js";
+
+/** One side: its picture, its step, and its time as a bar. */
+function makeSide() {
+  const picture = el("img", { class: "livepreview", alt: "" });
+  const name = el("strong", {});
+  const place = el("span", { class: "small" });
+  const fill = el("i", {});
+  const node = el(
+    "figure",
+    { class: "liveside" },
+    picture,
+    el("figcaption", {}, name, place, el("div", { class: "livebar" }, fill)),
+  );
+  return {
+    node,
+    update(side, longest) {
+      put(name, side.name);
+      put(place, `${side.stage}, ${seconds(side.seconds)}`);
+      fill.style.width = `${longest > 0 ? (100 * side.seconds) / longest : 0}%`;
+      if (side.preview) {
+        picture.src = side.preview;
+        picture.alt = `Preview of the clip of: ${side.name}`;
+      }
+      picture.hidden = !picture.hasAttribute("src");
+    },
+    clear: () => picture.removeAttribute("src"),
+  };
+}
+
+/** Both sides of a race. `update(sides)` takes the dense one first, or null. */
+export function makeSides() {
+  const both = [makeSide(), makeSide()];
+  const gap = el("p", { class: "livegap" });
+  const note = el("p", { class: "livenote small", hidden: true }, "The middle latent frame, decoded alone.");
+  const node = el("div", { class: "livesides", hidden: true }, ...both.map((s) => s.node), gap, note);
+  return {
+    node,
+    update(sides) {
+      node.hidden = !sides;
+      if (!sides) {
+        both.forEach((side) => side.clear());
+        put(gap);
+        return;
+      }
+      const longest = Math.max(...sides.map((side) => side.seconds));
+      both.forEach((side, i) => side.update(sides[i], longest));
+      note.hidden = !node.querySelector("img[src]");
+      const [dense, sparse] = sides;
+      if (!dense.step || dense.step !== sparse.step) return; // the last gap stays
+      const ahead = dense.seconds - sparse.seconds;
+      const word = ahead >= 0 ? "ahead" : "behind";
+      put(
+        gap,
+        `After step ${dense.step}: ${seconds(Math.abs(ahead))} ${word}, ${times(dense.seconds / sparse.seconds)} so far`,
+      );
+    },
+  };
+}

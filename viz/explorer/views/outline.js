@@ -1,0 +1,82 @@
+// A cluster outlined on the sparse clip as it plays: the pinned one, or else the one that tells most.
+
+import { el, plural, put } from "../dom.js";
+import { drawOutlines, focusOf } from "./lighting.js";
+
+const WAIT_MS = 300; // looking for it reads every layer, so the first pictures come before
+
+/** The outline, with its caption and switch. `whenFound()` is called when there is more to draw. */
+export function makeOutline(app, whenFound) {
+  const text = el("span", {});
+  const box = el("input", {
+    type: "checkbox",
+    checked: true,
+    onchange: () => {
+      write();
+      whenFound();
+    },
+  });
+  const node = el("label", { class: "outlinenote small" }, box, text);
+  let found = null;
+  let timer = 0;
+  const recordOf = ({ layer }) => {
+    const { step, head, branch } = app.store.get();
+    const at = app.data.index.findIndex(
+      (place) =>
+        place.run === app.source() &&
+        place.step === step &&
+        place.head === head &&
+        place.branch === branch &&
+        place.layer === layer,
+    );
+    return at < 0 ? null : app.data.record(at);
+  };
+  /** What is outlined: a cluster of one side, with the record that it belongs to. */
+  const shown = () => {
+    const focus = focusOf(app.store.get());
+    if (focus) return { ...focus, layer: app.store.get().layer, record: app.record() };
+    const record = found && recordOf(found);
+    return record ? { ...found, record } : null;
+  };
+  function write() {
+    const now = shown();
+    node.hidden = !now;
+    if (!now) return;
+    const { side, cluster, layer, record } = now;
+    const [T, Y, X] = app.data.grid;
+    const frames = new Set();
+    record[side].labels.forEach((c, i) => c === cluster && frames.add(Math.floor(i / (Y * X))));
+    const name = side === "q" ? "query" : "key";
+    put(
+      text,
+      `Outlined: ${name} cluster ${cluster + 1} of layer ${layer + 1}, head ${app.store.get().head + 1}: ${plural(record[side].sizes[cluster], "token")} in ${frames.size} of ${plural(T, "latent frame")}`,
+    );
+  }
+  return {
+    node,
+    update(state, changed) {
+      if (["run", "step", "head", "branch"].some((name) => changed.has(name))) {
+        clearTimeout(timer);
+        timer = setTimeout(() => {
+          found = app.tellingCluster();
+          write();
+          whenFound();
+        }, WAIT_MS);
+      } else if (["hover", "cluster", "side", "layer"].some((name) => changed.has(name))) {
+        write();
+        whenFound();
+      }
+    },
+    /** Draw it over the picture of a video frame. */
+    draw(context, frame) {
+      const now = box.checked && shown();
+      if (!now) return;
+      const t = app.data.latentFrames.findIndex(([from, to]) => frame >= from && frame < to);
+      if (t < 0) return;
+      const { grid } = app.data;
+      const cell = context.canvas.width / grid[2];
+      drawOutlines(context, { record: now.record, marked: [now], grid, cell }, t);
+    },
+    close: () => clearTimeout(timer),
+  };
+}
