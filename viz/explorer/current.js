@@ -128,6 +128,7 @@ export function makeMoves(data, store, current) {
  */
 export function makeSummaries(data, current, onDone) {
   const known = new Map();
+  let totals = {};
   let timer = 0;
   const own = () => data.index.flatMap((r, i) => (r.run === current.source() ? [i] : []));
 
@@ -135,9 +136,11 @@ export function makeSummaries(data, current, onDone) {
     const next = own().find((i) => !known.has(i));
     if (next === undefined) return onDone();
     const record = data.record(next);
+    const redone = current.canRedo() ? current.curve(record) : null;
     known.set(next, {
       kept: measure(record, record.kept).density,
-      density: current.canRedo() ? current.curve(record).density : null,
+      density: redone?.density ?? null,
+      missed: redone?.missed ?? null,
     });
     if (next !== current.recordIndex()) data.forget(next);
     return start(0);
@@ -156,6 +159,23 @@ export function makeSummaries(data, current, onDone) {
       const at = Math.round(top_p * TICKS);
       const of = ({ kept, density }) => (current.isOwnMask() ? kept : density[at]);
       return { value: found.reduce((sum, one) => sum + of(one), 0) / all.length, count: all.length };
+    },
+    /** Density, as a mean, and what is missed, as a sum, of the recorded calls at every budget; null until both are known. */
+    curves() {
+      const all = own();
+      if (!all.length || !current.canRedo() || !all.every((i) => known.get(i)?.missed)) return null;
+      if (totals.source !== current.source()) {
+        const add = (name) =>
+          Float64Array.from({ length: TICKS + 1 }, (_, i) =>
+            all.reduce((sum, at) => sum + known.get(at)[name][i], 0),
+          );
+        totals = {
+          source: current.source(),
+          density: add("density").map((sum) => sum / all.length),
+          missed: add("missed"),
+        };
+      }
+      return totals;
     },
     close: () => clearTimeout(timer),
   };

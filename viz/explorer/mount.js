@@ -3,6 +3,7 @@
 import { blockDensity, makeBins, tilesTouched } from "./blocks.js";
 import { bytesOf, parsePayload, readPayload } from "./data.js";
 import { el, isNumber, put } from "./dom.js";
+import { forecastAt } from "./forecast.js";
 import { missing, readLink, writeLink } from "./link.js";
 import { curve, measure, selectionAt } from "./select.js";
 import { carriedOver, LOOKS, SELECTION } from "./state.js";
@@ -59,7 +60,7 @@ export function mount(host, options) {
         }),
       };
     },
-    math: { selectionAt, measure, curve, blockDensity, makeBins, tilesTouched },
+    math: { selectionAt, measure, curve, forecastAt, blockDensity, makeBins, tilesTouched },
   };
 }
 

@@ -134,33 +134,51 @@ export function measure(record, kept) {
   };
 }
 
-/** Density and kept mass at every tick in one pass: entry i belongs to budget i / TICKS. */
+/**
+ * Density, kept mass and what is missed at every tick in one pass: entry i belongs to budget i / TICKS.
+ * `missed` is a sum of squares over all queries: of the predicted errors of skipped blocks, or, where a
+ * record has none, of the mass that a query cluster skips.
+ */
 export function curve(record, minKeepRatio) {
-  const { Q } = record;
+  const { Q, K } = record;
   const { occupied, order, mass } = rank(record);
   const firstTick = record.gain ? firstTickByError(record) : firstTickByMass(record, minKeepRatio);
   const tokens = record.q.labels.length;
   const density = new Float64Array(TICKS + 1);
   const keptMass = new Float64Array(TICKS + 1);
+  const missed = new Float64Array(TICKS + 1);
   for (let q = 0; q < Q; q += 1) {
     const queries = record.q.sizes[q];
     if (!queries) continue;
+    let skipped = 1; // of the mass, so far down the row; by mass it is kept in that order
+    missed[0] += record.gain ? 0 : queries;
     for (let j = 0; j < occupied; j += 1) {
       const at = q * occupied + j;
       const tick = firstTick(q, j);
-      density[tick] += queries * record.k.sizes[order[at]];
+      const keys = record.k.sizes[order[at]];
+      density[tick] += queries * keys;
       keptMass[tick] += queries * mass[at];
+      if (record.gain) {
+        const error = Math.exp(record.gain[q * K + order[at]]) * keys;
+        missed[0] += queries * error * error;
+        missed[tick] -= queries * error * error;
+      } else {
+        const left = Math.max(0, skipped - mass[at]);
+        missed[tick] += queries * (left * left - skipped * skipped);
+        skipped = left;
+      }
     }
   }
   for (let i = 1; i <= TICKS; i += 1) {
     density[i] += density[i - 1];
     keptMass[i] += keptMass[i - 1];
+    missed[i] += missed[i - 1];
   }
   for (let i = 0; i <= TICKS; i += 1) {
     density[i] = densityOf(record, density[i]);
     keptMass[i] /= tokens;
   }
-  return { density, keptMass };
+  return { density, keptMass, missed };
 }
 
 /** The first tick at which the j-th heaviest block of row q is kept, by top-p. */

@@ -1,6 +1,7 @@
 // All that lives as long as one trace is open: the state, the views on it, and what they share.
 
 import { budget, decibel, el, isNumber, plural, put } from "./dom.js";
+import { forecastAt } from "./forecast.js";
 import { KEYS, listenToKeys } from "./keys.js";
 import { makeClips, makeClock } from "./playback.js";
 import { TICKS } from "./select.js";
@@ -45,6 +46,7 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
     ...current,
     ...makeMoves(data, store, current),
     meanDensity: summaries.meanDensity,
+    forecast: makeForecast(data, current, summaries),
     colours: palette.colours,
     copyLink: options.copyLink,
     runsOnRelease: () => Boolean(extras.can_run && options.onRelease),
@@ -192,6 +194,17 @@ function nearestRun({ runs }, index, top_p) {
     .filter((r) => r.method === method && r.clusters === clusters)
     .filter(({ config }) => isNumber(config.top_p) && !isNumber(config.density))
     .sort((a, b) => far(a) - far(b))[0];
+}
+
+/** `forecast()` tells what a run at the budget on show would give; null where it was run, or nothing can be said. */
+function makeForecast({ runs }, current, summaries) {
+  return (top_p) => {
+    const curves = current.isOwnMask() ? null : summaries.curves();
+    if (!curves) return null;
+    const { method, clusters } = current.shownRun();
+    const same = runs.filter((run) => run.method === method && run.clusters === clusters);
+    return forecastAt(top_p, same, curves);
+  };
 }
 
 /** Colours follow the theme and are read once for each. */

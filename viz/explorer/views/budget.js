@@ -1,9 +1,10 @@
 // The budget: its slider, what it keeps in numbers, and whether that was measured.
 
-import { budget, el, percent, put, write } from "../dom.js";
+import { budget, decibel, el, isNumber, percent, put, times, write } from "../dom.js";
 import { TICKS } from "../select.js";
 import { term } from "../words.js";
 import { LEAST_TICK, makeBudgetCurve } from "./budgetcurve.js";
+import { foretold } from "./points.js";
 
 export function makeBudget(app) {
   const panel = {
@@ -70,6 +71,9 @@ function makeFacts() {
     recallNote: small(),
     all: plain(),
     allNote: small(),
+    outcomeName: plain(),
+    outcome: plain(),
+    outcomeNote: small(),
   };
 }
 
@@ -105,6 +109,8 @@ function panelNodes(app, { slider, value, curve, badge, kind, back, answer, live
       el("dd", {}, facts.recall, facts.recallNote),
       el("dt", {}, "Density, recorded calls"),
       el("dd", {}, facts.all, facts.allNote),
+      el("dt", {}, facts.outcomeName),
+      el("dd", {}, facts.outcome, facts.outcomeNote),
     ),
   ];
 }
@@ -122,6 +128,8 @@ function readoutOf(app, state) {
     ...app.stats(),
     recall: app.record().recall,
     all: app.meanDensity(top_p),
+    told: app.forecast(top_p),
+    result: app.data.runs[state.run].result,
   };
 }
 
@@ -140,12 +148,27 @@ function showReadout({ facts, value, badge, kind, back }, numbers) {
   );
   write(facts.all, all.value === null ? "computing…" : percent(all.value));
   write(facts.allNote, `mean of ${all.count}`);
+  showOutcome(facts, numbers);
   write(value, numbers.asked);
   write(badge, badgeOf(numbers));
   badge.className = isMeasured ? "badge solid" : "badge hollow";
   write(kind, kindOf(numbers));
   back.hidden = isMeasured;
   write(back, `Back to the measured ${numbers.measuredName}`);
+}
+
+/** PSNR and speedup of a whole run at this budget: measured, foretold or neither. */
+function showOutcome({ outcomeName, outcome, outcomeNote }, { isMeasured, told, result }) {
+  write(outcomeName, isMeasured ? "PSNR, whole run" : "PSNR, foretold");
+  if (isMeasured) {
+    write(outcome, decibel(result.psnr_db));
+    const isTimed = isNumber(result.speedup) && !result.is_disturbed;
+    write(outcomeNote, isTimed ? `${times(result.speedup)} end to end` : "");
+    return;
+  }
+  write(outcome, told ? foretold(told) : "not known");
+  const pace = told && isNumber(told.speedup) ? `about ${times(told.speedup)} end to end` : "";
+  write(outcomeNote, pace || "until it is run");
 }
 
 function badgeOf({ isMeasured, canRedo }) {

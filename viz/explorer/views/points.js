@@ -35,7 +35,9 @@ export const AXES = {
 /** Pixels around the plot. */
 export const PAD = { left: 52, right: 18, top: 34, bottom: 44 };
 
-/** What the chart shows of a run. */
+const timesOf = ({ speedup, attention_speedup }) => ({ speedup, attention_speedup });
+
+/** What the chart shows of a run; no times where they were disturbed. */
 export function pointOf(run) {
   return {
     run: run.index,
@@ -45,10 +47,12 @@ export function pointOf(run) {
     density: run.result.density,
     compute_density: run.result.compute_density,
     psnr_db: run.result.psnr_db,
-    speedup: run.result.speedup,
-    attention_speedup: run.result.attention_speedup,
+    ...(run.result.is_disturbed ? {} : timesOf(run.result)),
   };
 }
+
+/** The PSNR of a forecast, with how far off it may be. */
+export const foretold = ({ psnr_db, off_db }) => `${psnr_db.toFixed(0)} ± ${off_db.toFixed(0)} dB`;
 
 /** A point in a sentence. */
 export function describe(p) {

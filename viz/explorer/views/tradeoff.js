@@ -1,9 +1,9 @@
 // Measured runs on a chart: solid marks, a symbol per method. The what-if has a density but no PSNR, so it is only a line.
 
-import { budget, choice, el, percent, put, svg } from "../dom.js";
+import { budget, choice, el, isNumber, percent, put, svg, times } from "../dom.js";
 import { term } from "../words.js";
 import { marksOf, symbolPath } from "./marks.js";
-import { AXES, PAD, chartData, describe, makeScale, pointOf } from "./points.js";
+import { AXES, PAD, chartData, describe, foretold, makeScale, pointOf } from "./points.js";
 
 const RADIUS = { run: 6, current: 8, legend: 5 };
 
@@ -50,7 +50,7 @@ function viewNode(axes, { chart, legend, reading }) {
         term("psnr", "PSNR"),
         " against ",
         term("density"),
-        ", or against the time gained. Click one to load its clip. The dashed line is the what-if budget: its density is known from the recorded calls, its PSNR is not, until it is run.",
+        ", or against the time gained. Click one to load its clip. The hollow mark is the budget on the slider: foretold from the recorded calls and the runs beside it, with a bar for how far off that may be, until it is run.",
       ),
       axes.node,
       legend,
@@ -114,31 +114,35 @@ function drawAxes({ axis, x, y, xTicks, yTicks, right, bottom, height }) {
   ];
 }
 
-/** The budget on the slider, where it was not run: a dashed line at its density. */
+/** The budget on the slider, where it was not run: a hollow mark at what is foretold, and how far off that may be. */
 function drawWhatIf({ app, whatIf, scale }) {
   put(whatIf);
   const { top_p } = app.store.get();
-  const mean = app.meanDensity(top_p).value;
-  if (!scale || scale.axis !== AXES.density || app.isOwnMask() || mean === null) return;
-  const at = scale.x(mean);
-  const isLeft = at > scale.width * 0.6;
+  const told = app.forecast(top_p);
+  const mean = app.isOwnMask() ? null : app.meanDensity(top_p).value;
+  const across = told ? scale?.axis.of(told) : scale?.axis === AXES.density ? mean : null;
+  if (!scale || !isNumber(across)) return;
+  const x = scale.x(across);
+  const y = told ? scale.y(told.psnr_db) : scale.bottom;
+  const isLeft = x > scale.width * 0.6;
+  const anchor = { x: x + (isLeft ? -10 : 10), y: PAD.top + 10, "text-anchor": isLeft ? "end" : "start" };
   put(
     whatIf,
-    svg("line", { class: "whatif", x1: at, x2: at, y1: PAD.top, y2: scale.bottom }),
-    svg("path", { class: "hollow", d: symbolPath("circle", at, scale.bottom, 5.5) }),
-    svg(
-      "text",
-      {
-        class: "whatiftext",
-        x: at + (isLeft ? -10 : 10),
-        y: PAD.top + 10,
-        "text-anchor": isLeft ? "end" : "start",
-      },
-      scale.width < 480
-        ? `what-if ${percent(mean)}`
-        : `what-if top-p ${budget(top_p)}: ${percent(mean)}, PSNR not measured`,
-    ),
+    svg("line", { class: "whatif", x1: x, x2: x, y1: PAD.top, y2: scale.bottom }),
+    told && svg("line", { class: "offby", x1: x, x2: x, y1: y - heightOf(told, scale), y2: y + heightOf(told, scale) }),
+    svg("path", { class: "hollow", d: symbolPath("circle", x, y, 5.5) }),
+    svg("text", { class: "whatiftext", ...anchor }, whatIfText(top_p, told, mean, scale.width < 480)),
   );
+}
+
+/** Pixels that the uncertainty of a forecast takes. */
+const heightOf = ({ psnr_db, off_db }, { y }) => Math.abs(y(psnr_db + off_db) - y(psnr_db));
+
+function whatIfText(top_p, told, mean, isNarrow) {
+  const asked = isNarrow ? "what-if" : `what-if top-p ${budget(top_p)}`;
+  if (!told) return isNarrow ? `${asked} ${percent(mean)}` : `${asked}: ${percent(mean)}, PSNR not measured`;
+  const pace = isNumber(told.speedup) && !isNarrow ? `, ${times(told.speedup)}` : "";
+  return `${asked}: about ${foretold(told)}${pace}`;
 }
 
 function drawLine({ method, points }, { axis, x, y }, marks) {
