@@ -92,11 +92,12 @@ function relative(record, { gain, leastKeptGain }, top_p) {
   return `${ratio(gain - threshold)} what the budget asked for`;
 }
 
-/** e^x as people say it: "3.1×". */
+/** e^x as people say it: "3.1×", "1/29 of". */
 function ratio(x) {
   const value = Math.exp(x);
   if (value > 1000) return "more than 1,000×";
-  if (value < 0.01) return "less than 0.01×";
+  if (value < 0.001) return "less than 1/1,000 of";
+  if (value < 0.1) return `1/${Math.round(1 / value)} of`;
   return `${value < 10 ? Number(value.toPrecision(2)) : Math.round(value)}×`;
 }
 
