@@ -2,8 +2,8 @@
 
 Little is random, because a small model has to learn it. Objects stand straight or at three
 quarters, and grounds are still. The first of two objects stands in front, unless one orbits the
-other or moves towards or away from the viewer. Clips of up to 17 frames show one second, and longer
-clips two, in which bodies go further.
+other or moves towards or away from the viewer. Clips of up to 17 frames show one second, and
+longer clips two, in which bodies go further.
 
 A pinhole camera; x points to the right, y up, z away from the viewer; the ground is y = 0.
 """

@@ -30,7 +30,7 @@ from svg2.training.data import (
 )
 from svg2.training.decoder import redraw_with
 from svg2.training.denoiser import Denoiser, load_shipped, positions
-from svg2.training.dit import train_dit
+from svg2.training.dit import DIT, train_denoiser
 from svg2.training.latents import LatentSet, encode_clips, fingerprint, load_latents, load_vae
 from svg2.training.muon import orthogonalise
 from svg2.training.pipeline import DEFAULTS, assemble, ship
@@ -215,15 +215,14 @@ def test_weights_that_do_not_fit_are_not_gone_on_from(tmp_path, latents, changed
     record = model.record | {"rule": rule()} | changed
     save_checkpoint(tmp_path / "dit.pt", record, **weights)
     with pytest.raises(TrainingError, match=problem):
-        train_dit(latents, tmp_path / "dit.pt", 1, text=tmp_path / "text.pt")
+        train_denoiser(DIT, [latents], tmp_path / "dit.pt", 1, text=tmp_path / "text.pt")
     if "vae" in changed:
         return  # pipelines bring their own
     pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
     ship(pipe, tmp_path / "shipped", {"max_sequence_length": 48} | record)
     with pytest.raises(TrainingError, match=problem):
-        train_dit(
-            *(latents, tmp_path / "none.pt", 1),
-            text=tmp_path / "text.pt",
+        train_denoiser(
+            *(DIT, [latents], tmp_path / "none.pt", 1),
             start=tmp_path / "shipped",
         )
 
