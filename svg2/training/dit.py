@@ -213,16 +213,17 @@ def _common_vae(stores: Sequence[Store]) -> str:
     return made[0]["vae"]
 
 
-def compile_blocks(model: Denoiser) -> None:
+def compile_blocks(model: Denoiser, backend: str | Callable = "inductor") -> None:
     """Compile the blocks of the transformer: one graph for many views and lengths of prompts."""
     for block in model.transformer.blocks:
-        block.compile(dynamic=True)
+        block.compile(dynamic=True, backend=backend)
 
 
 def shortest(sets: Sequence[LatentSet], view: View) -> LatentSet:
-    """The data set of the shortest clips that have all latent frames of a view."""
-    fitting = [data for data in sets if data.layout.grid[0] >= view.num_frames]
-    return min(fitting or sets, key=lambda data: data.layout.grid[0])
+    """The data set of the shortest clips that have all latent frames of a view, or the longest."""
+    by_length = sorted(sets, key=lambda data: data.layout.grid[0])
+    fitting = [data for data in by_length if data.layout.grid[0] >= view.num_frames]
+    return fitting[0] if fitting else by_length[-1]
 
 
 def _rate(lesson: Lesson, progress: float, steps: int) -> float:
