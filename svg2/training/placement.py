@@ -50,11 +50,14 @@ class _Pace:
     Attributes:
         sideways_from: where a roll or slide begins, left or right of the middle.
         sideways: length of a roll or slide.
-        in_depth: length of a roll or slide towards or away from the viewer.
+        in_depth: length of a roll or slide towards or away from the viewer; inside an orbit, it is
+            that of one second.
         bounces: number of bounces.
         spin: angle of a spin, in half turns.
         orbit_alone: angle of the orbit of a single body, in half turns.
         orbit_around: angle of a wide orbit around another body, in half turns.
+        orbit_open: the same where the other body moves towards or away: it ends where the orbit
+            would close.
     """
 
     sideways_from: tuple[float, float]
@@ -64,13 +67,14 @@ class _Pace:
     spin: tuple[float, float]
     orbit_alone: float
     orbit_around: float
+    orbit_open: float
 
 
 _SHORT_FRAMES = 17  # the longest clip that shows one second
 # In one second a wide orbit stays open: closing it would take far larger steps.
-_ONE_SECOND = _Pace((1.2, 1.4), (2.4, 2.7), (2.4, 2.7), 1.5, (0.9, 1.0), 1.9, 1.5)
+_ONE_SECOND = _Pace((1.2, 1.4), (2.4, 2.7), (2.4, 2.7), 1.5, (0.9, 1.0), 1.9, 1.5, 1.5)
 # Spins and bounces are as fast as in one second, so the clip reader sees them alike.
-_TWO_SECONDS = _Pace((1.8, 2.0), (3.7, 4.0), (3.6, 4.0), 3.0, (1.8, 2.0), 2.1, 2.1)
+_TWO_SECONDS = _Pace((1.8, 2.0), (3.7, 4.0), (3.6, 4.0), 3.0, (1.8, 2.0), 2.1, 2.1, 1.5)
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ def _place_body(
                     0.8, 1.1
                 )  # ahead of the first body, which would hide it
         else:
-            length = rng.uniform(*pace.in_depth)
+            length = rng.uniform(*(pace if alone or not one_circles else _ONE_SECOND).in_depth)
             sign = 1.0 if body.direction == "away" else -1.0
             z = rng.uniform(-1.0, -0.7) + length * (times if sign > 0 else 1 - times)
             heading = np.array([0.0, sign])
@@ -216,6 +220,8 @@ def _place_body(
         if ahead or any(other.direction == "away" for other in others):
             angle += math.pi  # another starts from the front
         half_turns = pace.orbit_alone if alone else pace.orbit_around
+        if any(other.direction in ("towards", "away") for other in others):
+            half_turns = pace.orbit_open
         angle = angle + side * half_turns * math.pi * times
         x, z = radius * np.cos(angle), 0.35 + radius * np.sin(angle)
     turns = _about_y(yaw)
