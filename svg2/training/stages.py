@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,11 +69,10 @@ class Training:
         """Whether the denoiser has yet to start, and without a pipeline's text encoder."""
         return self.pretrained is None and not self.checkpoint("dit").exists()
 
-    @property
-    def denoiser(self) -> str:
-        """The last stage that trained the transformer here; the first one if none did."""
-        made = [stage for stage in DENOISERS if self.checkpoint(stage).exists()]
-        return made[-1] if made else DENOISERS[0]
+    def last_of(self, stages: Sequence[str]) -> str:
+        """The last of `stages` that has a checkpoint; the first if none has."""
+        made = [stage for stage in stages if self.checkpoint(stage).exists()]
+        return made[-1] if made else stages[0]
 
     def render(self, minutes: float) -> None:
         frames, size = int(DEFAULTS["num_frames"]), int(DEFAULTS["height"])
@@ -128,6 +127,23 @@ class Training:
         """Encode the clips that `long` and `distil` read, as far as they are not."""
         self.encode_long(_UNLIMITED)
 
+    def before_distil(self) -> None:
+        """Check that there is a teacher, then encode as `before_long`."""
+        _ = self.teacher
+        self.before_long()
+
+    @property
+    def teacher(self) -> Path:
+        """The weights that a student starts from and learns from.
+
+        Raises:
+            TrainingError: there are none.
+        """
+        long: Path = self.checkpoint("long")
+        if not long.exists() and self.args.pretrained is not None:
+            return self.args.pretrained
+        return _made(long, "long")
+
     def dit(self, minutes: float) -> None:
         self._train(DIT, [self.latents], self.pretrained, minutes, text=self.checkpoint("text"))
 
@@ -139,15 +155,12 @@ class Training:
 
     def distil(self, minutes: float) -> None:
         args = self.args
-        start: Path | None = self.checkpoint("long")
-        if not start.exists() and args.pretrained is not None:
-            start = args.pretrained
-        teacher, _ = open_denoiser(_made(start, "long"))
+        teacher, _ = open_denoiser(self.teacher)
         if args.compile:
             compile_blocks(teacher)
         recipe = Recipe(args.guidance, args.steps, args.on_policy, args.substeps)
         course = distilling(teacher.to(args.device), recipe)
-        self._train(course, [self.latents, self.long_latents], start, minutes)
+        self._train(course, [self.latents, self.long_latents], self.teacher, minutes)
 
     def _train(
         self, course: Course, stores: list[Store], start: Path | None, minutes: float, **more: Path
@@ -163,8 +176,10 @@ class Training:
     def decoder(self, minutes: float) -> None:
         _made(self.clips.folder, "render")
         redraw = None
-        if self.checkpoint(self.denoiser).exists():
-            redraw = redraw_with(self.checkpoint(self.denoiser), self.latents, **self.common)
+        # A student of few steps knows only the noise levels of its schedule.
+        denoiser = self.checkpoint(self.last_of(("dit", "long")))
+        if denoiser.exists():
+            redraw = redraw_with(denoiser, self.latents, **self.common)
         encoder = self.encoder
         if self.checkpoint("decoder").exists() and len(self.latents):
             # Fails if another encoder made the latents.
@@ -177,7 +192,7 @@ class Training:
         )
 
     def ship(self, minutes: float = _UNLIMITED) -> None:
-        self._ship(self.args.weights or self.denoiser, self.args.out)
+        self._ship(self.args.weights or self.last_of(DENOISERS), self.args.out)
 
     def _ship(self, stage: str, out: Path) -> None:
         model, record = load_denoiser(_made(self.checkpoint(stage), stage))
@@ -253,7 +268,7 @@ class Training:
         for name in STAGES:
             record = checkpoint_record(self.checkpoint(name))
             if record is not None:
-                kept = ("seed", "seconds", "steps", "clips", "accuracy")
+                kept = ("seed", "seconds", "steps", "clips", "accuracy", "recipe")
                 found[name] = {k: record[k] for k in kept if k in record}
                 found[name]["last"] = record["log"][-1] if record["log"] else None
         return found
@@ -309,7 +324,7 @@ STAGES: Mapping[str, Stage] = {
     "distil": Stage(
         "teach a student the guidance, and few steps; first runs encode-long",
         Training.distil,
-        prepare=Training.before_long,
+        prepare=Training.before_distil,
         **_TRAINED,
     ),
     "ship": Stage("write the pipeline into --out", Training.ship),

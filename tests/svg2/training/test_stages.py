@@ -355,7 +355,7 @@ def test_an_autoencoder_is_not_shipped_with_the_denoiser_of_another(latents):
         (["sheet", "--out", "nowhere"], "holds no shipped pipeline"),
         (["dit", "--pretrained", "nowhere"], "holds no shipped pipeline"),
         (["long", "--pretrained", "nowhere"], "holds no shipped pipeline"),
-        (["distil", "--clips", "1"], "run `long` first"),
+        (["distil"], "run `long` first"),
         (["ship", "--weights", "distil"], "run `distil` first"),
         (["evaluate", "--teacher", "nowhere"], "nowhere holds no shipped pipeline"),
         (["evaluate", "--frames", "18", "--prompts", "1"], "frames"),
