@@ -125,12 +125,18 @@ def evaluate_model(
 
     Raises:
         TrainingError: other combinations were held out of the model's training than are today.
+        RequestError: a number of frames that the model does not support.
     """
     end = time.monotonic() + 60 * minutes
     model = model_id(folder)
     spec = model_spec(model)
     asked = prompts_for(Path(spec.source), prompts)
     num_frames = num_frames or spec.num_frames
+    size = {"height": spec.height, "width": spec.width, "num_frames": num_frames}
+    requests = [
+        Request(prompt=prompt, model=model, seed=i, **size) for i, (_, prompt) in enumerate(asked)
+    ]
+    runs = [Run.of(request, spec=spec) for request in requests]  # checks the number of frames
     pipe = load_pipeline(spec, "auto", device)
     other = None if teacher is None else _Teacher.load(teacher, device)
     classifier, accuracy = load_or_train(shapes, str(pipe.device))
@@ -150,15 +156,12 @@ def evaluate_model(
     for i in range(len(rows), len(asked)):
         if time.monotonic() > end and rows:
             break
-        scene, prompt = asked[i]
-        size = {"height": spec.height, "width": spec.width, "num_frames": num_frames}
-        request = Request(prompt=prompt, model=model, seed=i, **size)
-        run = Run.of(request, spec=spec)
+        scene, run = asked[i][0], runs[i]
         dense = generate_dense(pipe, run)
         wanted = methods if sparse_prompts is None or i < sparse_prompts else ()
         row = _row(run, scene, pipe, dense, wanted, classifier)
         if other is not None:
-            frames = other.frames(request)
+            frames = other.frames(requests[i])
             row["teacher"] = judge(frames, scene, classifier)
             row["to_teacher_db"] = psnr_db(dense.frames, frames)
         rows.append(row)
