@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from diffusers import WanPipeline
 from svg2.models.finding import BUILTIN_FOLDER, model_spec
 from svg2.models.prompts import Body, Scene, knowledge_of, rule, vocabulary
 from svg2.training import __main__ as stages
-from svg2.training import decoder
+from svg2.training import decoder, dit
 from svg2.training.__main__ import main
 from svg2.training.data import (
     Store,
@@ -30,10 +31,11 @@ from svg2.training.data import (
 )
 from svg2.training.decoder import redraw_with
 from svg2.training.denoiser import Denoiser, load_shipped, positions
-from svg2.training.dit import DIT, LONG, train_denoiser
+from svg2.training.distil import Recipe, distilling
+from svg2.training.dit import DIT, LONG, Course, train_denoiser
 from svg2.training.latents import LatentSet, encode_clips, fingerprint, load_latents, load_vae
 from svg2.training.muon import orthogonalise
-from svg2.training.pipeline import DEFAULTS, assemble, ship
+from svg2.training.pipeline import DEFAULTS, assemble, build_transformer, ship
 from svg2.training.render import render_one
 from svg2.training.vae import (
     CROPS,
@@ -42,7 +44,7 @@ from svg2.training.vae import (
     open_vae,
     to_model,
 )
-from svg2.training.views import Places, all_places
+from svg2.training.views import CURRICULA, Lesson, Places, View, all_places
 from tests.svg2.training.two_ranks import SIZE
 from tests.tree import ROOT
 
@@ -202,6 +204,36 @@ def test_old_weights_ship_with_the_settings_of_today(tmp_path):
     mine = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
     assert mine.pop("_diffusers_version")
     assert mine == {name: value for name, value in theirs.items() if name in mine}
+
+
+@pytest.mark.parametrize("stage", ["long", "distil"])
+def test_a_call_that_is_broken_off_is_gone_on_from(tmp_path, latents, monkeypatch, stage):
+    monkeypatch.setattr(dit, "_SAVE_SECONDS", 0)
+    monkeypatch.setitem(CURRICULA, stage, {"cpu": (Lesson(1.0, (View(1.0, 9, 6, 1),)),)})
+    model, start = Denoiser(transformer=build_transformer(1, 2, 64)), tmp_path / "start.pt"
+    weights = {"model": model.state_dict(), "ema": dict(model.named_parameters())}
+    save_checkpoint(start, model.record | {"rule": rule()}, **weights)
+    course = LONG if stage == "long" else distilling(model, Recipe(steps=4))
+
+    def some(count: int) -> Course:
+        begun = []
+
+        def losses(*given):
+            if len(begun) == count:
+                raise KeyboardInterrupt
+            begun.append(1)
+            return course.losses(*given)
+
+        return replace(course, losses=losses)
+
+    checkpoint = tmp_path / f"{stage}.pt"
+    for count, steps in ((2, 2), (3, 5)):
+        with pytest.raises(KeyboardInterrupt):
+            train_denoiser(some(count), [latents], checkpoint, 1e3, start=start)
+        record = checkpoint_record(checkpoint)
+        assert record is not None
+        assert record["steps"] == steps
+        assert record["lab"]["num_frames"] == 33
 
 
 def test_stores_of_two_autoencoders_are_not_read_together(tmp_path, latents):
