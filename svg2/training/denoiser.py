@@ -1,5 +1,6 @@
 """The denoiser in training: transformer, frozen text encoder, and their checkpoints."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,20 @@ def load_shipped(folder: Path) -> Denoiser:
     text_encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder")
     model.text_encoder.load_state_dict(text_encoder.state_dict())
     return model
+
+
+def open_denoiser(source: Path) -> tuple[Denoiser, dict]:
+    """The model of a shipped pipeline's folder or of a checkpoint, and what either notes of it.
+
+    Raises:
+        TrainingError: other words or other held-out combinations than those of today.
+    """
+    if source.is_dir():
+        model, record = load_shipped(source), json.loads((source / "lab.json").read_text())
+    else:
+        model, record = load_denoiser(source)
+    check_rule(source, model.words, record.get("rule"))
+    return model, record
 
 
 def check_rule(source: Path, words: Sequence[str], trained_by: str | None) -> None:

@@ -1,15 +1,17 @@
-"""Stage `dit`: train the transformer on latents of rendered clips, under a frozen text encoder.
+"""Stages `dit` and `long`: train the transformer on latents of clips, under a frozen text encoder.
 
 Steps read parts of clips first and whole clips last (`svg2.training.views`). Halfway through the
-blocks, a guide must read from the tokens what they show (`svg2.training.layout`).
+blocks, a guide must read from the tokens what they show (`svg2.training.layout`). The loop is the
+same for all stages that train the transformer; a `Course` is what they differ in.
 """
 
-import json
 import math
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,25 +22,49 @@ from svg2.models.prompts import rule
 from svg2.runs.distributed import processes
 from svg2.training.attention import WrittenOutProcessor
 from svg2.training.data import Store, TrainingError, save_checkpoint
-from svg2.training.denoiser import Denoiser, check_rule, load_shipped, load_training
+from svg2.training.denoiser import Denoiser, check_rule, load_training, open_denoiser
 from svg2.training.latents import LatentSet, load_latents
 from svg2.training.layout import known
 from svg2.training.muon import build_optimizers, set_rate
-from svg2.training.pipeline import TEXT_LENGTH
+from svg2.training.pipeline import LONG_LAB, TEXT_LENGTH
 from svg2.training.ranks import average_gradients, shared_clock
 from svg2.training.text import load_text_encoder, write
 from svg2.training.vae import autocast
-from svg2.training.views import CURRICULA, Lesson, View, pick_places
+from svg2.training.views import CURRICULA, Lesson, Places, View, pick_places
 
 _SHIFT, _SHIFT_TOKENS = 5.0, 5184  # the noise schedule's shift, and the tokens that it is for
 _LR = 2e-3
 _WARM_STEPS = 50
 _COOLING = 0.7  # share of the time after which the learning rate falls
-_GUIDE_WEIGHT = 0.5  # of the guide's loss
 # A video is judged by its bodies. They are 6 % of the tokens and had a third of the error.
 _BODY_WEIGHT = 4.0
 _LENGTHS = (*[TEXT_LENGTH] * 14, 64, 512)  # mostly short; 512 is the default of WanPipeline
 _PROMPTLESS = 0.1  # share of clips without a prompt, for guidance
+_SAVE_SECONDS = 60  # between checkpoints
+
+Losses = Callable[
+    [Denoiser, LatentSet, View, int, random.Random, torch.Generator], tuple[Tensor, ...]
+]
+"""Losses of one step: of a model on clips of a data set, seen in a view, with prompts padded to a
+length. One generator draws the clips and the other the noise."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training of the denoiser differs in from the others.
+
+    Attributes:
+        stage: its name, by which `CURRICULA` has its lessons.
+        losses: of a step.
+        weights: of these losses in their sum, by the name under which they are logged.
+        notes: what its record says of the weights: settings for lab.json as `lab`, and the name of
+            a `scheduler`.
+    """
+
+    stage: str
+    losses: Losses
+    weights: Mapping[str, float]
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -50,45 +76,49 @@ class _State:
     record: dict
 
 
-def train_dit(
-    latents: Store,
+def train_denoiser(
+    course: Course,
+    stores: Sequence[Store],
     checkpoint: Path,
     minutes: float,
     *,
-    text: Path,
+    text: Path | None = None,
     start: Path | None = None,
     seed: int = 0,
     device: str = "cpu",
-    compile_blocks: bool = False,
+    is_compiled: bool = False,
 ) -> dict:
-    """Train the denoiser, write `checkpoint` and return its record.
+    """Train the denoiser, write `checkpoint` every minute and at the end, and return its record.
 
     A checkpoint is resumed. Under torchrun, all processes share the work. The schedule follows the
     time, so a slow machine makes fewer steps of the same schedule.
 
     Args:
+        stores: latents of clips, one store for each length of clips.
         minutes: wall time in total, earlier calls included.
         text: checkpoint of the text encoder, for a training from random weights.
-        start: folder of a shipped pipeline to continue from where there is no checkpoint yet.
-        compile_blocks: whether to compile the blocks of the transformer.
+        start: folder of a shipped pipeline, or checkpoint of another stage, to continue from where
+            there is no checkpoint yet.
+        is_compiled: whether to compile the blocks of the transformer.
 
     Raises:
         TrainingError: the existing weights use other words than the grammar, or were trained with
-            other combinations held out; or the checkpoint was trained on latents of another VAE.
+            other combinations held out, or on latents of another VAE; or the stores differ in
+            their VAE.
     """
     share = processes()
     rank, world = share.rank, share.world
-    curriculum = CURRICULA[torch.device(device).type]
-    data = load_latents(latents, device)
+    curriculum = CURRICULA[course.stage][torch.device(device).type]
+    sets = [load_latents(store, device) for store in stores]
     torch.manual_seed(seed)
-    state = _begin(latents, checkpoint, text, start, seed, device)
+    state = _begin(stores, checkpoint, text, start, seed, device)
     model, record = state.model, state.record
+    record |= course.notes
     optimizers = build_optimizers(
         model, _LR, is_matrix=lambda name, p: "blocks" in name and p.ndim == 2
     )
-    if compile_blocks:
-        for block in model.transformer.blocks:
-            block.compile(dynamic=True)  # one graph for many views and lengths of prompts
+    if is_compiled:
+        compile_blocks(model)
     first_step = record["steps"]
     generator = torch.Generator(device).manual_seed(seed + 1000 * rank + first_step)
     rng = random.Random(f"{seed}/{rank}/{first_step}")
@@ -104,15 +134,17 @@ def train_dit(
         lesson = next(part for part in curriculum if progress < part.until)
         view = lessons.choices(lesson.views, [view.weight for view in lesson.views])[0]
         set_rate(optimizers, _rate(lesson, progress, record["steps"] - first_step))
-        losses = _losses(model, data, view, lessons.choice(_LENGTHS), rng, generator)
-        _step(state, optimizers, *losses)
+        data = shortest(sets, view)
+        losses = course.losses(model, data, view, lessons.choice(_LENGTHS), rng, generator)
+        weighted = zip(losses, course.weights.values(), strict=True)
+        _step(state, optimizers, torch.stack([loss * weight for loss, weight in weighted]).sum())
         record["clips"] += view.clips * world
         record["seconds"] = seconds
         recent.append(torch.stack(losses).detach())
         if rank == 0 and record["steps"] % 50 == 0:
-            _log(record, recent)
+            _log(course, record, recent)
             recent = []
-        if rank == 0 and time.monotonic() - saved > 120:
+        if rank == 0 and time.monotonic() - saved > _SAVE_SECONDS:
             save_checkpoint(checkpoint, record, model=model.state_dict(), ema=state.ema)
             saved = time.monotonic()
     if rank == 0:
@@ -121,34 +153,39 @@ def train_dit(
 
 
 def _begin(
-    latents: Store, checkpoint: Path, text: Path, start: Path | None, seed: int, device: str
+    stores: Sequence[Store],
+    checkpoint: Path,
+    text: Path | None,
+    start: Path | None,
+    seed: int,
+    device: str,
 ) -> _State:
-    """The state of `checkpoint`; without one, of the pipeline `start` or of random weights.
+    """The state of `checkpoint`; without one, of the weights `start` or of random ones.
 
     Momenta are not in it: a resumed training warms up within seconds.
 
     Raises:
-        TrainingError: as in `train_dit`.
+        TrainingError: as in `train_denoiser`.
     """
     record: dict = {"seed": seed, "log": [], "seconds": 0.0, "steps": 0, "clips": 0}
     averages: dict[str, Tensor] = {}
-    vae = latents.about["vae"]
+    vae, source = _common_vae(stores), checkpoint
+    earlier: dict = {}
     if checkpoint.exists():
         model, record, averages = load_training(checkpoint)
         check_rule(checkpoint, model.words, record.get("rule"))
-        if record.get("vae", vae) != vae:
-            raise TrainingError(
-                f"{checkpoint} was trained on latents of another VAE: remove it first."
-            )
+        earlier = record
     elif start is not None:
-        model = load_shipped(start)
-        lab = json.loads((start / "lab.json").read_text())
-        check_rule(start, model.words, lab.get("rule"))
+        source = start
+        model, earlier = open_denoiser(start)
     else:
+        assert text is not None, "random weights need a text encoder"
         model = Denoiser()
         model.text_encoder.load_state_dict(load_text_encoder(text).state_dict())
+    if earlier.get("vae", vae) != vae:
+        raise TrainingError(f"{source} was trained on latents of another VAE: remove it first.")
     record |= model.record | {"max_sequence_length": TEXT_LENGTH, "rule": rule(), "vae": vae}
-    model.to(device).float()
+    model.train().to(device).float()
     if torch.device(device).type == "cpu" and bf16_is_native():
         for block in model.transformer.blocks:
             block.attn1.set_processor(WrittenOutProcessor())
@@ -160,6 +197,35 @@ def _begin(
     return _State(model, ema, record)
 
 
+def _common_vae(stores: Sequence[Store]) -> str:
+    """The fingerprint of the VAE that made all latents.
+
+    Raises:
+        TrainingError: they are of several VAEs, or have several means or standard deviations.
+    """
+    made = [{name: store.about[name] for name in ("vae", "mean", "std")} for store in stores]
+    for store, other in zip(stores, made, strict=True):
+        if other != made[0]:
+            raise TrainingError(
+                f"{store.folder} holds latents of another VAE than {stores[0].folder}: remove it "
+                "and encode again."
+            )
+    return made[0]["vae"]
+
+
+def compile_blocks(model: Denoiser, backend: str | Callable = "inductor") -> None:
+    """Compile the blocks of the transformer: one graph for many views and lengths of prompts."""
+    for block in model.transformer.blocks:
+        block.compile(dynamic=True, backend=backend)
+
+
+def shortest(sets: Sequence[LatentSet], view: View) -> LatentSet:
+    """The data set of the shortest clips that have all latent frames of a view, or the longest."""
+    by_length = sorted(sets, key=lambda data: data.layout.grid[0])
+    fitting = [data for data in by_length if data.layout.grid[0] >= view.num_frames]
+    return fitting[0] if fitting else by_length[-1]
+
+
 def _rate(lesson: Lesson, progress: float, steps: int) -> float:
     """Share of the largest learning rate, after some steps of this call."""
     cooled = max(0.0, progress - _COOLING) / (1 - _COOLING)
@@ -168,14 +234,12 @@ def _rate(lesson: Lesson, progress: float, steps: int) -> float:
     return lesson.rate * decay * warm
 
 
-def _step(
-    state: _State, optimizers: list[torch.optim.Optimizer], loss: Tensor, guide_loss: Tensor
-) -> None:
+def _step(state: _State, optimizers: list[torch.optim.Optimizer], loss: Float[Tensor, ""]) -> None:
     """Update the weights and their averages, and count the step."""
     model, record = state.model, state.record
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    (loss + _GUIDE_WEIGHT * guide_loss).backward()
+    loss.backward()
     average_gradients(model)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
@@ -186,15 +250,28 @@ def _step(
         torch._foreach_lerp_(list(state.ema.values()), list(model.parameters()), 1 - keep)
 
 
-def _log(record: dict, recent: list[Tensor]) -> None:
+def _log(course: Course, record: dict, recent: list[Tensor]) -> None:
     """Add the mean losses of recent steps to the record, and print them."""
-    loss, guide_loss = (round(value, 4) for value in torch.stack(recent).mean(dim=0).tolist())
-    record["log"].append([record["steps"], round(record["seconds"]), loss, guide_loss])
+    means = [round(value, 4) for value in torch.stack(recent).mean(dim=0).tolist()]
+    record["log"].append([record["steps"], round(record["seconds"]), *means])
+    told = " ".join(f"{name} {mean:.4f}" for name, mean in zip(course.weights, means, strict=True))
     print(
-        f"dit step {record['steps']} {record['seconds']:.0f} s clips {record['clips']} "
-        f"loss {loss:.4f} guide {guide_loss:.4f}",
+        f"{course.stage} step {record['steps']} {record['seconds']:.0f} s clips "
+        f"{record['clips']} {told}",
         flush=True,
     )
+
+
+def draw(
+    data: LatentSet, view: View, rng: random.Random
+) -> tuple[list[tuple[int, int]], Places, list[str]]:
+    """Picks (clip, is mirrored) for a step, the places of a view in them, and their prompts."""
+    picks = [data.pick(rng) for _ in range(view.clips)]
+    places = pick_places(data.layout, picks, view, rng)
+    prompts = [
+        "" if rng.random() < _PROMPTLESS else write(data.scene(pick), rng) for pick in picks
+    ]
+    return picks, places, prompts
 
 
 def _losses(
@@ -207,12 +284,8 @@ def _losses(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Error of the velocity, in which bodies weigh more, and the loss of the guide."""
     device = model.transformer.device
-    picks = [data.pick(rng) for _ in range(view.clips)]
-    places = pick_places(data.layout, picks, view, rng)
+    picks, places, prompts = draw(data, view, rng)
     clean = data.clean(picks, places, str(device))
-    prompts = [
-        "" if rng.random() < _PROMPTLESS else write(data.scene(pick), rng) for pick in picks
-    ]
     noise = torch.randn(clean.shape, generator=generator, device=device)
     sigma = sample_sigma(view.clips, places.index.shape[1], generator)
     s = sigma.view(-1, 1, 1, 1, 1)
@@ -238,3 +311,8 @@ def sample_sigma(batch: int, tokens: int, generator: torch.Generator) -> Float[T
     u = torch.sigmoid(noise * 1.1)
     shift = _SHIFT * (tokens / _SHIFT_TOKENS) ** 0.25
     return shift * u / (1 + (shift - 1) * u)
+
+
+_WEIGHTS = {"loss": 1.0, "guide": 0.5}
+DIT = Course("dit", _losses, _WEIGHTS)
+LONG = Course("long", _losses, _WEIGHTS, {"lab": LONG_LAB})

@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ from svg2.models.prompts import (
     rule,
 )
 from svg2.models.request import Request
+from svg2.models.spec import ModelSpec
 from svg2.runs.compare import compare
 from svg2.runs.dense_sparse import DenseRun, generate_dense
 from svg2.runs.provenance import provenance
 from svg2.runs.run import Run
 from svg2.trace.atomic import json_bytes, write_atomic
+from svg2.trace.metrics import psnr_db
 from svg2.trace.records import RecordingPolicy, Trace
 from svg2.training import clip_reader, shape_classifier
 from svg2.training.clip_reader import HUES, flicker, following, moves_as, track_bodies
@@ -92,6 +95,8 @@ def evaluate_model(
     report_path: Path,
     prompts: int,
     *,
+    num_frames: int | None = None,
+    teacher: Path | None = None,
     methods: Sequence[str] = (PAPER_METHOD, COMPENSATED_METHOD),
     sparse_prompts: int | None = None,
     shapes: Path,
@@ -107,6 +112,9 @@ def evaluate_model(
 
     Args:
         prompts: number of prompts.
+        num_frames: of each clip; None takes the model's own number.
+        teacher: folder of another pipeline, whose dense clips of the same prompts and seeds are
+            judged too, with its own steps and guidance.
         methods: sparse methods to run beside dense.
         sparse_prompts: how many of the first prompts to run with `methods`; None runs all.
         shapes: file of the shape classifier; it is trained if there is none.
@@ -117,15 +125,25 @@ def evaluate_model(
 
     Raises:
         TrainingError: other combinations were held out of the model's training than are today.
+        RequestError: a number of frames that the model does not support.
     """
     end = time.monotonic() + 60 * minutes
     model = model_id(folder)
     spec = model_spec(model)
     asked = prompts_for(Path(spec.source), prompts)
+    num_frames = num_frames or spec.num_frames
+    size = {"height": spec.height, "width": spec.width, "num_frames": num_frames}
+    requests = [
+        Request(prompt=prompt, model=model, seed=i, **size) for i, (_, prompt) in enumerate(asked)
+    ]
+    runs = [Run.of(request, spec=spec) for request in requests]  # checks the number of frames
     pipe = load_pipeline(spec, "auto", device)
+    other = None if teacher is None else _Teacher.load(teacher, device)
     classifier, accuracy = load_or_train(shapes, str(pipe.device))
     about = {
         "checkpoint": checkpoint_hash(folder),
+        "teacher_checkpoint": None if teacher is None else checkpoint_hash(teacher),
+        "num_frames": num_frames,
         "judge": _judge_hash(),
         "top_p": spec.config.top_p,
         "methods": list(methods),
@@ -138,20 +156,41 @@ def evaluate_model(
     for i in range(len(rows), len(asked)):
         if time.monotonic() > end and rows:
             break
-        scene, prompt = asked[i]
-        run = Run.of(Request(prompt=prompt, model=model, seed=i), spec=spec)
+        scene, run = asked[i][0], runs[i]
         dense = generate_dense(pipe, run)
         wanted = methods if sparse_prompts is None or i < sparse_prompts else ()
-        rows.append(_row(run, scene, pipe, dense, wanted, classifier))
+        row = _row(run, scene, pipe, dense, wanted, classifier)
+        if other is not None:
+            frames = other.frames(requests[i])
+            row["teacher"] = judge(frames, scene, classifier)
+            row["to_teacher_db"] = psnr_db(dense.frames, frames)
+        rows.append(row)
         report = _report(about, rows, asked, pipe)
         write_atomic(report_path, json_bytes(report))
         print(_line(rows[-1]), flush=True)
     report = _report(about, rows, asked, pipe)
-    report["reconstruction_db"] = round(_reconstruction_db(pipe, asked, spec), 2)
+    report["reconstruction_db"] = round(_reconstruction_db(pipe, asked, spec, num_frames), 2)
     write_atomic(report_path, json_bytes(report))
     if target is not None and report["complete"]:
         write_atomic(target, json_bytes(report))
     return report
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """A pipeline that another is judged against."""
+
+    spec: ModelSpec
+    pipe: Any
+
+    @classmethod
+    def load(cls, folder: Path, device: str) -> "_Teacher":
+        spec = model_spec(model_id(folder))
+        return cls(spec, load_pipeline(spec, "auto", device))
+
+    def frames(self, request: Request) -> UInt8[ndarray, "F H W 3"]:
+        """Its dense clip of a request that leaves steps and guidance to the model."""
+        return generate_dense(self.pipe, Run.of(request, spec=self.spec)).frames
 
 
 def prompts_for(folder: Path, count: int, seed: int = 0) -> tuple[tuple[Scene, str], ...]:
@@ -229,6 +268,9 @@ def _report(
     report["complete"] = len(rows) == len(asked)
     report["shares"] = {m: _shares(rows, m) for m in ("dense", *methods)}
     report["rendered"] = _shares(rows, "rendered")
+    if about["teacher_checkpoint"]:
+        report["teacher"] = _shares(rows, "teacher")
+        report["to_teacher_db"] = _median(_finite(row["to_teacher_db"]) for row in rows)
     report["fidelity"] = {m: _fidelity(rows, m, about["top_p"]) for m in methods}
     report["following"] = _following(rows)
     return report | {"rows": rows}
@@ -259,7 +301,7 @@ def _shares(rows: list[dict], method: str) -> dict[str, Any]:
 
 def _fidelity(rows: list[dict], method: str, top_p: float) -> dict[str, float | None]:
     results = [row[method] for row in rows if method in row]
-    psnrs = [_IDENTICAL_DB if r["psnr_db"] is None else r["psnr_db"] for r in results]
+    psnrs = [_finite(r["psnr_db"]) for r in results]
     return {
         "top_p": top_p,
         "density_median": _median(r["density"] for r in results),
@@ -295,7 +337,8 @@ def _earlier_rows(path: Path, about: dict[str, Any], prompts: Sequence[str]) -> 
     if not path.exists():
         return []
     report = json.loads(path.read_text())
-    same = ("checkpoint", "judge", "methods", "sparse_prompts", "classifier_accuracy")
+    same = ("checkpoint", "teacher_checkpoint", "num_frames", "judge", "methods")
+    same = (*same, "sparse_prompts", "classifier_accuracy")
     if any(report.get(k) != about[k] for k in same):
         return []
     pairs = itertools.takewhile(
@@ -326,10 +369,12 @@ def checkpoint_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _reconstruction_db(pipe: Any, asked: Sequence[tuple[Scene, str]], spec: Any) -> float:
+def _reconstruction_db(
+    pipe: Any, asked: Sequence[tuple[Scene, str]], spec: ModelSpec, num_frames: int
+) -> float:
     """PSNR of the VAE on rendered clips of held-out scenes."""
     clips = [
-        render_one(scene, spec.num_frames, spec.height, random.Random(f"vae/{i}")).frames[0]
+        render_one(scene, num_frames, spec.height, random.Random(f"vae/{i}")).frames[0]
         for i, (scene, _) in enumerate(asked[:_FOLLOWED])
     ]
     return psnr_of(pipe.vae, to_model(torch.stack(clips)).to(pipe.device, pipe.vae.dtype))
@@ -339,6 +384,11 @@ def _line(row: dict[str, Any]) -> str:
     dense = row["dense"]
     right = [k.removesuffix("_ok") for k in ("colour_ok", "shape_ok", "motion_ok") if dense[k]]
     return f"{row['seed'] + 1}: {row['prompt']}: {', '.join(right) or 'nothing right'}"
+
+
+def _finite(psnr_db: float | None) -> float:
+    """A PSNR; a bound for None, which stands for identical clips."""
+    return _IDENTICAL_DB if psnr_db is None else psnr_db
 
 
 def _share(flags: Iterable[bool]) -> float | None:

@@ -32,6 +32,7 @@ from svg2.training.views import Places
 
 _STATISTICS_OF = 48  # clips from whose latents mean and standard deviation are computed
 _FRAMES = int(DEFAULTS["num_frames"])
+_STRIDE = 2  # video frames per latent frame after the first
 _PAIRS = 0.7  # share of clips with two objects: they are harder to draw than one
 # How much more often a clip with a spinning object is drawn than any other. Without this weight,
 # all six wrong movements of 47 prompts were spins.
@@ -44,6 +45,8 @@ def encode_clips(
     vae_source: Path,
     count: int,
     *,
+    num_frames: int = _FRAMES,
+    like: Store | None = None,
     seed: int = 0,
     device: str = "cpu",
     minutes: float = math.inf,
@@ -54,19 +57,24 @@ def encode_clips(
 
     Args:
         vae_source: checkpoint of the VAE, or folder of a shipped pipeline.
+        num_frames: of each clip.
+        like: store of latents of other clips whose mean and standard deviation are taken, so that
+            one denoiser reads both.
 
     Raises:
         TrainingError: `latents` holds latents of another VAE, or one of the stores holds clips of
             another seed or staging.
     """
-    check_staging(clips, _FRAMES, seed)
-    check_staging(latents, _FRAMES, seed)
+    check_staging(clips, num_frames, seed)
+    check_staging(latents, num_frames, seed)
     vae = open_vae(vae_source, device).eval()
     maker, whole = fingerprint(vae), WholeClips(vae)
     if len(latents) and latents.about["vae"] != maker:
         raise TrainingError(f"{latents.folder} holds latents of another VAE: remove it first.")
     rendered = clips.scenes
-    staging = staging_of(_FRAMES, seed)
+    about = {"vae": maker, "seed": seed, "staging": staging_of(num_frames, seed)}
+    if like is not None:
+        about |= {name: like.about[name] for name in ("mean", "std")}
 
     def encode(start: int, some: int) -> tuple[Sequence[Scene], np.ndarray]:
         scenes: Sequence[Scene]
@@ -75,14 +83,14 @@ def encode_clips(
             frames = torch.from_numpy(np.array(clips.rows()[start : start + some])).to(device)
         else:
             scenes, frames = render_training(
-                start, some, _FRAMES, int(DEFAULTS["height"]), seed, device
+                start, some, num_frames, int(DEFAULTS["height"]), seed, device
             )
         return scenes, _encode(whole, frames, device)
 
     # The first round is at least this large, because its statistics are used for all.
     grow(
         *(latents, count, encode),
-        lambda rows: _statistics(vae, rows) | {"vae": maker, "seed": seed, "staging": staging},
+        lambda rows: _statistics(vae, rows) | about,
         least=_STATISTICS_OF,
         minutes=minutes,
         device=device,
@@ -168,13 +176,14 @@ def load_latents(store: Store, device: str = "cpu") -> LatentSet:
         TrainingError: their clips have another seed or staging.
     """
     rows, about, scenes = store.rows(), store.about, store.scenes
+    num_frames = _STRIDE * (rows.shape[3] - 1) + 1
     on_gpu = torch.device(device).type == "cuda"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of a read-only file; nothing writes to it
         latents = torch.from_numpy(rows)
     mean, std = (torch.tensor(about[name]) for name in ("mean", "std"))
-    check_staging(store, _FRAMES, about["seed"])
-    drawn = place_training(0, len(scenes), _FRAMES, about["seed"])
+    check_staging(store, num_frames, about["seed"])
+    drawn = place_training(0, len(scenes), num_frames, about["seed"])
     layout = layout_of([placement for _, placement in drawn], rows.shape[3:])
     moved = latents.to(device) if on_gpu else latents
     return LatentSet(moved, scenes, mean, std, layout)

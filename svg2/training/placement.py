@@ -2,7 +2,8 @@
 
 Little is random, because a small model has to learn it. Objects stand straight or at three
 quarters, and grounds are still. The first of two objects stands in front, unless one orbits the
-other or moves towards or away from the viewer.
+other or moves towards or away from the viewer. Clips of up to 17 frames show one second, and
+longer clips two, in which bodies go further.
 
 A pinhole camera; x points to the right, y up, z away from the viewer; the ground is y = 0.
 """
@@ -43,6 +44,40 @@ _THREE_QUARTERS = (0.45, 0.75)  # radians about y, to either side
 
 
 @dataclass(frozen=True)
+class _Pace:
+    """How far bodies go from the first frame of a clip to the last; pairs are random ranges.
+
+    Attributes:
+        sideways_from: where a roll or slide begins, left or right of the middle.
+        sideways: length of a roll or slide.
+        in_depth: length of a roll or slide towards or away from the viewer; inside an orbit, it is
+            that of one second.
+        bounces: number of bounces.
+        spin: angle of a spin, in half turns.
+        orbit_alone: angle of the orbit of a single body, in half turns.
+        orbit_around: angle of a wide orbit around another body, in half turns.
+        orbit_open: the same where the other body moves towards or away: it ends where the orbit
+            would close.
+    """
+
+    sideways_from: tuple[float, float]
+    sideways: tuple[float, float]
+    in_depth: tuple[float, float]
+    bounces: float
+    spin: tuple[float, float]
+    orbit_alone: float
+    orbit_around: float
+    orbit_open: float
+
+
+_SHORT_FRAMES = 17  # the longest clip that shows one second
+# In one second a wide orbit stays open: closing it would take far larger steps.
+_ONE_SECOND = _Pace((1.2, 1.4), (2.4, 2.7), (2.4, 2.7), 1.5, (0.9, 1.0), 1.9, 1.5, 1.5)
+# Spins and bounces are as fast as in one second, so the clip reader sees them alike.
+_TWO_SECONDS = _Pace((1.8, 2.0), (3.7, 4.0), (3.6, 4.0), 3.0, (1.8, 2.0), 2.1, 2.1, 1.5)
+
+
+@dataclass(frozen=True)
 class Placement:
     """Geometry of one clip.
 
@@ -69,13 +104,17 @@ class Placement:
 
 
 def place(scene: Scene, num_frames: int, rng: random.Random) -> Placement:
-    """Draw a placement for `scene`. More frames sample the same motion more finely."""
+    """Draw a placement for `scene`: one second in up to 17 frames, or two seconds in more.
+
+    More frames of the same time sample the same motion more finely.
+    """
+    pace = _ONE_SECOND if num_frames <= _SHORT_FRAMES else _TWO_SECONDS
     times = np.linspace(0, 1, num_frames) if num_frames > 1 else np.zeros(1)
     eye, yaw = _camera(scene.camera, times)
     best, most_room = None, -math.inf
     for _ in range(_TRIES):
         side = rng.choice((-1, 1))
-        drawn = [_place_body(i, side, scene, times, rng) for i in range(len(scene.bodies))]
+        drawn = [_place_body(i, side, scene, times, pace, rng) for i in range(len(scene.bodies))]
         room = min(_gap(drawn), _view_gap(drawn))
         if room > most_room:
             best, most_room = drawn, room
@@ -131,7 +170,7 @@ def _camera(camera: str, times: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def _place_body(
-    index: int, side: int, scene: Scene, times: ndarray, rng: random.Random
+    index: int, side: int, scene: Scene, times: ndarray, pace: _Pace, rng: random.Random
 ) -> tuple[float, ndarray, ndarray]:
     """Size, centres `[F, 3]` and turns `[F, 3, 3]` of a body; the first is on side `side`."""
     body, alone = scene.bodies[index], len(scene.bodies) == 1
@@ -155,32 +194,35 @@ def _place_body(
     yaw = np.full(frames, turned)
     heading = None
     if body.motion in ("roll", "slide"):
-        length = rng.uniform(2.4, 2.7)
         if body.direction in ("left", "right"):
+            length = rng.uniform(*pace.sideways)
             sign = 1.0 if body.direction == "right" else -1.0
-            x = sign * (rng.uniform(-1.4, -1.2) + length * times)
+            x = sign * (length * times - rng.uniform(*reversed(pace.sideways_from)))
             heading = np.array([sign, 0.0])
             if index and body.direction == others[0].direction:
                 x = x + sign * rng.uniform(
                     0.8, 1.1
                 )  # ahead of the first body, which would hide it
         else:
+            length = rng.uniform(*(pace if alone or not one_circles else _ONE_SECOND).in_depth)
             sign = 1.0 if body.direction == "away" else -1.0
             z = rng.uniform(-1.0, -0.7) + length * (times if sign > 0 else 1 - times)
             heading = np.array([0.0, sign])
     elif body.motion == "bounce":
-        height, u = rng.uniform(0.85, 1.05), 1.5 * times % 1.0
+        height, u = rng.uniform(0.85, 1.05), pace.bounces * times % 1.0
         y = 4 * height * u * (1 - u)
     elif body.motion == "spin":
-        yaw = yaw + rng.choice((-1, 1)) * rng.uniform(0.9, 1.0) * math.pi * times
+        yaw = yaw + rng.choice((-1, 1)) * rng.uniform(*pace.spin) * math.pi * times
     elif body.motion == "orbit":
         radius = rng.uniform(0.8, 0.9) if alone else rng.uniform(1.5, 1.6)
         angle = rng.uniform(-0.2, 0.2) - math.pi / 2  # from the front
         ahead = any(b.motion == "orbit" for b in scene.bodies[:index])
         if ahead or any(other.direction == "away" for other in others):
             angle += math.pi  # another starts from the front
-        # A wide circle stays open: closing it in the same time would take far larger steps.
-        angle = angle + side * (1.9 if alone else 1.5) * math.pi * times
+        half_turns = pace.orbit_alone if alone else pace.orbit_around
+        if any(other.direction in ("towards", "away") for other in others):
+            half_turns = pace.orbit_open
+        angle = angle + side * half_turns * math.pi * times
         x, z = radius * np.cos(angle), 0.35 + radius * np.sin(angle)
     turns = _about_y(yaw)
     lift = HALF_HEIGHT[body.shape]

@@ -24,7 +24,7 @@ class View:
 
     Attributes:
         weight: relative frequency among the views of its lesson.
-        num_frames: number of latent frames.
+        num_frames: number of latent frames, of the shortest clips that have as many.
         stride: of rows and columns.
         clips: number of clips per step and process.
         window: side of a square around a body in which all tokens are read, in addition to those
@@ -53,8 +53,9 @@ class Lesson:
     rate: float = 1.0
 
 
-# A CPU has time for few clips and reads most of them in part. A GPU reads many, mostly whole.
-CURRICULA = {
+# By stage and device. A CPU has time for few clips and reads most of them in part. A GPU reads
+# many, mostly whole. Clips of 33 frames have 17 latent frames, and those of 17 have 9.
+_FIRST = {
     "cpu": (
         Lesson(0.3, (View(0.6, 9, 3, 8), View(0.4, 9, 3, 3, window=12)), 0.5),
         Lesson(0.55, (View(0.3, 9, 3, 8), View(0.7, 9, 3, 3, window=12)), 0.5),
@@ -67,6 +68,31 @@ CURRICULA = {
         Lesson(1.0, (View(0.1, 9, 2, 64), View(0.9, 9, 1, 16)), 0.6),
     ),
 }
+_LONG = {
+    "cpu": (
+        Lesson(
+            0.4, (View(0.5, 17, 3, 6), View(0.3, 17, 3, 2, window=12), View(0.2, 9, 2, 6)), 0.3
+        ),
+        Lesson(0.85, (View(0.6, 17, 2, 3), View(0.2, 17, 1, 1), View(0.2, 9, 1, 2)), 0.3),
+        Lesson(1.0, (View(0.2, 17, 2, 3), View(0.6, 17, 1, 1), View(0.2, 9, 1, 2)), 0.3),
+    ),
+    "cuda": (
+        Lesson(0.2, (View(0.6, 17, 2, 32), View(0.2, 17, 1, 8), View(0.2, 9, 1, 16)), 0.4),
+        Lesson(1.0, (View(0.1, 17, 2, 32), View(0.7, 17, 1, 8), View(0.2, 9, 1, 16)), 0.4),
+    ),
+}
+# A teacher's velocity has little noise, so that fewer clips a step suffice.
+_DISTIL = {
+    "cpu": (
+        Lesson(0.7, (View(0.5, 17, 3, 4), View(0.3, 17, 2, 2), View(0.2, 9, 2, 4)), 0.2),
+        Lesson(1.0, (View(0.4, 17, 2, 2), View(0.4, 17, 1, 1), View(0.2, 9, 1, 2)), 0.2),
+    ),
+    "cuda": (
+        Lesson(0.15, (View(0.8, 17, 2, 16), View(0.2, 9, 1, 8)), 0.3),
+        Lesson(1.0, (View(0.1, 17, 2, 16), View(0.7, 17, 1, 4), View(0.2, 9, 1, 8)), 0.3),
+    ),
+}
+CURRICULA = {"dit": _FIRST, "long": _LONG, "distil": _DISTIL}
 
 
 @dataclass(frozen=True)

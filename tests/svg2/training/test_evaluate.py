@@ -108,6 +108,32 @@ def test_an_interrupted_evaluation_goes_on_and_a_whole_one_is_kept(
     assert (shares["dense"]["prompts"], shares["svg2"]["prompts"]) == (2, 1)
 
 
+@pytest.mark.slow
+def test_a_student_is_judged_beside_its_teacher_at_a_length_of_clips(
+    untrained, classifier, tmp_path, capsys
+):
+    path, other = tmp_path / "evaluation.json", tmp_path / "teacher"
+    shutil.copytree(untrained, other)
+    lab = json.loads((other / "lab.json").read_text())
+    (other / "lab.json").write_text(json.dumps(lab | {"num_inference_steps": 3, "num_frames": 3}))
+
+    def run(prompts: int, **more) -> dict:
+        return evaluate_model(untrained, path, prompts, shapes=classifier, methods=(), **more)
+
+    alone = run(1)
+    assert alone["num_frames"] == 5
+    assert "teacher" not in alone
+    report = run(2, num_frames=9, teacher=other)
+    assert "2: " in capsys.readouterr().out.splitlines()[-1]
+    assert report["num_frames"] == 9
+    assert report["teacher"]["prompts"] == 2, "clips of another length were judged anew"
+    assert set(report["teacher"]) == set(report["shares"]["dense"])
+    assert 5 < report["to_teacher_db"] < 90
+    same = run(1, num_frames=9, teacher=untrained)
+    assert same["to_teacher_db"] == 99
+    assert same["teacher"] == same["shares"]["dense"]
+
+
 def test_clusters_of_queries_and_of_keys_are_followed_apart():
     rows = [
         {"following": {"3/0/0/q": 0.2, "3/1/0/q": 0.8, "3/2/0/q": 0.5, "3/0/0/k": 0.1}},

@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from svg2.models.finding import BUILTIN_FOLDER
+from svg2.models.finding import BUILTIN_FOLDER, model_spec
 from svg2.models.prompts import Body, Scene, knowledge_of, rule, vocabulary
 from svg2.training import __main__ as stages
-from svg2.training import decoder
+from svg2.training import decoder, dit
 from svg2.training.__main__ import main
 from svg2.training.data import (
     Store,
@@ -30,10 +31,11 @@ from svg2.training.data import (
 )
 from svg2.training.decoder import redraw_with
 from svg2.training.denoiser import Denoiser, load_shipped, positions
-from svg2.training.dit import train_dit
+from svg2.training.distil import Recipe, distilling
+from svg2.training.dit import DIT, LONG, Course, train_denoiser
 from svg2.training.latents import LatentSet, encode_clips, fingerprint, load_latents, load_vae
 from svg2.training.muon import orthogonalise
-from svg2.training.pipeline import DEFAULTS, assemble, ship
+from svg2.training.pipeline import DEFAULTS, assemble, build_transformer, ship
 from svg2.training.render import render_one
 from svg2.training.vae import (
     CROPS,
@@ -42,7 +44,7 @@ from svg2.training.vae import (
     open_vae,
     to_model,
 )
-from svg2.training.views import Places, all_places
+from svg2.training.views import CURRICULA, Lesson, Places, View, all_places
 from tests.svg2.training.two_ranks import SIZE
 from tests.tree import ROOT
 
@@ -132,6 +134,134 @@ def test_one_call_makes_a_whole_and_another_goes_on_from_it(tmp_path, small_clip
     assert len(judged) == 2
 
 
+@pytest.mark.slow
+def test_the_built_in_model_is_extended_in_one_call_and_goes_on_in_another(
+    tmp_path, small_clips, monkeypatch
+):
+    work, out = tmp_path / "work", tmp_path / "out"
+    judged = []
+    monkeypatch.setattr(
+        stages.Training, "evaluate", lambda self, _: judged.append(self.args.teacher)
+    )
+
+    def steps(name: str) -> int:
+        return (checkpoint_record(work / name) or {"steps": 0})["steps"]
+
+    call = ["extend", "--work", str(work), "--out", str(out), "--device", "cpu", "--clips", "1"]
+    main([*call, "--minutes", "0.2"])
+    assert Store(work / "latents").rows().shape == (1, 2, 16, 9, SIZE // 8, SIZE // 8)
+    assert Store(work / "latents33").rows().shape == (1, 2, 16, 17, SIZE // 8, SIZE // 8)
+    first = [steps("long.pt"), steps("distil.pt")]
+    assert min(first) > 0
+    main([*call, "--minutes", "0.2"])
+    assert steps("long.pt") > first[0]
+    assert steps("distil.pt") > first[1]
+    assert judged == [work / "teacher"] * 2
+    labs = [json.loads((folder / "lab.json").read_text()) for folder in (work / "teacher", out)]
+    told = ("num_frames", "guidance_scale", "num_inference_steps", "draft")
+    assert [labs[0][name] for name in told] == [
+        *(33, 2.0, 10),
+        {"num_frames": 17, "num_inference_steps": 5},
+    ]
+    assert [labs[1][name] for name in told] == [
+        *(33, 1.0, 8),
+        {"num_frames": 17, "num_inference_steps": 8},
+    ]
+    assert all(f.stat().st_size < 10e6 for f in out.rglob("*") if f.is_file())
+    assert model_spec(str(out)).preset("draft").num_frames == 17
+    pipe = WanPipeline.from_pretrained(out, local_files_only=True)
+    assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    for guidance, forwards in ((1.0, 2), (2.0, 4)):
+        calls = []
+        hook = pipe.transformer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        frames = pipe(
+            PROMPT,
+            **{"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2},
+            guidance_scale=guidance,
+            max_sequence_length=labs[1]["max_sequence_length"],
+        ).frames
+        hook.remove()
+        assert len(calls) == forwards
+        assert np.isfinite(frames).all()
+
+    def shipped(*more: str) -> dict:
+        main(["ship", "--work", str(work), "--out", str(out), "--device", "cpu", *more])
+        config = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+        return json.loads((out / "lab.json").read_text()) | {"by": config["_class_name"]}
+
+    assert shipped()["by"] == "DPMSolverMultistepScheduler", "the last weights are the student's"
+    assert shipped("--scheduler", "unipc")["by"] == "UniPCMultistepScheduler"
+    assert shipped("--weights", "long")["guidance_scale"] == 2
+
+
+def test_old_weights_ship_with_the_settings_of_today(tmp_path):
+    model = Denoiser()
+    pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
+    ship(pipe, tmp_path, {"max_sequence_length": 48, "rule": rule(), "seconds": 1.0, "log": []})
+    lab = json.loads((tmp_path / "lab.json").read_text())
+    assert lab == json.loads((BUILTIN_FOLDER / "lab.json").read_text())
+    theirs = json.loads((BUILTIN_FOLDER / "scheduler" / "scheduler_config.json").read_text())
+    mine = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert mine.pop("_diffusers_version")
+    assert mine == {name: value for name, value in theirs.items() if name in mine}
+
+
+@pytest.mark.parametrize("stage", ["long", "distil"])
+def test_a_call_that_is_broken_off_is_gone_on_from(tmp_path, latents, monkeypatch, stage):
+    monkeypatch.setattr(dit, "_SAVE_SECONDS", 0)
+    monkeypatch.setitem(CURRICULA, stage, {"cpu": (Lesson(1.0, (View(1.0, 9, 6, 1),)),)})
+    model, start = Denoiser(transformer=build_transformer(1, 2, 64)), tmp_path / "start.pt"
+    weights = {"model": model.state_dict(), "ema": dict(model.named_parameters())}
+    save_checkpoint(start, model.record | {"rule": rule()}, **weights)
+    course = LONG if stage == "long" else distilling(model, Recipe(steps=4))
+
+    def some(count: int) -> Course:
+        begun = []
+
+        def losses(*given):
+            if len(begun) == count:
+                raise KeyboardInterrupt
+            begun.append(1)
+            return course.losses(*given)
+
+        return replace(course, losses=losses)
+
+    checkpoint = tmp_path / f"{stage}.pt"
+    for count, steps in ((2, 2), (3, 5)):
+        with pytest.raises(KeyboardInterrupt):
+            train_denoiser(some(count), [latents], checkpoint, 1e3, start=start)
+        record = checkpoint_record(checkpoint)
+        assert record is not None
+        assert record["steps"] == steps
+        assert record["lab"]["num_frames"] == 33
+
+
+def test_stores_of_two_autoencoders_are_not_read_together(tmp_path, latents):
+    other = Store(tmp_path / "latents33")
+    about = latents.about
+    rows = np.zeros((1, 2, 16, 17, 24, 24), np.float16)
+    scenes = [scene for scene, _ in place_training(0, 1, 33, 0)]
+    told = {"seed": 0, "staging": staging_of(33, 0), "vae": about["vae"]}
+    other.append(rows, scenes, mean=[0.0] * 16, std=[2.0] * 16, **told)
+    with pytest.raises(TrainingError, match="encode again"):
+        train_denoiser(LONG, [latents, other], tmp_path / "long.pt", 1, start=BUILTIN_FOLDER)
+
+
+def test_longer_clips_are_encoded_with_the_statistics_of_the_others(
+    tmp_path, small_clips, latents
+):
+    source = tmp_path / "vae.pt"
+    save_checkpoint(source, {"base_dim": 8}, model=build_vae(base_dim=8).state_dict())
+    long = Store(tmp_path / "latents33")
+    none = Store(tmp_path / "none")
+    encode_clips(none, long, source, 1, num_frames=33, like=latents)
+    assert long.rows().shape == (1, 2, 16, 17, SIZE // 8, SIZE // 8)
+    assert [long.about[name] for name in ("mean", "std")] == [[0.0] * 16, [1.0] * 16]
+    assert load_latents(long).layout.grid == (17, SIZE // 8, SIZE // 8)
+    with pytest.raises(TrainingError, match="another seed, grammar or staging"):
+        encode_clips(none, long, source, 2, num_frames=17)
+
+
 def test_latents_of_another_autoencoder_are_refused(tmp_path):
     scene = Scene((Body("red", "ball"),))
     latents = Store(tmp_path / "latents")
@@ -215,15 +345,14 @@ def test_weights_that_do_not_fit_are_not_gone_on_from(tmp_path, latents, changed
     record = model.record | {"rule": rule()} | changed
     save_checkpoint(tmp_path / "dit.pt", record, **weights)
     with pytest.raises(TrainingError, match=problem):
-        train_dit(latents, tmp_path / "dit.pt", 1, text=tmp_path / "text.pt")
+        train_denoiser(DIT, [latents], tmp_path / "dit.pt", 1, text=tmp_path / "text.pt")
     if "vae" in changed:
         return  # pipelines bring their own
     pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
     ship(pipe, tmp_path / "shipped", {"max_sequence_length": 48} | record)
     with pytest.raises(TrainingError, match=problem):
-        train_dit(
-            *(latents, tmp_path / "none.pt", 1),
-            text=tmp_path / "text.pt",
+        train_denoiser(
+            *(DIT, [latents], tmp_path / "none.pt", 1),
             start=tmp_path / "shipped",
         )
 
@@ -257,6 +386,11 @@ def test_an_autoencoder_is_not_shipped_with_the_denoiser_of_another(latents):
         (["evaluate", "--out", "nowhere"], "holds no shipped pipeline"),
         (["sheet", "--out", "nowhere"], "holds no shipped pipeline"),
         (["dit", "--pretrained", "nowhere"], "holds no shipped pipeline"),
+        (["long", "--pretrained", "nowhere"], "holds no shipped pipeline"),
+        (["distil"], "run `long` first"),
+        (["ship", "--weights", "distil"], "run `distil` first"),
+        (["evaluate", "--teacher", "nowhere"], "nowhere holds no shipped pipeline"),
+        (["evaluate", "--frames", "18", "--prompts", "1"], "frames"),
     ],
 )
 def test_what_is_missing_is_said_in_one_sentence(tmp_path, monkeypatch, command, problem):
@@ -266,7 +400,13 @@ def test_what_is_missing_is_said_in_one_sentence(tmp_path, monkeypatch, command,
 
 
 @pytest.mark.parametrize(
-    "option", [("--minutes", "0"), ("--minutes", "-5"), ("--prompts", "0"), ("--device", "mps")]
+    "option",
+    [
+        *(("--minutes", "0"), ("--minutes", "-5"), ("--prompts", "0"), ("--device", "mps")),
+        *(("--guidance", "0.5"), ("--guidance", "nan"), ("--steps", "-1"), ("--steps", "2.5")),
+        *(("--on-policy", "1.5"), ("--substeps", "0"), ("--frames", "0")),
+        *(("--scheduler", "heun"), ("--weights", "vae")),
+    ],
 )
 def test_options_that_nothing_can_come_of_are_refused(tmp_path, capsys, option):
     with pytest.raises(SystemExit) as refused:
@@ -372,6 +512,7 @@ def two_ranks(tmp_path_factory) -> Path:
         ["vae", *work, "--minutes", "0.05", "--pretrained", str(BUILTIN_FOLDER)],
         ["encode", *work, "--clips", "4"],
         ["all", *work],
+        ["extend", *work],
     ]
     (root / "commands.json").write_text(json.dumps(commands))
     done = subprocess.run(
@@ -409,9 +550,10 @@ def test_two_processes_share_a_training(two_ranks, small_clips):
     error = np.abs(latents.rows().astype(np.float32) - again.rows()).mean()
     assert error < 0.02 * np.abs(again.rows().astype(np.float32)).mean()
     for rank in range(2):
-        *others, refused = json.loads((two_ranks / f"exits.{rank}.json").read_text())
+        *others, one, two = json.loads((two_ranks / f"exits.{rank}.json").read_text())
         assert others == [None, None, None]
-        assert "`all` is one process" in refused
+        assert "`all` is one process" in one
+        assert "`extend` is one process" in two
 
 
 @pytest.mark.slow
