@@ -1,4 +1,4 @@
-"""The README's map names every source file, and its commands and flags exist."""
+"""The READMEs' maps name every source file, and their commands and flags exist."""
 
 from __future__ import annotations
 
@@ -21,12 +21,22 @@ README = (ROOT / "README.md").read_text()
 SOURCE_SUFFIXES = {".py", ".js", ".css"}
 
 
+MAPS = {
+    "README.md": "## Where things are",
+    "kernels/README.md": "## Files",
+    "svg2/README.md": "## Files",
+    "viz/README.md": "## Files",
+}
+GUIDES = (*MAPS, "svg2/training/README.md", "assets/traces/README.md")
+
+
 def file_map() -> str:
-    return README.split("## File map", 1)[1]
+    return "".join((ROOT / path).read_text().split(title, 1)[1] for path, title in MAPS.items())
 
 
 def shell_lines() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    text = "".join((ROOT / path).read_text() for path in GUIDES)
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
 
@@ -68,6 +78,12 @@ def test_map_names_nothing_that_is_gone() -> None:
     assert len(paths) > 5
     gone = [path for path in paths if not (ROOT / path).exists()]
     assert not gone, f"in the map but not on disk: {gone}"
+
+
+def test_the_readme_is_short_and_leads_to_every_guide() -> None:
+    assert len(README.splitlines()) <= 250
+    for path in GUIDES[1:]:
+        assert f"]({path})" in README
 
 
 def test_make_targets_exist() -> None:
