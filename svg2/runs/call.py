@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from svg2.errors import Cancelled, MediaError, RequestError
+from svg2.errors import Cancelled, MediaError, NotFinite, RequestError
 from svg2.hooks.enable import Handle, check_kernels
-from svg2.hooks.steps import set_on_instance
 from svg2.models.inputs import check_file, read_image
 from svg2.models.loading import load_pipeline
 from svg2.models.pipelines import call_arguments
@@ -92,6 +90,7 @@ def generate(
         The frames, and the seconds of `encode`, `denoise` and `decode`.
     Raises:
         RequestError: an image or video of the request that can't be read.
+        NotFinite: latents or frames that are infinite or NaN.
         Cancelled: the watch was cancelled.
     """
     stopwatch = Stopwatch(device_of(pipe))
@@ -99,10 +98,11 @@ def generate(
     watch.check()
     watch.report(name, "encode")
     stopwatch.lap()
-    frames = _call(pipe, run, loop, output_type="np")[0]
+    frames = np.asarray(_call(pipe, run, loop, output_type="np")[0])
     loop.seconds["decode"] = stopwatch.lap()
+    loop.check_frames(frames)
     watch.check()
-    return (np.asarray(frames) * 255).round().astype(np.uint8), loop.seconds
+    return (frames * 255).round().astype(np.uint8), loop.seconds
 
 
 def warm_up(pipe: Any, run: Run, watch: Watch) -> None:
@@ -131,17 +131,15 @@ def _call(pipe: Any, run: Run, loop: Loop, output_type: str) -> Any:
         size = (request.num_frames, request.width, request.height)
         media = read_video(request.video, *size)
     arguments = call_arguments(kind, request, run.spec.max_sequence_length, media)
-    if loop.handle is not None and "callback_on_step_end" in inspect.signature(pipe).parameters:
-        arguments = {**arguments, "callback_on_step_end": loop.see}
     generator = torch.Generator("cpu").manual_seed(request.seed)
     with ExitStack() as undo:
-        set_on_instance(pipe, "progress_bar", loop.progress_bar, undo)
+        loop.follow(undo)
         if kind.guidance == "guider":
             guider = pipe.guider
             undo.callback(setattr, pipe, "guider", guider)
             pipe.guider = guider.new(guidance_scale=request.guidance_scale)
         try:
             return pipe(**arguments, generator=generator, output_type=output_type).frames
-        except Cancelled:
+        except (Cancelled, NotFinite):
             pipe.maybe_free_model_hooks()  # as the pipeline does at the end of its call
             raise

@@ -58,6 +58,7 @@ def compare(
             pipeline that the method does not support.
         ConfigError: kernels (`impl`) that can't run the model here, or that take fewer clusters.
         ModelUnavailable: a model that can't be loaded here.
+        NotFinite: latents or frames that are infinite or NaN.
         Cancelled: the watch was cancelled; it carries the dense run if that was complete.
     """
     watch = watch or Watch()

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 import gradio as gr
 
-from svg2.errors import Cancelled, InputError, ModelUnavailable, TraceError
+from svg2.errors import Cancelled, InputError, ModelUnavailable, NotFinite, TraceError
 from svg2.runs.compare import Comparison
 from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
@@ -26,7 +26,7 @@ from viz.page.words import plain, say
 Update = dict[str, Any]
 """Component name to its new value; what is not named stays as it is."""
 
-BAD_INPUT = (InputError, ModelUnavailable)
+BAD_INPUT = (InputError, ModelUnavailable, NotFinite)
 RELEASE_POLICY = RecordingPolicy(max_bytes=2 << 20)
 
 log = logging.getLogger(__name__)

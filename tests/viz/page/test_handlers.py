@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from svg2.errors import Cancelled, ModelUnavailable, TraceError
+from svg2.errors import Cancelled, ModelUnavailable, NotFinite, TraceError
 from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
 from svg2.trace.file import trace_bytes
@@ -147,6 +147,7 @@ def test_a_bad_form_changes_nothing_but_the_message(page: Page, visit: Visit) ->
         (MemoryError("of an allocator"), "The run failed. What was shown before stays."),
         (KeyError("who knows"), "The run failed. What was shown before stays."),
         (ModelUnavailable("There is no such GPU here."), "There is no such GPU here."),
+        (NotFinite("The latents became infinite."), "The latents became infinite."),
         (Cancelled(), "Cancelled. What was shown before stays."),
     ],
 )
