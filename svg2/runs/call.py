@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from svg2.runs.run import Run
 from svg2.trace.video import Frames, decode_mp4
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
 
@@ -119,7 +121,7 @@ def _call(pipe: Any, run: Run, loop: Loop, output_type: str) -> Any:
     """Call the pipeline for a run and return its frames or latents.
 
     The starting noise comes from a CPU generator, so that a seed gives the same noise on every
-    device.
+    device. Schedulers that draw noise of their own get no generator from the pipelines.
     """
     import torch
 
@@ -132,7 +134,7 @@ def _call(pipe: Any, run: Run, loop: Loop, output_type: str) -> Any:
         media = read_video(request.video, *size)
     arguments = call_arguments(kind, request, run.spec.max_sequence_length, media)
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    with ExitStack() as undo:
+    with _seeded(request.seed, device_of(pipe)), ExitStack() as undo:
         loop.follow(undo)
         if kind.guidance == "guider":
             guider = pipe.guider
@@ -143,3 +145,17 @@ def _call(pipe: Any, run: Run, loop: Loop, output_type: str) -> Any:
         except (Cancelled, NotFinite):
             pipe.maybe_free_model_hooks()  # as the pipeline does at the end of its call
             raise
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's own generators start from a seed, and afterwards are as they were."""
+    import torch
+
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
