@@ -16,6 +16,8 @@ from svg2.models.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
+_AMPERE = 8  # compute capability of the first GPUs with bf16
+
 
 def availability(spec: ModelSpec) -> str | None:
     """None if the model can be loaded here, else a sentence that says what is missing."""
@@ -66,7 +68,9 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # torch's own answer counts emulation, and is of the current GPU
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= _AMPERE else torch.float16
     return torch.bfloat16 if bf16_is_native() else torch.float32
 
 
