@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from svg2.models.pipelines import call_arguments
 from svg2.models.spec import ModelSpec
 from svg2.runs.progress import Loop, Stopwatch, Watch, device_of
 from svg2.runs.run import Run
-from svg2.trace.video import Frames, decode_mp4
+from svg2.trace.video import Frames, read_clip
 
 if TYPE_CHECKING:
     import torch
@@ -56,27 +55,28 @@ def load_for(run: Run, watch: Watch) -> Any:
 
 
 def read_video(path: str, num_frames: int, width: int, height: int) -> list[Image]:
-    """Read the first frames of an MP4 video as RGB, scaled to cover the size and cropped.
+    """Read the first frames of an MP4 or MOV video as RGB, scaled to cover the size and cropped.
 
     Args:
         width, height: size of the frames in pixels.
 
     Raises:
-        RequestError: a missing or too large file; one that is not an MP4 video; or too few frames.
+        RequestError: a missing or too large file; one that is not such a video; or too few frames.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     check_file("video", path)
     try:
-        frames = decode_mp4(Path(path).read_bytes(), first=num_frames)
-    except (OSError, MediaError) as error:
-        raise RequestError(f"The video {path!r} can't be read as MP4.") from error
+        frames = read_clip(path, num_frames, width, height)
+    except MediaError as error:
+        reason = str(error).rstrip(".")
+        raise RequestError(f"The video {path!r} can't be read as MP4 or MOV: {reason}.") from error
     if len(frames) < num_frames:
         raise RequestError(
             f"The video {path!r} has {len(frames)} frames, but {num_frames} are needed: choose a "
             "longer video or fewer frames."
         )
-    return [ImageOps.fit(Image.fromarray(frame), (width, height)) for frame in frames]
+    return [Image.fromarray(frame) for frame in frames]
 
 
 def generate(

@@ -1,6 +1,7 @@
 """Video files that every browser plays, and side-by-side frames."""
 
 import math
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -55,29 +56,51 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         return path.read_bytes()
 
 
-def decode_mp4(data: bytes, max_frames: int = 2000, first: int | None = None) -> Frames:
+def decode_mp4(data: bytes, max_frames: int = 2000) -> Frames:
     """The frames of a clip, as `encode_mp4` wrote it.
 
-    Args:
-        first: take only so many, however many there are.
     Raises:
         MediaError: `data` is no MP4 video, or has more than `max_frames` frames.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
         path.write_bytes(data)
-        # Forced to the MP4 reader, so that a playlist dressed as one opens no other file; PPM
-        # frames carry their size.
+        # PPM frames carry their size.
         raw = _ffmpeg(
-            *("-f", "mov", "-i", str(path), "-frames:v", str(first or max_frames + 1)),
+            *(*_read_mp4(path), "-frames:v", str(max_frames + 1)),
             *("-fs", str(_MAX_DECODED_BYTES), "-f", "image2pipe", "-c:v", "ppm", "-"),
         )
     frames = _split_ppm(raw)
     if not frames:
         raise MediaError("The video holds no frames.")
-    if first is None and len(frames) > max_frames:
+    if len(frames) > max_frames:
         raise MediaError(f"The video has more than {max_frames} frames.")
     return np.stack(frames)
+
+
+def read_clip(path: str | os.PathLike, num_frames: int, width: int, height: int) -> Frames:
+    """The first frames of an MP4 or MOV file of any depth, size, rotation and frame rate.
+
+    Each frame is taken once, whatever its duration, scaled to cover `width` by `height` px, and
+    cropped at the centre. No larger frames are held than that, but one at a time.
+
+    Returns:
+        At most `num_frames` frames; fewer where the file has fewer.
+    Raises:
+        MediaError: a file that is no MP4 or MOV video, or ffmpeg failed.
+    """
+    shape = "iw*if(sar,sar,1)/ih"  # as it is to be shown: pixels need not be square
+    raw = _ffmpeg(
+        *(*_read_mp4(Path(path).resolve()), "-frames:v", str(num_frames)),
+        "-vf",
+        f"scale=w='ceil(max({width},{height}*{shape}))':h='ceil(max({height},{width}/({shape})))'"
+        ":flags=lanczos+accurate_rnd+full_chroma_int"
+        f",format=rgb24,crop={width}:{height}",
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-"),
+    )
+    if not raw:
+        raise MediaError("The video holds no frames.")
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
 
 
 def side_by_side(left: Frames, right: Frames, captions: tuple[str, str] = ("", "")) -> Frames:
@@ -128,6 +151,14 @@ def _split_ppm(raw: bytes) -> list[UInt8[ndarray, "Y X 3"]]:
         frames.append(np.frombuffer(raw, np.uint8, math.prod(shape), start).reshape(shape))
         start += math.prod(shape)
     return frames
+
+
+def _read_mp4(path: Path) -> tuple[str, ...]:
+    """Arguments of ffmpeg for a file whose frames are each given once, in 8-bit RGB.
+
+    The MP4 reader is forced, so that a playlist dressed as a video opens no other file.
+    """
+    return ("-f", "mov", "-i", f"file:{path}", "-fps_mode", "passthrough", "-pix_fmt", "rgb24")
 
 
 def _ffmpeg(*arguments: str, stdin: bytes = b"") -> bytes:
