@@ -67,6 +67,8 @@ def connect(
     models = [c.model.input, c.preset.input]
     to(models, page.pick_model, "model preset", f"{settings} about_model image")
     to([c.method.input], page.pick_method, "model preset method", f"{methods} about_model")
+    shapes = [c.image.change, c.width.change, c.height.change]
+    to(shapes, page.show_cut, "image width height", "image_cut")
     to([c.surprise.click], page.suggest_prompt, "", "prompt")
     starts = [c.generate.click, c.prompt.submit]
     prepared = to(starts, page.prepare, f"visit {inputs}", checked, js=WRITE_ADDRESS)

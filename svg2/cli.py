@@ -263,7 +263,14 @@ def _run_of(arguments: argparse.Namespace) -> Run:
     for name in ("method", "top_p", "density", "impl"):
         if getattr(arguments, name, None) is not None:
             texts.append(f"{name}={getattr(arguments, name)}")
-    return Run.of(request, preset=arguments.preset, settings=parse_settings(texts))
+    run = Run.of(request, preset=arguments.preset, settings=parse_settings(texts))
+    if run.request.image is not None and processes().is_first:
+        from svg2.models.inputs import describe_cut
+
+        cut = describe_cut(run.request.image, run.request.width, run.request.height)
+        if cut:
+            print(f"svg2: {cut}", file=sys.stderr)
+    return run
 
 
 def _output_folder(name: str) -> Path:

@@ -89,6 +89,15 @@ class Page:
             return {"about_model": say(plain(error), "warn")}
         return {name: config[name] for name in OF_METHOD}
 
+    def show_cut(self, image: str | None, width: float | None, height: float | None) -> Update:
+        """The start image as the video will have it: what is cut away is dimmed, and said."""
+        if not image or not width or not height or min(width, height) < 1:
+            return {"image_cut": ""}
+        try:
+            return {"image_cut": words.image_cut(image, round(width), round(height))}
+        except BAD_INPUT as error:
+            return {"image_cut": say(plain(error), "warn")}
+
     def suggest_prompt(self) -> Update:
         return {"prompt": words.KNOWN.random_prompt(secrets.randbelow(2**31))}
 
