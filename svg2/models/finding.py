@@ -14,6 +14,7 @@ from typing import Any
 
 from svg2.config import ROUTED_METHOD, SVG2Config, ceil_fraction
 from svg2.errors import ConfigError, RequestError
+from svg2.git_lfs import ADVICE, is_pointer_file
 from svg2.models.catalogue import PUBLISHED, Published
 from svg2.models.memory_estimate import GIB
 from svg2.models.pipelines import PIPELINES, PipelineKind
@@ -287,6 +288,8 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        if is_pointer_file(folder / name):
+            raise RequestError(f"The model's {name} {ADVICE}.") from error
         raise RequestError(f"The model's {name} can't be read as JSON.") from error
     if not isinstance(content, dict):
         raise RequestError(f"The model's {name} must hold a JSON object.")

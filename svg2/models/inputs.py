@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svg2.errors import RequestError
+from svg2.git_lfs import ADVICE, is_pointer_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -151,10 +152,10 @@ def _open_image(path: str) -> Image:
 
 
 def check_file(what: str, path: str) -> None:
-    """Check that a file exists and is not too large to read; `what` names it in messages.
+    """Check that a file is there and not too large to read; `what` names it in messages.
 
     Raises:
-        RequestError: a missing or too large file.
+        RequestError: a missing or too large file, or a pointer of Git LFS.
     """
     try:
         size = Path(path).stat().st_size if Path(path).is_file() else None
@@ -166,3 +167,5 @@ def check_file(what: str, path: str) -> None:
         raise RequestError(
             f"The {what} {path!r} is too large: at most {MAX_FILE_BYTES >> 20} MiB are read."
         )
+    if is_pointer_file(Path(path)):
+        raise RequestError(f"The {what} {path!r} {ADVICE}.")
