@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,13 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch leave their cores
 
+from viz.page import environment
+
+with environment.refused_at_start():
+    environment.check_numbers()
+
 import gradio as gr
 
-from svg2.errors import RequestError
 from svg2.models.catalogue import MODELS
 from svg2.process import keep_freed_memory
 from svg2.runs.jobs import Studio
@@ -85,16 +88,17 @@ def connect(
 def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
     """Serve the page; `options` go to Gradio."""
     blocks = build_page(studio, traces)
-    blocks.queue().launch(
-        theme=theme(),
-        css_paths=STYLE,
-        head=HEAD,
-        footer_links=[],
-        ssr_mode=False,
-        max_file_size="64mb",
-        app_kwargs={"routes": [traces.route()]},
-        **options,
-    )
+    with environment.reaching_itself(needs_network=bool(options.get("share"))):
+        blocks.queue().launch(
+            theme=theme(),
+            css_paths=STYLE,
+            head=HEAD,
+            footer_links=[],
+            ssr_mode=False,
+            max_file_size="64mb",
+            app_kwargs={"routes": [traces.route()]},
+            **options,
+        )
     return blocks
 
 
@@ -126,18 +130,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     studio = Studio(args.model)
-    if studio.model not in MODELS:
-        try:
+    with environment.refused_at_start():
+        if studio.model not in MODELS:
             _ = studio.spec
-        except RequestError as error:
-            print(f"python app.py: {error}", file=sys.stderr)
-            sys.exit(2)
-    traces = OpenTraces(read_traces(TRACES))
-    options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
-    try:
+        environment.check_upload_folder()
+        traces = OpenTraces(read_traces(TRACES))
+        options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
         blocks = launch(studio, traces, **options)
-    except (OSError, OverflowError) as error:
-        sys.exit(f"python app.py: can't be served ({error}); name a free port by --port")
     load_in_background(studio)  # after the page is up, which needs none of it
     blocks.block_thread()
 

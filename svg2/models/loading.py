@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from svg2.errors import ModelUnavailable, RequestError
 from svg2.git_lfs import ADVICE, first_pointer
-from svg2.models.finding import is_online, least_bytes, snapshot
+from svg2.models.finding import is_online, least_bytes, snapshot, unreachable
 from svg2.models.memory_estimate import GIB
 from svg2.models.pipelines import PipelineKind
 from svg2.models.spec import ModelSpec, capitalised
@@ -162,8 +162,7 @@ def _missing_download(spec: ModelSpec) -> str | None:
     if spec.published is not None:
         size = f" (about {spec.published.download_gb:.0f} GB in bf16)"
     return (
-        f"{spec.title} is not downloaded and there is no network: connect to one and download "
-        f"{spec.source}{size} first."
+        f"{spec.title} is not downloaded and {unreachable()} download {spec.source}{size} first."
     )
 
 
