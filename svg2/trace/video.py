@@ -1,5 +1,6 @@
 """Video files that every browser plays, and side-by-side frames."""
 
+import functools
 import math
 import os
 import subprocess
@@ -19,6 +20,10 @@ _MIN_SIDE_PX = 256
 _CAPTION_PX = 36
 _GAP_PX = 8
 _MAX_DECODED_BYTES = 1 << 30
+_INSTALL = (
+    "run `pip install --force-reinstall imageio-ffmpeg`, or name an ffmpeg with libx264 by "
+    "IMAGEIO_FFMPEG_EXE"
+)
 
 
 def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
@@ -54,6 +59,20 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         )
         # fmt: on
         return path.read_bytes()
+
+
+def check_encoder() -> None:
+    """Check that clips can be encoded here, by encoding a small one; once for each ffmpeg.
+
+    Raises:
+        MediaError: ffmpeg is missing, can't be run, or has no encoder for H.264.
+    """
+    _check_encoder(_ffmpeg_path())
+
+
+@functools.cache  # a failure is tried again
+def _check_encoder(ffmpeg: str) -> None:
+    encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), 8)
 
 
 def decode_mp4(data: bytes, max_frames: int = 2000) -> Frames:
@@ -161,14 +180,27 @@ def _read_mp4(path: Path) -> tuple[str, ...]:
     return ("-f", "mov", "-i", f"file:{path}", "-fps_mode", "passthrough", "-pix_fmt", "rgb24")
 
 
-def _ffmpeg(*arguments: str, stdin: bytes = b"") -> bytes:
+def _ffmpeg_path() -> str:
     import imageio_ffmpeg
 
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"]
-    done = subprocess.run([*command, *arguments], input=stdin, capture_output=True, check=False)
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()
-        raise MediaError(
-            f"ffmpeg refused the video: {reason[-1] if reason else 'no reason given'}."
-        )
-    return done.stdout
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise MediaError(f"There is no ffmpeg: {_INSTALL}.") from error
+
+
+def _ffmpeg(*arguments: str, stdin: bytes = b"") -> bytes:
+    path = _ffmpeg_path()
+    command = [path, "-hide_banner", "-loglevel", "error", "-y", *arguments]
+    try:
+        done = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MediaError(f"ffmpeg can't be run as {path} ({reason}): {_INSTALL}.") from error
+    if not done.returncode:
+        return done.stdout
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    if any("Unknown encoder" in line for line in said):
+        raise MediaError(f"The ffmpeg at {path} can't encode H.264 (libx264): {_INSTALL}.")
+    reason = said[-1].rstrip(".") if said else f"it ended with code {done.returncode}"
+    raise MediaError(f"ffmpeg refused the video: {reason}.")
