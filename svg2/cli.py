@@ -264,12 +264,11 @@ def _run_of(arguments: argparse.Namespace) -> Run:
         if getattr(arguments, name, None) is not None:
             texts.append(f"{name}={getattr(arguments, name)}")
     run = Run.of(request, preset=arguments.preset, settings=parse_settings(texts))
-    if run.request.image is not None and processes().is_first:
-        from svg2.models.inputs import describe_cut
+    if processes().is_first and (run.request.image or run.request.video):
+        from svg2.runs.call import describe_given
 
-        cut = describe_cut(run.request.image, run.request.width, run.request.height)
-        if cut:
-            print(f"svg2: {cut}", file=sys.stderr)
+        for sentence in describe_given(run):
+            print(f"svg2: {sentence}", file=sys.stderr)
     return run
 
 

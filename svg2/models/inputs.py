@@ -41,7 +41,7 @@ def read_image(path: str, width: int, height: int) -> Image:
 
 
 def describe_cut(path: str, width: int, height: int) -> str:
-    """A sentence on what `read_image` cuts away; empty where that is less than a hundredth.
+    """`cut_sentence` of what `read_image` cuts away.
 
     Raises:
         RequestError: as `check_image`.
@@ -49,14 +49,26 @@ def describe_cut(path: str, width: int, height: int) -> str:
     with _open_image(path) as image:
         is_turned = image.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE
         found = image.size[::-1] if is_turned else image.size
-    kept = _middle(*found, width, height)
+    return cut_sentence("image", found, (width, height))
+
+
+def cut_sentence(what: str, found: tuple[int, int], wanted: tuple[int, int]) -> str:
+    """A sentence on what is cut away of an image or video to give it another shape.
+
+    Args:
+        found, wanted: width and height in pixels.
+
+    Returns:
+        The sentence; empty where less than a hundredth is cut away.
+    """
+    kept = _middle(*found, *wanted)
     share = 1 - kept[0] * kept[1] / (found[0] * found[1])
     if share < 0.01:
         return ""
-    what = "left and right" if kept[0] < found[0] else "above and below"
+    where = "left and right" if kept[0] < found[0] else "above and below"
     return (
-        f"The image has {found[0]} by {found[1]} pixels and the video {width} by {height}: "
-        f"{share:.0%} of the image are cut off, {what}."
+        f"The {what} has {found[0]} by {found[1]} pixels, and {wanted[0]} by {wanted[1]} are "
+        f"wanted: {share:.0%} of it are cut off, {where}."
     )
 
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from svg2.errors import Cancelled, MediaError, NotFinite, RequestError
 from svg2.hooks.enable import Handle, check_kernels
-from svg2.models.inputs import check_file, read_image
+from svg2.models.inputs import check_file, cut_sentence, describe_cut, read_image
 from svg2.models.loading import load_pipeline
 from svg2.models.pipelines import call_arguments
 from svg2.models.spec import ModelSpec
 from svg2.runs.progress import Loop, Stopwatch, Watch, device_of
 from svg2.runs.run import Run
-from svg2.trace.video import Frames, read_clip
+from svg2.trace.video import Frames, read_clip, shape_and_rate
 
 if TYPE_CHECKING:
     import torch
@@ -66,17 +66,48 @@ def read_video(path: str, num_frames: int, width: int, height: int) -> list[Imag
     from PIL import Image
 
     check_file("video", path)
-    try:
+    with _as_request_error(path):
         frames = read_clip(path, num_frames, width, height)
-    except MediaError as error:
-        reason = str(error).rstrip(".")
-        raise RequestError(f"The video {path!r} can't be read as MP4 or MOV: {reason}.") from error
     if len(frames) < num_frames:
         raise RequestError(
             f"The video {path!r} has {len(frames)} frames, but {num_frames} are needed: choose a "
             "longer video or fewer frames."
         )
     return [Image.fromarray(frame) for frame in frames]
+
+
+def describe_given(run: Run) -> list[str]:
+    """Sentences on what becomes of the image or video that a run starts from.
+
+    Raises:
+        RequestError: a file that can't be read.
+    """
+    request = run.request
+    size = (request.width, request.height)
+    found = []
+    if request.image is not None:
+        found.append(describe_cut(request.image, *size))
+    if request.video is not None:
+        with _as_request_error(request.video):
+            width, height, fps = shape_and_rate(request.video)
+        found.append(cut_sentence("video", (width, height), size))
+        if abs(fps / run.spec.fps - 1) > 0.05:
+            found.append(
+                f"The video has {fps:g} frames per second and the model's clips have "
+                f"{run.spec.fps:g}: its frames are taken as they are, so that it plays "
+                f"{'slower' if fps > run.spec.fps else 'faster'}."
+            )
+    return [sentence for sentence in found if sentence]
+
+
+@contextmanager
+def _as_request_error(path: str) -> Iterator[None]:
+    """What is wrong with a video file, as what is wrong with the request."""
+    try:
+        yield
+    except MediaError as error:
+        reason = str(error).rstrip(".")
+        raise RequestError(f"The video {path!r} can't be read as MP4 or MOV: {reason}.") from error
 
 
 def generate(

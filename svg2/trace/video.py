@@ -122,6 +122,24 @@ def read_clip(path: str | os.PathLike, num_frames: int, width: int, height: int)
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
 
 
+def shape_and_rate(path: str | os.PathLike) -> tuple[int, int, float]:
+    """Width and height in px, upright, and frames per second of an MP4 or MOV file.
+
+    Raises:
+        MediaError: a file that is no MP4 or MOV video, or ffmpeg failed.
+    """
+    # Of the formats that ffmpeg writes to a pipe, this one has both in its first line.
+    raw = _ffmpeg(
+        *("-f", "mov", "-i", f"file:{Path(path).resolve()}", "-frames:v", "1"),
+        *("-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "-"),
+    )
+    fields = {field[:1]: field[1:] for field in raw[:200].split(b"\n")[0].split()[1:]}
+    if not {b"W", b"H", b"F"} <= fields.keys():
+        raise MediaError("The video holds no frames.")
+    frames, seconds = (int(part) for part in fields[b"F"].split(b":"))
+    return int(fields[b"W"]), int(fields[b"H"]), frames / max(1, seconds)
+
+
 def side_by_side(left: Frames, right: Frames, captions: tuple[str, str] = ("", "")) -> Frames:
     """Two clips next to each other, captions above; small ones are enlarged by a whole factor.
 

@@ -1,9 +1,12 @@
 """Image and video inputs: read at the requested size, refused in one sentence."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from svg2 import cli
 from svg2.errors import RequestError
 from svg2.models.finding import model_spec
 from svg2.models.inputs import (
@@ -14,7 +17,7 @@ from svg2.models.inputs import (
     read_image,
 )
 from svg2.models.request import Request
-from svg2.runs.call import read_video
+from svg2.runs.call import describe_given, read_video
 from svg2.trace.video import encode_mp4
 
 
@@ -119,9 +122,9 @@ def test_transparent_colours_of_rgb_and_palettes_count_too(tmp_path):
 @pytest.mark.parametrize(
     ("size", "orientation", "video", "said"),
     [
-        ((300, 100), 1, (100, 100), "67% of the image are cut off, left and right"),
-        ((100, 300), 1, (832, 480), "81% of the image are cut off, above and below"),
-        ((300, 100), 6, (100, 100), "67% of the image are cut off, above and below"),
+        ((300, 100), 1, (100, 100), "67% of it are cut off, left and right"),
+        ((100, 300), 1, (832, 480), "81% of it are cut off, above and below"),
+        ((300, 100), 6, (100, 100), "67% of it are cut off, above and below"),
         ((300, 100), 6, (100, 300), None),
         ((832, 480), 1, (832, 480), None),
         ((833, 480), 1, (832, 480), None),
@@ -205,3 +208,44 @@ def test_a_supported_input_or_guidance_is_resolved(files):
     spec = model_spec("wan2.1-i2v-480p")
     asked = spec.resolve(Request("a ball", model="wan2.1-i2v-480p", image=image))
     assert asked.to_dict()["image"] == "good.png", "without its folder"
+
+
+VIDEOS = {
+    "as the model has it": ((48, 32), 8, []),
+    "faster": ((48, 32), 30, ["30 frames per second and the model's clips have 8", "slower"]),
+    "slower": ((48, 32), 4, ["4 frames per second", "plays faster"]),
+    "nearly as fast": ((48, 32), 8.2, []),
+    "portrait": ((32, 96), 8, ["32 by 96 pixels", "78% of it are cut off, above and below"]),
+    "wide": ((96, 32), 8, ["50% of it are cut off, left and right"]),
+}
+
+
+@pytest.mark.parametrize(("size", "fps", "said"), VIDEOS.values(), ids=VIDEOS)
+def test_what_becomes_of_a_video_is_said(tmp_path, size, fps, said):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(encode_mp4(np.zeros((3, size[1], size[0], 3), np.uint8), fps))
+    request = SimpleNamespace(image=None, video=str(path), width=48, height=32)
+    run = SimpleNamespace(request=request, spec=SimpleNamespace(fps=8))
+    sentences = " ".join(describe_given(run))
+    assert all(words in sentences for words in said)
+    assert bool(sentences) == bool(said)
+
+
+def test_a_file_that_is_no_video_is_refused_before_the_model_is_loaded(files):
+    request = SimpleNamespace(image=None, video=str(files / "text.mp4"), width=48, height=32)
+    with pytest.raises(RequestError, match="can't be read as MP4 or MOV: ffmpeg refused"):
+        describe_given(SimpleNamespace(request=request))
+
+
+def test_the_command_line_says_what_becomes_of_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("svg2.cli._output_folder", lambda *_, **__: pytest.fail("all is sound"))
+    Image.new("RGB", (100, 300)).save(tmp_path / "a.png")
+    (tmp_path / "a.mp4").write_text("no video")
+    asked = ["compare", "--prompt", "a ball", "--out", str(tmp_path)]
+    image = [*asked, "--model", "wan2.1-i2v-480p", "--image", str(tmp_path / "a.png")]
+    with pytest.raises(pytest.fail.Exception):
+        cli.main(image)
+    assert "svg2: The image has 100 by 300 pixels" in capsys.readouterr().err
+    video = [*asked, "--model", "wan2.1-1.3b", "--video", str(tmp_path / "a.mp4")]
+    assert cli.main(video) == 2
+    assert "can't be read as MP4 or MOV" in capsys.readouterr().err

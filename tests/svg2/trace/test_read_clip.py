@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from svg2.errors import MediaError
 from svg2.trace import video
-from svg2.trace.video import read_clip
+from svg2.trace.video import read_clip, shape_and_rate
 
 COLOURS = [(200, 40, 30), (30, 160, 60), (20, 60, 210), (220, 210, 40), (90, 90, 90)]
 
@@ -122,6 +122,7 @@ def test_pixels_that_are_not_square_and_rotation_are_followed(tmp_path):
         ],
         check=True,
     )
+    assert shape_and_rate(turned) == (32, 64, 10)
     frames = read_clip(turned, 2, 32, 64)
     top, bottom = frames[0, 4, 16], frames[0, 60, 16]
     assert {int(top.argmax()), int(bottom.argmax())} == {0, 2}, "upright"
