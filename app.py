@@ -16,10 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch lea
 
 from viz.page import environment
 
-with environment.refused_at_start():
+with environment.refused_at_start(), environment.reaching_itself():
     environment.check_numbers()
-
-import gradio as gr
+    import gradio as gr  # makes a client, and fails on a proxy that it can't use
 
 from svg2.models.catalogue import MODELS
 from svg2.process import keep_freed_memory

@@ -96,6 +96,17 @@ def test_a_port_that_is_one_is_taken(monkeypatch, text) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("given", [PROXIES["SOCKS"], PROXIES["of no kind"]])
+def test_gradio_is_loaded_whatever_proxies_there_are(given) -> None:
+    code = f"import app, os; assert {given!r}.items() <= os.environ.items()"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "text"])
 def test_the_program_says_it_before_gradio_fails(text) -> None:
     done = subprocess.run(
