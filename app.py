@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +14,14 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch leave their cores
 
-import gradio as gr
+from viz.page import environment
+
+with environment.refused_at_start(), environment.reaching_itself():
+    environment.check_numbers()
+    import gradio as gr  # makes a client, and fails on a proxy that it can't use
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from svg2.errors import RequestError
 from svg2.models.catalogue import MODELS
 from svg2.process import keep_freed_memory
 from svg2.runs.jobs import Studio
@@ -71,6 +73,8 @@ def connect(
     to(models, page.pick_model, "model preset", f"{settings} about_model image")
     to([c.method.input], page.pick_method, "model preset method", f"{methods} about_model")
     to([c.method.change], page.describe_method, "method", "about_method")
+    shapes = [c.image.change, c.width.change, c.height.change]
+    to(shapes, page.show_cut, "image width height", "image_cut")
     to([c.surprise.click], page.suggest_prompt, "", "prompt")
     starts = [c.generate.click, c.prompt.submit]
     prepared = to(starts, page.prepare, f"visit {inputs}", checked, js=WRITE_ADDRESS)
@@ -88,16 +92,17 @@ def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
     """Serve the page; `options` go to Gradio."""
     blocks = build_page(studio, traces)
     pictures = Mount("/bench", StaticFiles(directory=PICTURES, check_dir=False))
-    blocks.queue().launch(
-        theme=theme(),
-        css_paths=STYLE,
-        head=HEAD,
-        footer_links=[],
-        ssr_mode=False,
-        max_file_size="64mb",
-        app_kwargs={"routes": [traces.route(), pictures]},
-        **options,
-    )
+    with environment.reaching_itself(needs_network=bool(options.get("share"))):
+        blocks.queue().launch(
+            theme=theme(),
+            css_paths=STYLE,
+            head=HEAD,
+            footer_links=[],
+            ssr_mode=False,
+            max_file_size="64mb",
+            app_kwargs={"routes": [traces.route(), pictures]},
+            **options,
+        )
     return blocks
 
 
@@ -129,18 +134,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     studio = Studio(args.model)
-    if studio.model not in MODELS:
-        try:
+    with environment.refused_at_start():
+        if studio.model not in MODELS:
             _ = studio.spec
-        except RequestError as error:
-            print(f"python app.py: {error}", file=sys.stderr)
-            sys.exit(2)
-    traces = OpenTraces(read_traces(TRACES))
-    options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
-    try:
+        environment.check_upload_folder()
+        traces = OpenTraces(read_traces(TRACES))
+        options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
         blocks = launch(studio, traces, **options)
-    except (OSError, OverflowError) as error:
-        sys.exit(f"python app.py: can't be served ({error}); name a free port by --port")
     load_in_background(studio)  # after the page is up, which needs none of it
     blocks.block_thread()
 

@@ -135,7 +135,7 @@ def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) 
         "--image", metavar="FILE", help="image to start from, if the model takes one"
     )
     parser.add_argument(
-        "--video", metavar="FILE", help="MP4 video to start from, if the model takes one"
+        "--video", metavar="FILE", help="MP4 or MOV video to start from, if the model takes one"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--height", type=int, metavar="PX")

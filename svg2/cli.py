@@ -74,7 +74,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     run = _run_of(arguments)
     share = processes()
     share.check_tokens(run.n_tokens)
-    folder = _output_folder(arguments.out)
+    folder = _output_folder(arguments.out, for_clips=True)
     _warn_if_outside_grammar(run)
 
     from svg2.runs.call import load_for
@@ -112,7 +112,7 @@ def _compare_prompts(arguments: argparse.Namespace) -> int:
     else:
         samples = VBENCH_SAMPLES if arguments.samples is None else arguments.samples
         layout = ClipSet(folder, prompts, run, samples)
-    _output_folder(arguments.out)
+    _output_folder(arguments.out, for_clips=True)
     kept = f"completed prompts are kept in {folder}, and the same command continues from there"
     with running(lambda _: kept, shows_progress=share.is_first) as watch:
         done = compare_all(layout, share, watch)
@@ -151,7 +151,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from svg2.runs.sweep import SweepPlan, sweep
 
     plan = SweepPlan.of(run, arguments.methods, top_ps)
-    folder = _output_folder(arguments.out)
+    folder = _output_folder(arguments.out, for_clips=True)
     _warn_if_outside_grammar(run)
 
     with running(lambda _: f"completed runs are kept in {folder}") as watch:
@@ -266,15 +266,26 @@ def _run_of(arguments: argparse.Namespace) -> Run:
     for name in ("method", "top_p", "density", "impl"):
         if getattr(arguments, name, None) is not None:
             texts.append(f"{name}={getattr(arguments, name)}")
-    return Run.of(request, preset=arguments.preset, settings=parse_settings(texts))
+    run = Run.of(request, preset=arguments.preset, settings=parse_settings(texts))
+    if processes().is_first and (run.request.image or run.request.video):
+        from svg2.runs.call import describe_given
+
+        for sentence in describe_given(run):
+            print(f"svg2: {sentence}", file=sys.stderr)
+    return run
 
 
-def _output_folder(name: str) -> Path:
-    """Make the folder if need be and check that files can be written there.
+def _output_folder(name: str, for_clips: bool = False) -> Path:
+    """Make the folder if need be and check that files, or clips too, can be written there.
 
     Raises:
         UsageError: a folder that can't be made or written.
+        MediaError: no ffmpeg that can encode clips.
     """
+    if for_clips:
+        from svg2.trace.video import check_encoder
+
+        check_encoder()  # before a model is loaded
     folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)

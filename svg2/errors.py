@@ -31,6 +31,10 @@ class ModelUnavailable(RuntimeError):
     """Known model that can't be loaded on this machine."""
 
 
+class NotFinite(RuntimeError):
+    """Run with infinite or NaN latents or frames. The message says where, and what to try."""
+
+
 class SuiteUnavailable(RuntimeError):
     """Benchmark suite that can't run on this machine."""
 

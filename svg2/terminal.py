@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from svg2.errors import Cancelled, ModelUnavailable
+from svg2.errors import Cancelled, ModelUnavailable, NotFinite
 from svg2.runs.progress import Progress, Watch
 
 
@@ -30,12 +30,12 @@ def running(
         describe_kept: returns a clause that says what an interrupted command leaves behind.
 
     Raises:
-        Stopped: Ctrl-C, or a model that can't be loaded here.
+        Stopped: Ctrl-C, a model that can't be loaded here, or a run that is not finite.
     """
     with _interruptible() as was_interrupted, _Line() as line:
         try:
             yield Watch(line.show if shows_progress else None, was_interrupted)
-        except ModelUnavailable as error:
+        except (ModelUnavailable, NotFinite) as error:
             line.end()
             raise Stopped(str(error), 1) from error
         except Cancelled as cancelled:

@@ -187,14 +187,16 @@ def _install(
                 attn = attention.module
                 processor = family.processor(session, attn, place)
                 set_on_instance(attn, "processor", processor, undo)
-        # Every diffusers pipeline calls this as the last thing of a generation.
-        free_hooks = pipe.maybe_free_model_hooks
+        # Pipelines call this as the last thing of a generation. Modular ones have no such end:
+        # there, the next generation or `disable` frees the centroids.
+        if hasattr(pipe, "maybe_free_model_hooks"):
+            free_hooks = pipe.maybe_free_model_hooks
 
-        def maybe_free_model_hooks() -> None:
-            session.end_generation()
-            free_hooks()
+            def maybe_free_model_hooks() -> None:
+                session.end_generation()
+                free_hooks()
 
-        wrapper = Wrapper(maybe_free_model_hooks, free_hooks)
-        set_on_instance(pipe, "maybe_free_model_hooks", wrapper, undo)
+            wrapper = Wrapper(maybe_free_model_hooks, free_hooks)
+            set_on_instance(pipe, "maybe_free_model_hooks", wrapper, undo)
         return Handle(config, session, undo.pop_all())
     raise AssertionError("unreachable: the block above returns or raises")

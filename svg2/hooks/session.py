@@ -95,11 +95,14 @@ class Session:
         Raises:
             ConfigError: there are more clusters than tokens.
         """
+        before = self._position
         self._position, is_new = self.tracker.begin_forward()
         if is_new:
             self.cache.clear()
             self._text_lengths.clear()
             self.recorder.reset()
+        elif self._position.step < before.step:  # the next part of a long video
+            self.cache.clear()
         if transformer != self._transformer:
             self.cache.keep_only(transformer)
             self._transformer = transformer

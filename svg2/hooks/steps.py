@@ -18,6 +18,11 @@ _BRANCHES = {
     "cond_uncond": BATCHED,
 }
 _FIRST_OTHER_BRANCH = 3
+_MOST_FORWARDS = 8  # of one step; guidance takes up to four
+_UNKNOWN_STEPS = (
+    "SVG2 can't follow the steps of this pipeline, because the scheduler that it knows does not "
+    "count them: enable SVG2 for the pipeline that you run, and after its scheduler was set."
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,11 @@ class Tracker:
     The step is `pipe.scheduler.step_index`, None before the first one is done, relative to where
     the schedule was entered. The branch is the name that the pipeline gave to
     `transformer.cache_context`, or, where it gives none, the number of the forward within the
-    step. A scheduler without `step_index` is followed by counting forwards.
+    step. Where `step_index` is missing or stays None, because the pipeline steps copies of its
+    scheduler, the forwards of each branch are counted.
+
+    Another pipeline with the same transformer and scheduler, as `from_pipe` makes it, is followed
+    by its schedule.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -99,7 +108,11 @@ class Tracker:
             self._context = outer
 
     def begin_forward(self) -> tuple[Position, bool]:
-        """The position of the forward that begins now, and whether it begins a generation."""
+        """The position of the forward that begins now, and whether it begins a generation.
+
+        Raises:
+            RuntimeError: the steps of the pipeline that runs can't be followed.
+        """
         scheduler = self._pipe.scheduler
         timesteps = getattr(scheduler, "timesteps", None)
         counts_steps = hasattr(scheduler, "step_index")
@@ -113,23 +126,36 @@ class Tracker:
         )
         if is_new:
             self._begin()
+            if index is not None and self._is_idle():  # a schedule at its start has no index yet
+                raise RuntimeError(_UNKNOWN_STEPS)
         elif index is not None and self._last_index is None:
             self._first_index = index - 1  # above 0 where the schedule was entered midway
         self._timesteps = timesteps
         self._last_index = index
 
-        if counts_steps:
+        is_counted = not counts_steps or (index is None and self._context is not None)
+        num_steps = self._num_steps(timesteps)
+        if is_counted:
+            branch = self._branch(0)
+            count = self._forwards_by_branch.get(branch, 0)
+            self._forwards_by_branch[branch] = count + 1
+            if counts_steps and count and getattr(self._pipe, "_current_timestep", None) is None:
+                raise RuntimeError(_UNKNOWN_STEPS)
+            # A long video is made part by part, each with all steps.
+            step = self._step = count % num_steps if counts_steps and num_steps else count
+        else:
             step = 0 if index is None else max(0, index - self._first_index)
             if step != self._step:
                 self._step, self._forwards_in_step = step, 0
             branch = self._branch(self._forwards_in_step)
             self._forwards_in_step += 1
-        else:
-            branch = self._branch(0)
-            step = self._step = self._forwards_by_branch.get(branch, 0)
-            self._forwards_by_branch[branch] = step + 1
-        num_steps = max(self._num_steps(timesteps), step + 1)
-        return Position(step, num_steps, branch), is_new
+            if self._forwards_in_step > _MOST_FORWARDS:
+                raise RuntimeError(_UNKNOWN_STEPS)
+        return Position(step, max(num_steps, step + 1), branch), is_new
+
+    def _is_idle(self) -> bool:
+        """Whether this pipeline rests, so that another one runs its transformer."""
+        return getattr(self._pipe, "_current_timestep", self) is None
 
     def _branch(self, nth_forward: int) -> int:
         if self._context is None:
@@ -141,8 +167,8 @@ class Tracker:
 
     def _num_steps(self, timesteps: Any) -> int:
         num_steps = getattr(self._pipe, "num_timesteps", None)
-        if num_steps is None:
-            num_steps = 0 if timesteps is None else len(timesteps)
+        if num_steps is None or self._is_idle():
+            num_steps = 0 if timesteps is None else len(timesteps) - self._first_index
         return int(num_steps)
 
 

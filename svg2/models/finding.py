@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 from svg2.config import ROUTED_METHOD, SVG2Config, ceil_fraction
 from svg2.errors import ConfigError, RequestError
+from svg2.git_lfs import ADVICE, is_pointer_file
 from svg2.models.catalogue import PUBLISHED, Published
 from svg2.models.memory_estimate import GIB
 from svg2.models.pipelines import PIPELINES, PipelineKind
@@ -23,6 +25,7 @@ from svg2.models.spec import DRAFT_SETTINGS, ModelSpec
 BUILTIN_FOLDER = Path(__file__).resolve().parent.parent.parent / "assets" / "models" / "builtin"
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_OF_A_PROXY = (407, 502, 503, 504)  # status codes where it has not reached the hub
 _CONFIG_FILES = ("model_index.json", "vae/config.json", "transformer/config.json")
 _DENSE_LAYERS_SHARE = 0.03
 _NUM_K_CLUSTERS = 1000
@@ -75,20 +78,27 @@ def is_online() -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _was_online(minute: int) -> bool:  # the argument is the key of the cache
-    import socket
-    from urllib.parse import urlparse
-
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
-    address = urlparse(constants.ENDPOINT)
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        with socket.create_connection((address.hostname or "", port), timeout=3):
-            return True
-    except OSError:
+    try:  # as a download does it, through the proxies of the environment
+        status = get_session().head(constants.ENDPOINT, timeout=3).status_code
+    except Exception:  # whatever the network, a proxy or the client's library raises
         return False
+    return status not in _OF_A_PROXY
+
+
+def unreachable() -> str:
+    """Why the hub can't be reached, as a clause with what to do."""
+    from huggingface_hub import constants
+
+    names = ("https_proxy", "http_proxy", "all_proxy")
+    proxies = " or ".join(name for name in os.environ if name.lower() in names)
+    if not proxies or constants.HF_HUB_OFFLINE:
+        return "there is no network: connect to one and"
+    return f"the hub can't be reached through the proxy that {proxies} names: mend that and"
 
 
 def least_bytes(spec: ModelSpec) -> int | None:
@@ -188,8 +198,7 @@ def _hub_spec(hub_id: str) -> ModelSpec:
         folder = Path(cached[0]).parent
     elif not is_online():
         raise RequestError(
-            f"The model {hub_id} is not downloaded and there is no network: connect to one and "
-            "download it first."
+            f"The model {hub_id} is not downloaded and {unreachable()} download it first."
         )
     else:
         try:
@@ -287,6 +296,8 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        if is_pointer_file(folder / name):
+            raise RequestError(f"The model's {name} {ADVICE}.") from error
         raise RequestError(f"The model's {name} can't be read as JSON.") from error
     if not isinstance(content, dict):
         raise RequestError(f"The model's {name} must hold a JSON object.")

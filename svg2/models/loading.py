@@ -5,22 +5,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svg2.errors import ModelUnavailable, RequestError
-from svg2.models.finding import is_online, least_bytes, snapshot
+from svg2.git_lfs import ADVICE, first_pointer
+from svg2.models.finding import is_online, least_bytes, snapshot, unreachable
 from svg2.models.memory_estimate import GIB
 from svg2.models.pipelines import PipelineKind
-from svg2.models.spec import ModelSpec
+from svg2.models.spec import ModelSpec, capitalised
 
 if TYPE_CHECKING:
     import torch
+
+_AMPERE = 8  # compute capability of the first GPUs with bf16
 
 
 def availability(spec: ModelSpec) -> str | None:
     """None if the model can be loaded here, else a sentence that says what is missing."""
     if spec.is_local:
-        return None
+        return _pointer_in(spec)
     import torch
 
     if not torch.cuda.is_available():
@@ -66,7 +70,9 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # torch's own answer counts emulation, and is of the current GPU
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= _AMPERE else torch.float16
     return torch.bfloat16 if bf16_is_native() else torch.float32
 
 
@@ -82,12 +88,13 @@ def load_pipeline(spec: ModelSpec, dtype: str = "auto", device: str = "auto") ->
 
     Raises:
         RequestError: a GPU that this machine does not have.
-        ModelUnavailable: no GPU, no network for a download, or weights that can't be read.
+        ModelUnavailable: no GPU, no network for a download, or weights that can't be read or
+            are pointers of Git LFS.
     """
     target = resolve_device(device)
     if not spec.is_local and target.type != "cuda" and device == "auto":
         raise ModelUnavailable(_without_gpu(spec))
-    missing = None if spec.is_local else _missing_download(spec)
+    missing = _pointer_in(spec) if spec.is_local else _missing_download(spec)
     if missing is not None:
         raise ModelUnavailable(missing)
 
@@ -139,6 +146,15 @@ def _without_gpu(spec: ModelSpec) -> str:
     return f"{spec.title} is not available here: no GPU was found. {spec.needs}"
 
 
+def _pointer_in(spec: ModelSpec) -> str | None:
+    """A sentence on the first file of a folder that Git LFS has not brought; else None."""
+    folder = Path(spec.source)
+    found = first_pointer(folder)
+    if found is None:
+        return None
+    return f"{capitalised(spec.title)} is not whole: {found.relative_to(folder)} {ADVICE}."
+
+
 def _missing_download(spec: ModelSpec) -> str | None:
     if snapshot(spec.source) is not None or is_online():
         return None
@@ -146,8 +162,7 @@ def _missing_download(spec: ModelSpec) -> str | None:
     if spec.published is not None:
         size = f" (about {spec.published.download_gb:.0f} GB in bf16)"
     return (
-        f"{spec.title} is not downloaded and there is no network: connect to one and download "
-        f"{spec.source}{size} first."
+        f"{spec.title} is not downloaded and {unreachable()} download {spec.source}{size} first."
     )
 
 

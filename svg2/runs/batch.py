@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from svg2.errors import RequestError
+from svg2.git_lfs import ADVICE, is_pointer
 from svg2.models.request import Request
 from svg2.runs.call import load_for
 from svg2.runs.compare import Comparison, compare, save_comparison
@@ -19,19 +22,30 @@ from svg2.trace.atomic import json_bytes, write_atomic
 from svg2.trace.records import RecordingPolicy
 
 MAX_PROMPTS = 10_000
+_BLANKS = re.compile("[\\s\ufeff]+")
 
 
 def read_prompts(path: str) -> list[str]:
     """Read the prompts of a text file, one per line. Empty lines and lines with # are skipped.
 
+    The text is UTF-8, or UTF-16 with its byte order mark. Only a line feed or a carriage return
+    ends a line: other separators of Unicode are blanks of a prompt.
+
     Raises:
         RequestError: a file that can't be read; no prompt or too many; or an invalid prompt.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        data = Path(path).read_bytes()
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if is_utf16 else "utf-8")
     except (OSError, ValueError) as error:
-        raise RequestError(f"The prompts in {path!r} can't be read as text.") from error
-    lines = [line.strip() for line in text.splitlines()]
+        raise RequestError(
+            f"The prompts in {path!r} can't be read as text: save them as UTF-8."
+        ) from error
+    if is_pointer(data):
+        raise RequestError(f"The file {path!r} {ADVICE}.")
+    # Files put together have marks in the middle.
+    lines = [_BLANKS.sub(" ", line).strip() for line in re.split(r"[\r\n]", text)]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not 1 <= len(prompts) <= MAX_PROMPTS:
         raise RequestError(

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from svg2.errors import Cancelled, MediaError, RequestError
+from svg2.errors import Cancelled, MediaError, NotFinite, RequestError
 from svg2.hooks.enable import Handle, check_kernels
-from svg2.hooks.steps import set_on_instance
-from svg2.models.inputs import check_file, read_image
+from svg2.models.inputs import check_file, cut_sentence, describe_cut, read_image
 from svg2.models.loading import load_pipeline
 from svg2.models.pipelines import call_arguments
 from svg2.models.spec import ModelSpec
 from svg2.runs.progress import Loop, Stopwatch, Watch, device_of
 from svg2.runs.run import Run
-from svg2.trace.video import Frames, decode_mp4
+from svg2.trace.video import Frames, read_clip, shape_and_rate
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
 
@@ -56,27 +55,59 @@ def load_for(run: Run, watch: Watch) -> Any:
 
 
 def read_video(path: str, num_frames: int, width: int, height: int) -> list[Image]:
-    """Read the first frames of an MP4 video as RGB, scaled to cover the size and cropped.
+    """Read the first frames of an MP4 or MOV video as RGB, scaled to cover the size and cropped.
 
     Args:
         width, height: size of the frames in pixels.
 
     Raises:
-        RequestError: a missing or too large file; one that is not an MP4 video; or too few frames.
+        RequestError: a missing or too large file; one that is not such a video; or too few frames.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     check_file("video", path)
-    try:
-        frames = decode_mp4(Path(path).read_bytes(), first=num_frames)
-    except (OSError, MediaError) as error:
-        raise RequestError(f"The video {path!r} can't be read as MP4.") from error
+    with _as_request_error(path):
+        frames = read_clip(path, num_frames, width, height)
     if len(frames) < num_frames:
         raise RequestError(
             f"The video {path!r} has {len(frames)} frames, but {num_frames} are needed: choose a "
             "longer video or fewer frames."
         )
-    return [ImageOps.fit(Image.fromarray(frame), (width, height)) for frame in frames]
+    return [Image.fromarray(frame) for frame in frames]
+
+
+def describe_given(run: Run) -> list[str]:
+    """Sentences on what becomes of the image or video that a run starts from.
+
+    Raises:
+        RequestError: a file that can't be read.
+    """
+    request = run.request
+    size = (request.width, request.height)
+    found = []
+    if request.image is not None:
+        found.append(describe_cut(request.image, *size))
+    if request.video is not None:
+        with _as_request_error(request.video):
+            width, height, fps = shape_and_rate(request.video)
+        found.append(cut_sentence("video", (width, height), size))
+        if abs(fps / run.spec.fps - 1) > 0.05:
+            found.append(
+                f"The video has {fps:g} frames per second and the model's clips have "
+                f"{run.spec.fps:g}: its frames are taken as they are, so that it plays "
+                f"{'slower' if fps > run.spec.fps else 'faster'}."
+            )
+    return [sentence for sentence in found if sentence]
+
+
+@contextmanager
+def _as_request_error(path: str) -> Iterator[None]:
+    """What is wrong with a video file, as what is wrong with the request."""
+    try:
+        yield
+    except MediaError as error:
+        reason = str(error).rstrip(".")
+        raise RequestError(f"The video {path!r} can't be read as MP4 or MOV: {reason}.") from error
 
 
 def generate(
@@ -93,6 +124,7 @@ def generate(
         The frames, and the loop, with the seconds of `encode`, `denoise` and `decode`.
     Raises:
         RequestError: an image or video of the request that can't be read.
+        NotFinite: latents or frames that are infinite or NaN.
         Cancelled: the watch was cancelled.
     """
     stopwatch = Stopwatch(device_of(pipe))
@@ -100,10 +132,11 @@ def generate(
     watch.check()
     watch.report(name, "encode")
     stopwatch.lap()
-    frames = _call(pipe, run, loop, output_type="np")[0]
+    frames = np.asarray(_call(pipe, run, loop, output_type="np")[0])
     loop.seconds["decode"] = stopwatch.lap()
+    loop.check_frames(frames)
     watch.check()
-    return (np.asarray(frames) * 255).round().astype(np.uint8), loop
+    return (frames * 255).round().astype(np.uint8), loop
 
 
 def warm_up(pipe: Any, run: Run, watch: Watch) -> None:
@@ -120,7 +153,7 @@ def _call(pipe: Any, run: Run, loop: Loop, output_type: str) -> Any:
     """Call the pipeline for a run and return its frames or latents.
 
     The starting noise comes from a CPU generator, so that a seed gives the same noise on every
-    device.
+    device. Schedulers that draw noise of their own get no generator from the pipelines.
     """
     import torch
 
@@ -132,17 +165,29 @@ def _call(pipe: Any, run: Run, loop: Loop, output_type: str) -> Any:
         size = (request.num_frames, request.width, request.height)
         media = read_video(request.video, *size)
     arguments = call_arguments(kind, request, run.spec.max_sequence_length, media)
-    if loop.handle is not None and "callback_on_step_end" in inspect.signature(pipe).parameters:
-        arguments = {**arguments, "callback_on_step_end": loop.see}
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    with ExitStack() as undo:
-        set_on_instance(pipe, "progress_bar", loop.progress_bar, undo)
+    with _seeded(request.seed, device_of(pipe)), ExitStack() as undo:
+        loop.follow(undo)
         if kind.guidance == "guider":
             guider = pipe.guider
             undo.callback(setattr, pipe, "guider", guider)
             pipe.guider = guider.new(guidance_scale=request.guidance_scale)
         try:
             return pipe(**arguments, generator=generator, output_type=output_type).frames
-        except Cancelled:
+        except (Cancelled, NotFinite):
             pipe.maybe_free_model_hooks()  # as the pipeline does at the end of its call
             raise
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's own generators start from a seed, and afterwards are as they were."""
+    import torch
+
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -25,7 +25,7 @@ from svg2.trace.atomic import json_bytes, write_atomic
 from svg2.trace.file import trace_bytes
 from svg2.trace.metrics import psnr_per_frame
 from svg2.trace.records import VERSION, RecordingPolicy, Trace, TraceRun, policy_dict
-from svg2.trace.video import encode_mp4, side_by_side
+from svg2.trace.video import check_encoder, encode_mp4, side_by_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +63,15 @@ def compare(
         RequestError: a `dense` of another request; an input file that can't be read; or a
             pipeline that the method does not support.
         ConfigError: kernels (`impl`) that can't run the model here, or that take fewer clusters.
+        MediaError: no ffmpeg that can encode the clips.
         ModelUnavailable: a model that can't be loaded here.
+        NotFinite: latents or frames that are infinite or NaN.
         Cancelled: the watch was cancelled; it carries the dense run if that was complete.
     """
     watch = watch or Watch()
     if dense is not None and dense.request != run.request:
         raise RequestError("The dense run must be of the same request as the sparse run.")
+    check_encoder()
     if pipe is None:
         pipe = load_for(run, watch)
     check_sparse(pipe, run)

@@ -14,7 +14,7 @@ from svg2.models.loading import as_kind
 from svg2.models.request import ResolvedRequest
 from svg2.runs.call import generate, warm_up
 from svg2.runs.distributed import processes
-from svg2.runs.progress import Watch, device_of
+from svg2.runs.progress import Watch, device_of, precision_of
 from svg2.runs.provenance import PeakMemory, peak_memory, provenance
 from svg2.runs.run import Run
 from svg2.runs.turns import Turn
@@ -125,6 +125,7 @@ def generate_dense(
     Raises:
         RequestError: an image or video of the request that can't be read, or a pipeline that the
             method does not support.
+        NotFinite: latents or frames that are infinite or NaN.
         Cancelled: the watch was cancelled.
     """
     watch = watch or Watch()
@@ -179,6 +180,7 @@ def generate_sparse(
     Raises:
         RequestError: an image or video of the request that can't be read.
         ConfigError, RequestError: as `check_sparse`.
+        NotFinite: latents or frames that are infinite or NaN.
         Cancelled: the watch was cancelled.
     """
     from svg2.hooks.families import main_attentions  # loads torch, which a page can do without
@@ -240,11 +242,9 @@ def _facts(pipe: Any, memory: PeakMemory) -> dict[str, Any]:
     from svg2.hooks.families import attention_backend, transformers_of
 
     backend = attention_backend(pipe) or os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
-    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    dtype = str(transformers_of(pipe)[0].dtype).removeprefix("torch.")
     return {
         "backend": str(getattr(backend, "value", backend)),
-        "dtype": names.get(dtype, dtype),
+        "dtype": precision_of(transformers_of(pipe)[0]),
         "peak_memory_bytes": memory.nbytes,
         "provenance": provenance(device_of(pipe)) | {"processes": _sharing(pipe)},
     }

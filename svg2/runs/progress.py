@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from svg2.errors import Cancelled
+from svg2.errors import Cancelled, NotFinite
+from svg2.hooks.steps import Wrapper, set_on_instance
 from svg2.runs.distributed import agree
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from svg2.hooks.enable import Handle
     from svg2.runs.turns import Turn
 
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 GLIMPSE_SECONDS = 0.5  # at most two previews a second
 
 _log = logging.getLogger(__name__)
@@ -140,6 +142,9 @@ class Watch:
 class Loop:
     """A pipeline's denoising loop, seen by the progress bar that every pipeline opens around it.
 
+    It also looks at the latents that the scheduler gives and at what the VAE decodes: the first
+    that are not finite end the run.
+
     Attributes:
         seconds: of `encode`, up to the loop, and of `denoise`, the loop without its reports.
         step_seconds: of each step, without its report and what `aside` counts.
@@ -166,6 +171,9 @@ class Loop:
         self.step_seconds: list[float] = []
         self.handle = handle
         self._latents: Tensor | None = None
+        self._latents_seen = 0
+        self._failure: NotFinite | None = None
+        self._is_decoding = False
         self._glimpsed = -math.inf
         self._pipe = pipe
         self._watch = watch
@@ -178,6 +186,33 @@ class Loop:
         self._num_steps = 0
         self._outside = 0.0
         self._last = 0.0
+
+    def follow(self, undo: ExitStack) -> None:
+        """Stand in for the pipeline's progress bar and see its latents, until `undo` is closed."""
+        pipe, scheduler = self._pipe, self._pipe.scheduler
+        set_on_instance(pipe, "progress_bar", self.progress_bar, undo)
+        step = scheduler.step
+
+        def seen_step(*args: Any, **kwargs: Any) -> Any:
+            stepped = step(*args, **kwargs)
+            self._see(stepped[0])
+            return stepped
+
+        set_on_instance(scheduler, "step", Wrapper(seen_step, step), undo)
+        decoder = getattr(pipe.vae, "decoder", None)  # what follows it may clamp infinity away
+        if decoder is not None:
+            undo.callback(decoder.register_forward_hook(self._see_decoded).remove)
+
+    def check_frames(self, frames: Any) -> None:
+        """Check that the decoded frames are finite.
+
+        Raises:
+            NotFinite: they are not.
+        """
+        if self._failure is None and not np.isfinite(frames).all():
+            self._fail_decoding()
+        if self._failure is not None:
+            raise self._failure
 
     @contextmanager
     def progress_bar(self, total: int) -> Iterator[Loop]:
@@ -192,7 +227,10 @@ class Loop:
         self._last = time.perf_counter()
         yield self
         self.seconds["denoise"] = self._stopwatch.lap() - self._outside
+        if self._failure is not None:
+            raise self._failure
         self._watch.check()
+        self._is_decoding = True
         self._report("decode")
         self._stopwatch.lap()
 
@@ -206,18 +244,20 @@ class Loop:
         self._aside_before = aside
         if self._run is not None:
             self._watch.step_took(self._run, self.step_seconds[-1])
-            self._report("denoise", **self._glimpse())
+            self._report("denoise", **({} if self._failure else self._glimpse()))
         self._last = time.perf_counter()
         self._outside += self._last - now
         # Not counted as outside: to agree is to wait for all that the step has queued.
-        if agree(self._watch.is_cancelled, device_of(self._pipe)):
+        is_over = self._watch.is_cancelled or self._failure is not None
+        if agree(is_over, device_of(self._pipe)):
             self._stop()
-            return
-        self._hand_over()
+        else:
+            self._hand_over()
 
     def _stop(self) -> None:
         """End the loop after this step; an exception would leave what waits for a step's end."""
-        self._watch.cancel()
+        if self._failure is None:
+            self._watch.cancel()
         self._pipe._interrupt = True
 
     def _hand_over(self) -> None:
@@ -232,10 +272,36 @@ class Loop:
         self._last = time.perf_counter()
         self._outside += self._last - started
 
-    def see(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """The pipeline's own callback at the end of a step, right before `update`."""
-        self._latents = tensors.get("latents")
-        return tensors
+    def _see(self, latents: Tensor) -> None:
+        """Note the latents at the end of a step."""
+        self._latents = latents
+        self._latents_seen += 1
+        if self._run is None or self._failure is not None or _is_finite(latents):
+            return
+        step = f"step {self._latents_seen} of the {self._run} run"
+        self._failure = NotFinite(
+            f"The latents became infinite or not a number in {step}, which computes in "
+            f"{precision_of(self._pipe.transformer)}: {self._advice()}."
+        )
+
+    def _see_decoded(self, decoder: Any, inputs: Any, decoded: Tensor) -> None:
+        is_over = self._run is None or self._failure is not None
+        if self._is_decoding and not is_over and not _is_finite(decoded):
+            self._fail_decoding()
+
+    def _fail_decoding(self) -> None:
+        self._failure = NotFinite(
+            f"The frames became infinite or not a number when the VAE decoded the {self._run} "
+            f"run in {precision_of(self._pipe.vae)}: get the model's weights anew, or use another "
+            "model."
+        )
+
+    def _advice(self) -> str:
+        """What may keep the latents finite."""
+        dtype = precision_of(self._pipe.transformer)
+        wider = {"fp16": "choose the precision bf16 or fp32", "bf16": "choose the precision fp32"}
+        weights = "get the model's weights anew"
+        return f"{wider[dtype]}, or {weights}" if dtype in wider else weights
 
     def _glimpse(self) -> dict[str, Any]:
         """What a report shows of the latents and densities so far."""
@@ -281,6 +347,20 @@ def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | Non
         video = vae.decode(frame, return_dict=False)[0]
     picture = pipe.video_processor.postprocess_video(video, output_type="np")[0][0]
     return (np.asarray(picture) * 255).round().astype(np.uint8)
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether no value is infinite or NaN. Waits for the device."""
+    import torch
+
+    least, most = torch.aminmax(x)  # both are NaN where one value is
+    return math.isfinite(least.item()) and math.isfinite(most.item())
+
+
+def precision_of(network: Any) -> str:
+    """The dtype of a network as requests name it."""
+    dtype = str(network.dtype).removeprefix("torch.")
+    return PRECISIONS.get(dtype, dtype)
 
 
 class Stopwatch:

@@ -14,7 +14,7 @@ from svg2.runs.dense_sparse import DenseRun, SparseRun, generate_dense, generate
 from svg2.runs.distributed import processes
 from svg2.runs.progress import Watch, device_of
 from svg2.runs.run import Run
-from svg2.runs.turns import Turns
+from svg2.runs.turns import Generators, Turns
 from svg2.trace.records import RecordingPolicy
 
 _PARTS = ("transformer", "transformer_2")
@@ -68,7 +68,8 @@ def race(
     """
     watch = watch or Watch()
     pipe = as_kind(pipe, run.kind)
-    turns = Turns()
+    generators = Generators(device_of(pipe))
+    turns, before = Turns(generators), generators.states()
     first, second = turns.sides
     watch.rivals = ("dense", run.method.name)
     sides = (
@@ -86,6 +87,7 @@ def race(
         raise
     finally:
         watch.rivals = ()
+        generators.restore(before)
     failures = [side.error for side in sides if side.error is not None]
     # Of two, one is the cancelling that the other one caused.
     for error in sorted(failures, key=lambda e: isinstance(e, Cancelled)):

@@ -25,6 +25,7 @@ from svg2.trace.atomic import json_bytes, write_atomic
 from svg2.trace.file import trace_bytes
 from svg2.trace.recording import fit
 from svg2.trace.records import RecordingPolicy, Trace
+from svg2.trace.video import check_encoder
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def sweep(
         As `svg2.runs.compare.compare`.
         OSError: a folder that can't be written.
     """
+    check_encoder()
     watch = watch or Watch()
     run, runs = plan.run, plan.runs
     # the runs divide the size limit of the records

@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING, Any
 
 from svg2.errors import Cancelled
 from svg2.runs.provenance import PeakMemory
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Generators:
+    """Torch's own random generators, which both sides draw from, each as if it were alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+
+    def states(self) -> list[Any]:
+        import torch
+
+        states: list[Any] = [torch.get_rng_state()]
+        if self._device is not None:
+            states.append(torch.cuda.get_rng_state(self._device))
+        return states
+
+    def restore(self, states: list[Any]) -> None:
+        import torch
+
+        torch.set_rng_state(states[0])
+        if self._device is not None:
+            torch.cuda.set_rng_state(states[1], self._device)
 
 
 class Turns:
     """Who of two threads may compute. Each gets its `Turn`; the first one begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, generators: Generators) -> None:
         self._changed = threading.Condition()
         self._current = 0
         self._present = {0, 1}
         self._is_over = False
-        self.sides = (Turn(self, 0), Turn(self, 1))
+        self.sides = (Turn(self, 0, generators), Turn(self, 1, generators))
 
     def end(self) -> None:
         """Whoever waits is cancelled: the other one failed, or nobody wants the result."""
@@ -46,9 +72,10 @@ class Turn:
         memory: counts while this side computes, and not while it waits.
     """
 
-    def __init__(self, turns: Turns, side: int) -> None:
+    def __init__(self, turns: Turns, side: int, generators: Generators) -> None:
         self._turns = turns
         self._side = side
+        self._generators = generators
         self.memory: PeakMemory | None = None
 
     def begin(self) -> None:
@@ -76,8 +103,10 @@ class Turn:
             return
         if self.memory is not None:
             self.memory.pause()
+        states = self._generators.states()
         self._turns._give_away(self._side, for_good=False)
         self._turns._wait(self._side)
+        self._generators.restore(states)
         if self.memory is not None:
             self.memory.resume()
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 from svg2.errors import TraceError
+from svg2.git_lfs import ADVICE, is_pointer
 from svg2.method.stages import STAGES
 from svg2.trace.atomic import write_atomic
 from svg2.trace.records import NUM_NEAR, TICKS, VERSION, Record, Trace, TraceRun
@@ -73,6 +74,8 @@ def load_trace(source: str | os.PathLike | bytes) -> Trace:
         TraceError: the file is missing, truncated, foreign or hostile.
     """
     data = source if isinstance(source, bytes) else _read_file(Path(source))
+    if is_pointer(data):
+        raise TraceError(f"The file {ADVICE}.")
     try:
         return _parse(_Members(data))
     except zipfile.BadZipFile as error:

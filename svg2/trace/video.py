@@ -1,6 +1,8 @@
 """Video files that every browser plays, and side-by-side frames."""
 
+import functools
 import math
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -18,6 +20,10 @@ _MIN_SIDE_PX = 256
 _CAPTION_PX = 36
 _GAP_PX = 8
 _MAX_DECODED_BYTES = 1 << 30
+_INSTALL = (
+    "run `pip install --force-reinstall imageio-ffmpeg`, or name an ffmpeg with libx264 by "
+    "IMAGEIO_FFMPEG_EXE"
+)
 
 
 def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
@@ -55,29 +61,83 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         return path.read_bytes()
 
 
-def decode_mp4(data: bytes, max_frames: int = 2000, first: int | None = None) -> Frames:
+def check_encoder() -> None:
+    """Check that clips can be encoded here, by encoding a small one; once for each ffmpeg.
+
+    Raises:
+        MediaError: ffmpeg is missing, can't be run, or has no encoder for H.264.
+    """
+    _check_encoder(_ffmpeg_path())
+
+
+@functools.cache  # a failure is tried again
+def _check_encoder(ffmpeg: str) -> None:
+    encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), 8)
+
+
+def decode_mp4(data: bytes, max_frames: int = 2000) -> Frames:
     """The frames of a clip, as `encode_mp4` wrote it.
 
-    Args:
-        first: take only so many, however many there are.
     Raises:
         MediaError: `data` is no MP4 video, or has more than `max_frames` frames.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
         path.write_bytes(data)
-        # Forced to the MP4 reader, so that a playlist dressed as one opens no other file; PPM
-        # frames carry their size.
+        # PPM frames carry their size.
         raw = _ffmpeg(
-            *("-f", "mov", "-i", str(path), "-frames:v", str(first or max_frames + 1)),
+            *(*_read_mp4(path), "-frames:v", str(max_frames + 1)),
             *("-fs", str(_MAX_DECODED_BYTES), "-f", "image2pipe", "-c:v", "ppm", "-"),
         )
     frames = _split_ppm(raw)
     if not frames:
         raise MediaError("The video holds no frames.")
-    if first is None and len(frames) > max_frames:
+    if len(frames) > max_frames:
         raise MediaError(f"The video has more than {max_frames} frames.")
     return np.stack(frames)
+
+
+def read_clip(path: str | os.PathLike, num_frames: int, width: int, height: int) -> Frames:
+    """The first frames of an MP4 or MOV file of any depth, size, rotation and frame rate.
+
+    Each frame is taken once, whatever its duration, scaled to cover `width` by `height` px, and
+    cropped at the centre. No larger frames are held than that, but one at a time.
+
+    Returns:
+        At most `num_frames` frames; fewer where the file has fewer.
+    Raises:
+        MediaError: a file that is no MP4 or MOV video, or ffmpeg failed.
+    """
+    shape = "iw*if(sar,sar,1)/ih"  # as it is to be shown: pixels need not be square
+    raw = _ffmpeg(
+        *(*_read_mp4(Path(path).resolve()), "-frames:v", str(num_frames)),
+        "-vf",
+        f"scale=w='ceil(max({width},{height}*{shape}))':h='ceil(max({height},{width}/({shape})))'"
+        ":flags=lanczos+accurate_rnd+full_chroma_int"
+        f",format=rgb24,crop={width}:{height}",
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-"),
+    )
+    if not raw:
+        raise MediaError("The video holds no frames.")
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
+def shape_and_rate(path: str | os.PathLike) -> tuple[int, int, float]:
+    """Width and height in px, upright, and frames per second of an MP4 or MOV file.
+
+    Raises:
+        MediaError: a file that is no MP4 or MOV video, or ffmpeg failed.
+    """
+    # Of the formats that ffmpeg writes to a pipe, this one has both in its first line.
+    raw = _ffmpeg(
+        *("-f", "mov", "-i", f"file:{Path(path).resolve()}", "-frames:v", "1"),
+        *("-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "-"),
+    )
+    fields = {field[:1]: field[1:] for field in raw[:200].split(b"\n")[0].split()[1:]}
+    if not {b"W", b"H", b"F"} <= fields.keys():
+        raise MediaError("The video holds no frames.")
+    frames, seconds = (int(part) for part in fields[b"F"].split(b":"))
+    return int(fields[b"W"]), int(fields[b"H"]), frames / max(1, seconds)
 
 
 def side_by_side(left: Frames, right: Frames, captions: tuple[str, str] = ("", "")) -> Frames:
@@ -130,14 +190,35 @@ def _split_ppm(raw: bytes) -> list[UInt8[ndarray, "Y X 3"]]:
     return frames
 
 
-def _ffmpeg(*arguments: str, stdin: bytes = b"") -> bytes:
+def _read_mp4(path: Path) -> tuple[str, ...]:
+    """Arguments of ffmpeg for a file whose frames are each given once, in 8-bit RGB.
+
+    The MP4 reader is forced, so that a playlist dressed as a video opens no other file.
+    """
+    return ("-f", "mov", "-i", f"file:{path}", "-fps_mode", "passthrough", "-pix_fmt", "rgb24")
+
+
+def _ffmpeg_path() -> str:
     import imageio_ffmpeg
 
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"]
-    done = subprocess.run([*command, *arguments], input=stdin, capture_output=True, check=False)
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()
-        raise MediaError(
-            f"ffmpeg refused the video: {reason[-1] if reason else 'no reason given'}."
-        )
-    return done.stdout
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise MediaError(f"There is no ffmpeg: {_INSTALL}.") from error
+
+
+def _ffmpeg(*arguments: str, stdin: bytes = b"") -> bytes:
+    path = _ffmpeg_path()
+    command = [path, "-hide_banner", "-loglevel", "error", "-y", *arguments]
+    try:
+        done = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MediaError(f"ffmpeg can't be run as {path} ({reason}): {_INSTALL}.") from error
+    if not done.returncode:
+        return done.stdout
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    if any("Unknown encoder" in line for line in said):
+        raise MediaError(f"The ffmpeg at {path} can't encode H.264 (libx264): {_INSTALL}.")
+    reason = said[-1].rstrip(".") if said else f"it ended with code {done.returncode}"
+    raise MediaError(f"ffmpeg refused the video: {reason}.")

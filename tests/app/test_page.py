@@ -9,7 +9,9 @@ import urllib.request
 from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
 from svg2.trace.file import load_trace, trace_bytes
@@ -267,3 +269,16 @@ def test_another_model_brings_its_settings_and_says_why_it_cannot_run_here(visit
     expect(field(page, "num_frames").first).to_have_value("129", timeout=90_000)
     page.click("#generate")
     says(page, "HunyuanVideo image to video starts from an image: name its file.")
+
+
+def test_how_a_start_image_is_cut_is_shown(visit, tmp_path) -> None:
+    page = visit(checked=False)  # Gradio's own progress of an upload warns in the console
+    unfold(page, "Model")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="HunyuanVideo image to video").click()
+    page.locator("#image").wait_for()
+    portrait = tmp_path / "portrait.png"
+    Image.fromarray(np.full((300, 100), 30_000, np.uint16)).save(portrait)  # 16-bit grey
+    page.locator("#image input[type=file]").set_input_files(portrait)
+    page.locator("#image_cut", has_text="are cut off, above and below").wait_for()
+    page.locator("#image_cut img.cut").wait_for()

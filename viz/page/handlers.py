@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 import gradio as gr
 
-from svg2.errors import Cancelled, InputError, ModelUnavailable, TraceError
+from svg2.errors import Cancelled, InputError, ModelUnavailable, NotFinite, TraceError
 from svg2.runs.compare import Comparison
 from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
@@ -26,7 +26,7 @@ from viz.page.words import plain, say
 Update = dict[str, Any]
 """Component name to its new value; what is not named stays as it is."""
 
-BAD_INPUT = (InputError, ModelUnavailable)
+BAD_INPUT = (InputError, ModelUnavailable, NotFinite)
 RELEASE_POLICY = RecordingPolicy(max_bytes=2 << 20)
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,15 @@ class Page:
 
     def describe_method(self, method: str) -> Update:
         return {"about_method": words.about_method(method)}
+
+    def show_cut(self, image: str | None, width: float | None, height: float | None) -> Update:
+        """The start image as the video will have it: what is cut away is dimmed, and said."""
+        if not image or not width or not height or min(width, height) < 1:
+            return {"image_cut": ""}
+        try:
+            return {"image_cut": words.image_cut(image, round(width), round(height))}
+        except BAD_INPUT as error:
+            return {"image_cut": say(plain(error), "warn")}
 
     def suggest_prompt(self) -> Update:
         return {"prompt": words.KNOWN.random_prompt(secrets.randbelow(2**31))}

@@ -58,6 +58,7 @@ class Controls:
     model: gr.Dropdown
     about_model: gr.HTML
     image: gr.Image
+    image_cut: gr.HTML
     negative_prompt: gr.Textbox
     preset: gr.Radio
     menu: gr.HTML
@@ -146,10 +147,12 @@ def _model_part(start: Start) -> dict[str, Any]:
             "image": gr.Image(
                 label="Start from this image",
                 type="filepath",
+                image_mode=None,  # the file as it is: Gradio turns 16-bit grey white
                 sources=["upload"],
                 visible=False,
                 elem_id="image",
             ),
+            "image_cut": gr.HTML(elem_id="image_cut"),
             "negative_prompt": gr.Textbox("", label="Negative prompt", elem_id="negative"),
             "preset": gr.Radio(
                 [(name.capitalize(), name) for name in PRESETS],

@@ -136,8 +136,8 @@ def read_traces(folder: Path) -> list[OpenTrace]:
         try:
             trace = load_trace(path)
             check_showable(trace)
-        except TraceError:
-            log.exception("A ready-made trace can't be read.")
+        except TraceError as error:
+            log.warning("The ready-made trace %s is left out. %s", path.name, error)
         else:
             found.append(OpenTrace(trace, READY_MADE, re.sub(r"[^\w-]", "-", path.stem)[:64]))
     return found

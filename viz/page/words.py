@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
@@ -15,6 +16,7 @@ from svg2.errors import RequestError
 from svg2.method.selection import METHODS
 from svg2.models.catalogue import MODELS
 from svg2.models.finding import BUILTIN_FOLDER
+from svg2.models.inputs import describe_cut, picture_of_cut
 from svg2.models.loading import availability
 from svg2.models.prompts import knowledge_of
 from svg2.runs.jobs import Studio
@@ -81,6 +83,21 @@ def say(text: str, kind: str = "quiet") -> str:
     """One sentence under the buttons; kind is quiet, done or warn."""
     role = "alert" if kind == "warn" else "status"
     return f'<p class="say {kind}" role="{role}">{html.escape(text)}</p>'
+
+
+def image_cut(path: str, width: int, height: int) -> str:
+    """The start image with what the video cuts away dimmed; empty where nothing is.
+
+    Raises:
+        RequestError: an image that can't be read.
+    """
+    sentence = describe_cut(path, width, height)
+    if not sentence:
+        return ""
+    picture = base64.b64encode(png_bytes(np.asarray(picture_of_cut(path, width, height))))
+    return (
+        f'<img class="cut" alt="" src="data:image/png;base64,{picture.decode()}">{say(sentence)}'
+    )
 
 
 def progress_parts(progress: Progress) -> tuple[str, str, str]:

@@ -47,6 +47,9 @@ class WanSVG2Processor(SVG2Processor):
         """Run the layer's self-attention."""
         session = self._session
         share = self._arrive(hidden_states.shape[1], attn.heads)
+        is_plain = encoder_hidden_states is None and attention_mask is None
+        if session.config is not None and not is_plain:  # said before the dense warm-up
+            raise RuntimeError("SVG2 supports plain self-attention: no mask, no other source.")
         if session.runs_dense(self._place.depth):
             return session.dense(
                 self._place.layer,
@@ -54,8 +57,6 @@ class WanSVG2Processor(SVG2Processor):
                     attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
                 ),
             )
-        if encoder_hidden_states is not None or attention_mask is not None:
-            raise RuntimeError("SVG2 supports plain self-attention: no mask, no other source.")
 
         clock = StageClock(hidden_states.device)
         q, k, v = queries_keys_values(attn, hidden_states, rotary_emb)

@@ -1,14 +1,23 @@
 """Image and video inputs: read at the requested size, refused in one sentence."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from svg2 import cli
 from svg2.errors import RequestError
 from svg2.models.finding import model_spec
-from svg2.models.inputs import check_image, check_video, read_image
+from svg2.models.inputs import (
+    check_image,
+    check_video,
+    describe_cut,
+    picture_of_cut,
+    read_image,
+)
 from svg2.models.request import Request
-from svg2.runs.call import read_video
+from svg2.runs.call import describe_given, read_video
 from svg2.trace.video import encode_mp4
 
 
@@ -31,6 +40,109 @@ def test_an_image_covers_the_size_without_being_stretched(tmp_path):
     image = read_image(str(tmp_path / "wide.png"), 64, 64)
     assert (image.size, image.mode) == ((64, 64), "RGB")
     assert {image.getpixel(at) for at in ((2, 2), (61, 61))} == {(0, 0, 255)}, "its middle"
+
+
+RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+NUMBERS = {
+    "16-bit PNG": ("a.png", (RAMP * 65535).astype(np.uint16)),
+    "16-bit TIFF": ("a.tif", (RAMP * 65535).astype(np.uint16)),
+    "16-bit TIFF, other end first": ("a.tif", (RAMP * 65535).astype(">u2")),
+    "32-bit TIFF": ("a.tif", (RAMP * 65535).astype(np.int32)),
+    "32-bit TIFF of a wide range": ("a.tif", (RAMP * 2e9).astype(np.int32)),
+    "float TIFF": ("a.tif", RAMP.astype(np.float32)),
+    "float TIFF of a scene": ("a.tif", (RAMP * 3500 - 200).astype(np.float32)),
+    "8-bit PNG": ("a.png", (RAMP * 255).round().astype(np.uint8)),
+}
+
+
+@pytest.mark.parametrize(("name", "values"), NUMBERS.values(), ids=NUMBERS)
+def test_grey_of_any_depth_keeps_its_shades(tmp_path, name, values):
+    Image.fromarray(values).save(tmp_path / name)
+    image = read_image(str(tmp_path / name), 64, 64)
+    assert image.mode == "RGB"
+    shades = np.asarray(image).astype(int)
+    assert np.abs(shades - (RAMP * 255)[:, :, None]).max() <= 1
+
+
+def test_dark_grey_stays_dark_and_one_shade_is_no_fault(tmp_path):
+    for name, values in (
+        ("dark.png", np.full((32, 32), 6000, np.uint16)),
+        ("dark.tif", np.full((32, 32), 6000 / 65535, np.float32)),
+    ):
+        Image.fromarray(values).save(tmp_path / name)
+        assert set(np.unique(read_image(str(tmp_path / name), 32, 32))) == {23}
+    Image.fromarray(np.full((32, 32), -7, np.float32)).save(tmp_path / "flat.tif")
+    assert set(np.unique(read_image(str(tmp_path / "flat.tif"), 32, 32))) == {0}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
+    Image.fromarray(np.full((32, 32), value, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(RequestError, match="infinite or not a number"):
+        read_image(str(tmp_path / "a.tif"), 32, 32)
+
+
+def transparent(mode):
+    """Hidden red; 0, 50 and 100 % opaque blue from left to right."""
+    colours = [(255, 0, 0, 0), (0, 0, 255, 128), (0, 0, 255, 255)]
+    image = Image.new("RGBA", (96, 32))
+    for i, colour in enumerate(colours):
+        image.paste(colour, (32 * i, 0, 32 * i + 32, 32))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("RGBA", "a.png"), ("RGBA", "a.webp"), ("RGBA", "a.tif"), ("LA", "a.png"), ("P", "a.gif")],
+)
+def test_transparent_parts_show_a_plain_ground(tmp_path, mode, name):
+    if mode == "P":  # one of its colours is transparent
+        image = Image.new("P", (96, 32), 1)
+        image.putpalette([255, 0, 0, 0, 0, 255])
+        image.paste(0, (0, 0, 32, 32))
+        image.save(tmp_path / name, transparency=0)
+    else:
+        image = transparent(mode)
+        image.save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+    read = np.asarray(read_image(str(tmp_path / name), 96, 32)).astype(int)
+    assert (read[16, 8] >= 254).all(), "not the red beneath"
+    opaque = read[16, 88]
+    assert opaque[0] == opaque[1] if mode == "LA" else (opaque[0] <= 1 and opaque[2] >= 254)
+    if mode == "RGBA":
+        assert np.abs(read[16, 48] - (127, 127, 255)).max() <= 3
+
+
+def test_transparent_colours_of_rgb_and_palettes_count_too(tmp_path):
+    Image.new("RGB", (32, 32), (9, 8, 7)).save(tmp_path / "a.png", transparency=(9, 8, 7))
+    Image.new("L", (32, 32), 9).save(tmp_path / "b.png", transparency=9)
+    for name in ("a.png", "b.png"):
+        assert set(np.unique(read_image(str(tmp_path / name), 32, 32))) == {255}
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "video", "said"),
+    [
+        ((300, 100), 1, (100, 100), "67% of it are cut off, left and right"),
+        ((100, 300), 1, (832, 480), "81% of it are cut off, above and below"),
+        ((300, 100), 6, (100, 100), "67% of it are cut off, above and below"),
+        ((300, 100), 6, (100, 300), None),
+        ((832, 480), 1, (832, 480), None),
+        ((833, 480), 1, (832, 480), None),
+    ],
+)
+def test_what_is_cut_away_is_said_and_shown(tmp_path, size, orientation, video, said):
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = str(tmp_path / "a.png")
+    Image.new("RGB", size, (0, 0, 200)).save(path, exif=exif)
+    sentence = describe_cut(path, *video)
+    assert (said in sentence) if said else sentence == ""
+    picture = picture_of_cut(path, *video)
+    assert max(picture.size) <= 240
+    kept = (np.asarray(picture) == (0, 0, 200)).all(axis=2).mean()
+    turned = size[::-1] if orientation == 6 else size
+    fit = min(turned[0] / video[0], turned[1] / video[1])
+    assert kept == pytest.approx(fit**2 * video[0] * video[1] / (size[0] * size[1]), abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "text.png", "empty.png", "cut.png", ".", "a\0b"])
@@ -96,3 +208,44 @@ def test_a_supported_input_or_guidance_is_resolved(files):
     spec = model_spec("wan2.1-i2v-480p")
     asked = spec.resolve(Request("a ball", model="wan2.1-i2v-480p", image=image))
     assert asked.to_dict()["image"] == "good.png", "without its folder"
+
+
+VIDEOS = {
+    "as the model has it": ((48, 32), 8, []),
+    "faster": ((48, 32), 30, ["30 frames per second and the model's clips have 8", "slower"]),
+    "slower": ((48, 32), 4, ["4 frames per second", "plays faster"]),
+    "nearly as fast": ((48, 32), 8.2, []),
+    "portrait": ((32, 96), 8, ["32 by 96 pixels", "78% of it are cut off, above and below"]),
+    "wide": ((96, 32), 8, ["50% of it are cut off, left and right"]),
+}
+
+
+@pytest.mark.parametrize(("size", "fps", "said"), VIDEOS.values(), ids=VIDEOS)
+def test_what_becomes_of_a_video_is_said(tmp_path, size, fps, said):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(encode_mp4(np.zeros((3, size[1], size[0], 3), np.uint8), fps))
+    request = SimpleNamespace(image=None, video=str(path), width=48, height=32)
+    run = SimpleNamespace(request=request, spec=SimpleNamespace(fps=8))
+    sentences = " ".join(describe_given(run))
+    assert all(words in sentences for words in said)
+    assert bool(sentences) == bool(said)
+
+
+def test_a_file_that_is_no_video_is_refused_before_the_model_is_loaded(files):
+    request = SimpleNamespace(image=None, video=str(files / "text.mp4"), width=48, height=32)
+    with pytest.raises(RequestError, match="can't be read as MP4 or MOV: ffmpeg refused"):
+        describe_given(SimpleNamespace(request=request))
+
+
+def test_the_command_line_says_what_becomes_of_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("svg2.cli._output_folder", lambda *_, **__: pytest.fail("all is sound"))
+    Image.new("RGB", (100, 300)).save(tmp_path / "a.png")
+    (tmp_path / "a.mp4").write_text("no video")
+    asked = ["compare", "--prompt", "a ball", "--out", str(tmp_path)]
+    image = [*asked, "--model", "wan2.1-i2v-480p", "--image", str(tmp_path / "a.png")]
+    with pytest.raises(pytest.fail.Exception):
+        cli.main(image)
+    assert "svg2: The image has 100 by 300 pixels" in capsys.readouterr().err
+    video = [*asked, "--model", "wan2.1-1.3b", "--video", str(tmp_path / "a.mp4")]
+    assert cli.main(video) == 2
+    assert "can't be read as MP4 or MOV" in capsys.readouterr().err

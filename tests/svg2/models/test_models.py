@@ -107,6 +107,25 @@ def test_devices_and_precisions():
         resolve_device(f"cuda:{torch.cuda.device_count()}")
 
 
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        *(((6, 1), torch.float16), ((7, 0), torch.float16), ((7, 5), torch.float16)),
+        *(((8, 0), torch.bfloat16), ((8, 9), torch.bfloat16), ((9, 0), torch.bfloat16)),
+        ((12, 0), torch.bfloat16),
+    ],
+)
+def test_bf16_is_chosen_on_gpus_that_have_it_and_not_where_it_is_emulated(
+    capability, expected, monkeypatch
+):
+    chips = {None: (8, 0), 1: capability}  # the one in use is another
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: chips[device.index])
+    assert resolve_dtype("auto", torch.device("cuda:1")) == expected
+    assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert resolve_dtype("bf16", torch.device("cuda:1")) == torch.bfloat16, "asked for"
+
+
 @pytest.mark.slow
 def test_the_shipped_model_runs_without_our_code(tmp_path):
     script = f"""

@@ -60,6 +60,37 @@ def test_prompts_are_the_lines_of_a_text(tmp_path):
         read_prompts(str(tmp_path / "nowhere.txt"))
 
 
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16")
+SEPARATORS = {
+    **{f"U+{ord(c):04X}": c for c in "\u2028\u2029\x0b\x0c\x1c\x1d\x1e\x85\ufeff"},
+    "tab": "\t",
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("separator", SEPARATORS.values(), ids=SEPARATORS)
+def test_a_prompt_is_one_line_whatever_it_holds(tmp_path, encoding, separator):
+    path = tmp_path / "prompts.txt"
+    text = (
+        f"a ball{separator}on a floor\r\n{separator}# no prompt\r{separator}\nthe floor{separator}"
+    )
+    path.write_bytes(text.encode(encoding))
+    assert read_prompts(str(path)) == ["a ball on a floor", "the floor"]
+
+
+def test_the_mark_at_the_start_hides_no_comment_and_joins_no_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    part = "# from Notepad\r\na ball\r\n".encode("utf-8-sig")
+    path.write_bytes(part + part)
+    assert read_prompts(str(path)) == ["a ball", "a ball"]
+    path.write_bytes("a ball".encode("utf-16-le"))  # no mark
+    with pytest.raises(RequestError, match="valid text"):
+        read_prompts(str(path))
+    path.write_bytes("Élan".encode("latin-1"))
+    with pytest.raises(RequestError, match="save them as UTF-8"):
+        read_prompts(str(path))
+
+
 def test_processes_are_read_from_the_launchers_environment(monkeypatch):
     assert processes() == ALONE
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):

@@ -6,13 +6,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from svg2.errors import Cancelled
 from svg2.runs import race as racing
 from svg2.runs.dense_sparse import generate_dense, generate_sparse
 from svg2.runs.progress import Watch
 from svg2.runs.race import race, why_no_race
-from svg2.runs.turns import Turns
+from svg2.runs.turns import Generators, Turns
 
 
 def play(turns: Turns, side: int, steps: int, log: list, fail_at: int | None = None) -> None:
@@ -33,7 +34,7 @@ def play(turns: Turns, side: int, steps: int, log: list, fail_at: int | None = N
 
 
 def played(*sides: dict) -> str:
-    turns, log = Turns(), []
+    turns, log = Turns(Generators(torch.device("cpu"))), []
     threads = [
         threading.Thread(target=play, args=(turns, i), kwargs={"log": log, **side})
         for i, side in enumerate(sides)
@@ -69,6 +70,18 @@ def test_turns_change_neither_side(pipe, run):
     np.testing.assert_array_equal(sparse.frames, alone.frames)
     np.testing.assert_array_equal(sparse.stats.call_density, alone.stats.call_density)
     assert [r.position for r in sparse.records] == [r.position for r in alone.records]
+
+
+def test_schedulers_that_draw_noise_draw_what_they_draw_alone(pipe, run):
+    before, stock = torch.get_rng_state(), pipe.scheduler
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    try:
+        dense, sparse = race(pipe, run)
+        np.testing.assert_array_equal(dense.frames, generate_dense(pipe, run).frames)
+        np.testing.assert_array_equal(sparse.frames, generate_sparse(pipe, run).frames)
+    finally:
+        pipe.scheduler = stock
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_second_pipeline_has_the_weights_of_the_first_and_nothing_else(pipe):

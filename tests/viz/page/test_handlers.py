@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
-from svg2.errors import Cancelled, ModelUnavailable, TraceError
+from svg2.errors import Cancelled, ModelUnavailable, NotFinite, TraceError
 from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
 from svg2.trace.file import trace_bytes
@@ -166,6 +167,7 @@ def test_a_bad_form_changes_nothing_but_the_message(page: Page, visit: Visit) ->
         (MemoryError("of an allocator"), "The run failed. What was shown before stays."),
         (KeyError("who knows"), "The run failed. What was shown before stays."),
         (ModelUnavailable("There is no such GPU here."), "There is no such GPU here."),
+        (NotFinite("The latents became infinite."), "The latents became infinite."),
         (Cancelled(), "Cancelled. What was shown before stays."),
     ],
 )
@@ -246,3 +248,24 @@ def test_another_model_brings_its_settings_and_leaves_the_seed(page: Page) -> No
     said = page.pick_model("/etc", "published")
     assert set(said) == {"about_model"}
     assert "no model" in said["about_model"]
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [((300, 100), True), ((100, 300), True), ((192, 192), False)]
+)
+def test_how_the_start_image_is_cut_is_shown(page: Page, tmp_path, size, shown) -> None:
+    path = str(tmp_path / "start.png")
+    Image.new("RGB", size).save(path)
+    update = page.show_cut(path, 192.0, 192.0)["image_cut"]
+    assert ("are cut off" in update, "data:image/png" in update) == (shown, shown)
+
+
+@pytest.mark.parametrize("form", [(None, 192, 192), ("a.png", None, 192), ("a.png", 192, 0)])
+def test_an_unfinished_form_shows_no_cut(page: Page, form) -> None:
+    assert page.show_cut(*form) == {"image_cut": ""}
+
+
+def test_a_file_that_is_no_image_is_one_sentence(page: Page, tmp_path) -> None:
+    path = tmp_path / "start.png"
+    path.write_text("no image")
+    assert "is not an image" in page.show_cut(str(path), 192, 192)["image_cut"]

@@ -1,0 +1,107 @@
+"""The environment of a served page: what Gradio would fail on is refused in a sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from svg2.errors import InputError, UsageError
+
+_NUMBERS = {  # least and greatest; Gradio reads them when it is loaded
+    "GRADIO_SERVER_PORT": (1, 65535),
+    "GRADIO_NUM_PORTS": (1, 65535),
+    "GRADIO_NODE_NUM_PORTS": (1, 65535),
+    "GRADIO_ANALYTICS_MAX_EVENTS": (1, 10**9),
+    "GRADIO_DEBUG": (0, 1),
+}
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_OURSELVES = "localhost,127.0.0.1,::1"
+
+
+@contextmanager
+def refused_at_start() -> Iterator[None]:
+    """What keeps the program from starting is one sentence on stderr, and ends it."""
+    try:
+        yield
+    except InputError as error:
+        print(f"python app.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (OSError, OverflowError) as error:
+        sys.exit(f"python app.py: can't be served ({error}); name a free port by --port")
+
+
+def check_numbers() -> None:
+    """Check the numbers that Gradio reads from the environment, before it is loaded.
+
+    Raises:
+        UsageError: one that is no number, or out of range.
+    """
+    for name, (least, most) in _NUMBERS.items():
+        text = os.environ.get(name)
+        if text is None:
+            continue
+        is_number = text.strip().isascii() and text.strip().isdigit()
+        if not is_number or not least <= int(text) <= most:
+            raise UsageError(
+                f"{name} is {text!r}: set it to a number from {least} to {most}, or unset it."
+            )
+
+
+def check_upload_folder() -> None:
+    """Make Gradio's folder for uploads if need be, and check that files can be written there.
+
+    Raises:
+        UsageError: it can't be made or written, as where it belongs to another user.
+    """
+    folder = os.environ.get("GRADIO_TEMP_DIR")
+    try:
+        folder = folder or str(Path(tempfile.gettempdir(), "gradio"))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"The folder for uploads {folder or ''!r} can't be written ({reason}): set "
+            "GRADIO_TEMP_DIR to a folder of your own."
+        ) from error
+
+
+@contextmanager
+def reaching_itself(needs_network: bool = False) -> Iterator[None]:
+    """Gradio asks its own server whether it is up: for that no proxy is in between.
+
+    Args:
+        needs_network: whether Gradio needs the proxies too, as for a public link.
+    Raises:
+        UsageError: it does, and they can't be used.
+    """
+    names = (*_PROXIES, "no_proxy")
+    before = {name: value for name, value in os.environ.items() if name.lower() in names}
+    if needs_network:
+        _check_proxies(before)
+        given = before.get("no_proxy", before.get("NO_PROXY", ""))
+        own = os.environ.get("GRADIO_SERVER_NAME", "")
+        os.environ["no_proxy"] = ",".join(filter(None, (given, _OURSELVES, own)))
+    else:
+        for name in before:
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.pop("no_proxy", None)
+        os.environ.update(before)
+
+
+def _check_proxies(given: dict[str, str]) -> None:
+    import httpx
+
+    try:
+        httpx.Client().close()
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        named = " and ".join(name for name in given if name.lower() in _PROXIES)
+        raise UsageError(f"The proxy that {named} names can't be used: {error}") from error
