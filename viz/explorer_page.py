@@ -155,7 +155,8 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none';
-  script-src 'unsafe-inline'; style-src 'unsafe-inline'; media-src blob:; form-action 'none'">
+  script-src 'unsafe-inline'; style-src 'unsafe-inline'; media-src blob:;
+  img-src data:; form-action 'none'">
 <title>SVG2 Lab explorer</title>
 <style>
 html {{ color-scheme: light dark; }}

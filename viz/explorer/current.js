@@ -13,6 +13,11 @@ export function makeCurrent(data, store) {
     source,
     recordIndex: () => recordAt(data, store.get(), source()),
     record: () => data.record(current.recordIndex()),
+    /** The call on show in words. */
+    placeName() {
+      const { step, layer, head } = store.get();
+      return `step ${step + 1}, layer ${layer + 1}, head ${head + 1}`;
+    },
     measuredBudget: () => measuredBudget(data, store.get().run),
     isMeasured: () => store.get().top_p === current.measuredBudget(),
     /** The run whose selection is shown. */

@@ -5,6 +5,7 @@ import { bytesOf, parsePayload, readPayload } from "./data.js";
 import { el, isNumber, put } from "./dom.js";
 import { forecastAt } from "./forecast.js";
 import { missing, readLink, writeLink } from "./link.js";
+import { linesOf } from "./picture.js";
 import { curve, measure, selectionAt } from "./select.js";
 import { carriedOver, LOOKS, SELECTION } from "./state.js";
 import { makeLive } from "./views/live.js";
@@ -57,6 +58,7 @@ export function mount(host, options) {
           ...app.stats(),
           measured: app.isMeasured(),
           record: app.record(),
+          pictureLines: linesOf(app, app.placeName()),
         }),
       };
     },

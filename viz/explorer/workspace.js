@@ -3,6 +3,7 @@
 import { budget, decibel, el, isNumber, plural, put } from "./dom.js";
 import { forecastAt } from "./forecast.js";
 import { KEYS, listenToKeys } from "./keys.js";
+import { makeSave } from "./picture.js";
 import { makeClips, makeClock } from "./playback.js";
 import { TICKS } from "./select.js";
 import { makeMoves, makeCurrent, makeSummaries } from "./current.js";
@@ -94,6 +95,7 @@ function fillBody(app, root, { slide: slideName }) {
     view.node.dataset.view = entry.name;
     const isOff = slide && entry !== slide && !entry.besideSlide?.(slide);
     view.node.classList.toggle("offslide", Boolean(isOff));
+    if (view.picture) view.node.querySelector(".side").append(makeSave(app, entry.name, view));
     return view;
   });
   const foot = el("p", {});
@@ -224,6 +226,7 @@ function makePalette(root) {
         ink: read("--ink"),
         paper: read("--paper"),
         line: read("--line"),
+        soft: read("--soft"),
         accent: read("--accent"),
         accentRgb: hexToRgb(read("--accent")),
         missedRgb: hexToRgb(read("--missed")),

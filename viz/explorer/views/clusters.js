@@ -36,6 +36,7 @@ export function makeClusters(app) {
   return {
     node,
     drawClips,
+    picture: () => pictureOf(app, tiles),
     draw() {
       drawClips();
       map.draw();
@@ -52,6 +53,18 @@ export function makeClusters(app) {
         tile.node.classList.toggle("now", state.frame >= tile.from && state.frame < tile.to);
       }
     },
+  };
+}
+
+function pictureOf(app, tiles) {
+  const { cluster, side } = app.store.get();
+  const pinned = cluster === null ? "" : `, ${side === "q" ? "query" : "key"} cluster ${cluster + 1}`;
+  return {
+    title: side === "q" ? "Clusters of queries" : "Clusters of keys",
+    parts: tiles.map(({ canvas, node }) => ({ canvas, label: node.querySelector("figcaption").textContent })),
+    columns: Math.min(tiles.length, 5),
+    cell: 240,
+    place: `${app.placeName()}${pinned}`,
   };
 }
 

@@ -44,6 +44,7 @@ export function makeCompare(app) {
       minis?.close();
     },
     drawClips: draw,
+    picture: () => pictureOf(app, stage),
     tick: () => store.get().compare === "blink" && draw(),
     failClips(text) {
       trouble.hidden = false;
@@ -136,6 +137,18 @@ function leftTexts(mode, name) {
     ],
     blink: ["Dense", `Dense clip and ${name} in turns`],
   }[mode];
+}
+
+function pictureOf({ data, store }, stage) {
+  const { frame, compare } = store.get();
+  const figures = compare === "side" ? ["left", "right"] : ["left"];
+  return {
+    title: compare === "side" ? "Dense and sparse" : leftTexts(compare, data.runs[store.get().run].name)[1],
+    parts: figures.map((side) => ({ canvas: stage[side], label: stage[`${side}Name`].firstChild?.textContent })),
+    columns: figures.length,
+    cell: 480,
+    place: `frame ${frame + 1} of ${data.frameCount}`,
+  };
 }
 
 function showCaptions(stage, mode, { name, result }) {

@@ -23,6 +23,7 @@ export function makeGain(app) {
       ),
       el("div", { class: "main" }, numbers, bars),
     ),
+    picture: () => pictureOf(bars),
     update(state, changed) {
       if (!changed.has("run")) return;
       const run = app.data.runs[state.run];
@@ -32,6 +33,29 @@ export function makeGain(app) {
       put(bars, ...timeBars(run));
     },
   };
+}
+
+/** The bars as they stand on the page. */
+function pictureOf(bars) {
+  if (!bars.childElementCount) return null;
+  const box = bars.getBoundingClientRect();
+  const draw = (context, x, y, width) => {
+    const scale = width / box.width;
+    for (const node of bars.querySelectorAll(".label, .part")) {
+      const { left, top, width: w, height: h } = node.getBoundingClientRect();
+      const at = [x + (left - box.left) * scale, y + (top - box.top) * scale, w * scale - 2, h * scale];
+      const style = getComputedStyle(node);
+      // Its stripes are no colour; as a picture it is plain.
+      context.fillStyle = node.classList.contains("warm") ? style.borderColor : style.backgroundColor;
+      context.fillRect(...at);
+      context.font = `${13 * scale}px ${style.fontFamily}`;
+      context.fillStyle = style.color;
+      if (style.fontSize !== "0px") context.fillText(node.textContent, at[0] + 4, at[1] + h * scale * 0.68);
+    }
+  };
+  const last = [...bars.querySelectorAll(".timebar")].at(-1).getBoundingClientRect();
+  const height = ((last.bottom - box.top) * 800) / box.width;
+  return { title: "Where the time went", parts: [{ draw, height }], columns: 1, cell: 800 };
 }
 
 /** How the two times came about, and so how far they can be believed. */

@@ -8,6 +8,7 @@
 //   failClips(text)         a clip cannot be played; `text` says so
 //   summarised(state)       the density of every recorded call is known at every budget
 //   say(text)               a notice about the budget in a sentence; null hides it
+//   picture()               what a picture of it holds, as `makeSave` takes it; `chart`, its SVG element
 //   liveSlot                where the panel of a run that measures a budget goes
 //   startTour(step, keepSelection)
 //   close()                 another trace takes the place of this one

@@ -1,6 +1,6 @@
 // The mask in both orders, side by side: titles, the block under the pointer, and arrow keys.
 
-import { choice, el, percent, plural, put, write } from "../dom.js";
+import { budget, choice, el, percent, plural, put, write } from "../dom.js";
 import { makeMaskPlot } from "./maskplot.js";
 import { makeWhyBlock } from "./whyblock.js";
 
@@ -42,6 +42,7 @@ export function makeMaskBoard(app) {
   return {
     node: boardNode(app, board),
     reading,
+    picture: () => pictureOf(app, board),
     why: why.node,
     tint: tint.node,
     original: board.original,
@@ -141,6 +142,30 @@ function keyboardBoard(app, sorted) {
     },
     sorted.node,
   );
+}
+
+/** Both masks as they are, with the lines over them. */
+function pictureOf(app, { original, sorted, title }) {
+  const whole = (plot) => {
+    const canvas = document.createElement("canvas");
+    const side = plot.canvas.width * Math.max(1, Math.ceil(1120 / plot.canvas.width));
+    canvas.width = side;
+    canvas.height = side;
+    const context = canvas.getContext("2d");
+    context.imageSmoothingEnabled = false;
+    for (const layer of plot.node.querySelectorAll("canvas")) context.drawImage(layer, 0, 0, side, side);
+    return canvas;
+  };
+  return {
+    title: `Attention mask: ${percent(app.stats().density)} of the token pairs kept`,
+    parts: [
+      { canvas: whole(original), label: "Original token order" },
+      { canvas: whole(sorted), label: title.textContent },
+    ],
+    columns: 2,
+    cell: 560,
+    place: `${app.placeName()}, ${app.isMeasured() ? app.measuredName() : `what-if top-p ${budget(app.store.get().top_p)}`}`,
+  };
 }
 
 const pinnedBlock = (app) => (app.store.get().pair === null ? null : app.block());

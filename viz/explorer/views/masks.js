@@ -25,6 +25,7 @@ export function makeMasks(app) {
   return {
     node: viewNode({ introduction, budget, board, sorting, tiles }),
     liveSlot: budget.liveSlot,
+    picture: () => board.picture(),
     summarised: budget.readout,
     say: budget.say,
     close() {

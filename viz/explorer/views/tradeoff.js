@@ -1,6 +1,7 @@
 // Measured runs on a chart: solid marks, a symbol per method. The what-if has a density but no PSNR, so it is only a line.
 
 import { budget, choice, el, isNumber, percent, put, svg, times } from "../dom.js";
+import { svgImage } from "../picture.js";
 import { term } from "../words.js";
 import { marksOf, symbolPath } from "./marks.js";
 import { AXES, PAD, chartData, describe, foretold, makeScale, pointOf } from "./points.js";
@@ -25,6 +26,12 @@ export function makeTradeoff(app) {
   return {
     node: viewNode(axes, view),
     draw: () => draw(view),
+    chart: view.chart,
+    async picture() {
+      const parts = [{ canvas: await svgImage(view.chart) }];
+      const title = `Trade-off: PSNR against ${AXES[store.get().axis].name.toLowerCase()}`;
+      return { title, parts, columns: 1, cell: 800 };
+    },
     summarised: () => draw(view),
     update(state, changed) {
       if (changed.has("axis")) axes.show(state.axis);

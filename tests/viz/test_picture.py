@@ -1,0 +1,101 @@
+"""A view saved as a picture: what it holds, how large it is, and what it says."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.viz.conftest import wait_for_clips
+from tests.viz.test_header import with_run
+
+pytestmark = pytest.mark.browser
+
+VIEWS = {
+    # columns and width of each part, in CSS pixels; the picture has twice as many
+    "compare": (2, 480),
+    "clusters": (5, 240),
+    "masks": (2, 560),
+    "gain": (1, 800),
+    "tradeoff": (1, 800),
+}
+MARGIN, GAP = 28, 16
+
+
+def saved(page, view: str, button: str = "Save picture") -> bytes:
+    with page.expect_download() as download:
+        page.locator(f"[data-view={view}]").get_by_role("button", name=button).click()
+    assert (
+        download.value.suggested_filename == f"svg2-{view}.{'svg' if 'SVG' in button else 'png'}"
+    )
+    return open(download.value.path(), "rb").read()
+
+
+@pytest.fixture(scope="module")
+def timed(trace):
+    return with_run(trace)
+
+
+@pytest.fixture
+def page(timed, open_page):
+    page = open_page(timed, "#run=1&frame=3", fresh=True, reduced_motion="reduce", width=1440)
+    wait_for_clips(page)
+    page.wait_for_timeout(400)
+    return page
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_is_saved_whole_at_twice_its_size(view, page):
+    picture = Image.open(io.BytesIO(saved(page, view)))
+    columns, cell = VIEWS[view]
+    assert picture.width == 2 * max(640, 2 * MARGIN + columns * cell + (columns - 1) * GAP)
+    pixels = np.asarray(picture.convert("RGB")).astype(int)
+    paper = pixels[0, 0]
+    inked = np.abs(pixels - paper).sum(-1) > 60
+    rows = np.flatnonzero(inked.any(1))
+    assert rows[0] < 2 * 60  # the title stands on top
+    assert picture.height - rows[-1] < 2 * 60  # and the lines below
+    middle = inked[2 * (MARGIN + 26 + GAP) : -2 * 100]
+    assert middle.mean() > (0.005 if view == "tradeoff" else 0.05)
+
+
+def test_where_nothing_is_drawn_nothing_is_saved(trace, open_page):
+    page = open_page(with_run(trace, stages={"dense_attention": None}))
+    view = page.locator("[data-view=gain]")
+    view.get_by_role("button", name="Save picture").click()
+    assert view.locator(".save [role=status]").inner_text() == "Nothing is drawn here."
+
+
+def test_a_mask_is_saved_without_moire(page):
+    """Every pixel of the mask is a square of equal size, so no pattern comes in."""
+    picture = np.asarray(Image.open(io.BytesIO(saved(page, "masks"))).convert("RGB")).astype(int)
+    canvas = page.locator("canvas.mask").first
+    bins = canvas.evaluate("(c) => c.width")
+    small = np.array(
+        canvas.evaluate(
+            "(c) => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+        )
+    ).reshape(bins, bins, 4)[..., :3]
+    top, left, side = 2 * (MARGIN + 26 + 16 + 25), 2 * MARGIN, 2 * 560
+    centres = ((np.arange(bins) + 0.5) * side / bins).astype(int)
+    found = picture[top + centres][:, left + centres]
+    close = np.abs(found - small).sum(-1) < 12
+    assert close.mean() > 0.9  # lines between frames and clusters lie over the rest
+
+
+def test_the_chart_is_saved_as_svg_with_its_colours(page):
+    text = saved(page, "tradeoff", "Save SVG").decode()
+    assert text.startswith("<svg")
+    assert "PSNR, dB" in text
+    assert "rgb(63, 111, 216)" in text  # the marks of SVG2
+    assert "tabindex" not in text
+
+
+def test_the_lines_name_run_place_and_origin(page):
+    lines = page.evaluate("() => explorer.inspect().pictureLines")
+    assert "“" in lines[0]
+    assert "17 frames of" in lines[0]
+    assert "SVG2 · top-p 0.9" in lines[1]
+    assert "dB against dense" in lines[1]
+    assert lines[2].startswith("step 6, layer 2, head 1 · ")
+    assert lines[2].endswith("SVG2 Lab")

@@ -1,0 +1,177 @@
+// A view as a picture for a slide: what it has drawn, under a title and over lines that say of what.
+
+import { el, isNumber, percent, decibel, times } from "./dom.js";
+
+const SCALE = 2; // for screens of today, and for print
+const GAP = 16;
+const MARGIN = 28;
+const TITLE_PX = 26;
+const LABEL_PX = 15;
+const LINE_PX = 14;
+const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
+const STYLED = [
+  ...["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity"],
+  ...["font-family", "font-size", "font-weight", "text-anchor"],
+];
+
+/** What a picture says below: prompt, model, run, place and origin. `place` is left out where it is null. */
+export function linesOf({ data, store }, place) {
+  const { request, provenance } = data;
+  const run = data.runs[store.get().run];
+  const { result } = run;
+  const from = result.hardware ? result : provenance;
+  const gained = [
+    isNumber(result.compute_density) && `${percent(result.compute_density)} of the pairs computed in sparse calls`,
+    isNumber(result.speedup) && !result.is_disturbed && `${times(result.speedup)} end to end`,
+    `${decibel(result.psnr_db)} against dense`,
+  ];
+  const shape = [
+    request.model && `model ${request.model}`,
+    isNumber(request.seed) && `seed ${request.seed}`,
+    isNumber(request.width) && `${data.frameCount} frames of ${request.width}×${request.height}`,
+    isNumber(request.num_inference_steps) && `${request.num_inference_steps} steps`,
+  ];
+  const origin = [
+    from.hardware ?? "unknown hardware",
+    typeof from.date === "string" && from.date.slice(0, 10),
+    from.commit && `commit ${String(from.commit).slice(0, 8)}`,
+    "SVG2 Lab",
+  ];
+  const join = (parts) => parts.filter(Boolean).join(" · ");
+  return [
+    join([request.prompt && `“${request.prompt}”`, ...shape]),
+    join([run.name, ...gained]),
+    join([place, ...origin]),
+  ];
+}
+
+/**
+ * A canvas with a title, the parts in rows and the lines. A part is {canvas, label}, or with `draw(context,
+ * x, y, width)` and `height` in place of the canvas. `cell` is the width of each in CSS pixels.
+ */
+export function compose({ title, parts, columns, cell, lines, colours }) {
+  const width = Math.max(640, 2 * MARGIN + columns * cell + (columns - 1) * GAP);
+  const heightOf = (part) => part.height ?? (cell * part.canvas.height) / part.canvas.width;
+  const rows = [];
+  for (let i = 0; i < parts.length; i += columns) rows.push(parts.slice(i, i + columns));
+  const rowHeight = (row) => Math.max(...row.map((p) => heightOf(p) + (p.label ? LABEL_PX + 10 : 0)));
+  const canvas = document.createElement("canvas");
+  const context = canvas.getContext("2d");
+  context.font = `${LINE_PX}px ${FONT}`;
+  const text = lines.flatMap((line) => wrapped(context, line, width - 2 * MARGIN));
+  const body = rows.reduce((sum, row) => sum + rowHeight(row) + GAP, 0);
+  const height = 2 * MARGIN + TITLE_PX + GAP + body + text.length * (LINE_PX + 6);
+  canvas.width = Math.round(SCALE * width);
+  canvas.height = Math.round(SCALE * height);
+  context.scale(SCALE, SCALE);
+  context.fillStyle = colours.paper;
+  context.fillRect(0, 0, width, height);
+  const write = (words, x, y, font, colour = colours.ink) => {
+    context.font = `${font} ${FONT}`;
+    context.fillStyle = colour;
+    context.fillText(words, x, y);
+  };
+  write(title, MARGIN, MARGIN + TITLE_PX * 0.8, `650 ${TITLE_PX}px`);
+  let y = MARGIN + TITLE_PX + GAP;
+  for (const row of rows) {
+    row.forEach((part, i) => {
+      const x = MARGIN + i * (cell + GAP);
+      if (part.label) write(part.label, x, y + LABEL_PX, `600 ${LABEL_PX}px`);
+      const top = y + (part.label ? LABEL_PX + 10 : 0);
+      if (part.draw) part.draw(context, x, top, cell);
+      else drawWhole(context, part.canvas, x, top, cell, heightOf(part));
+    });
+    y += rowHeight(row) + GAP;
+  }
+  for (const line of text) {
+    y += LINE_PX + 6;
+    write(line, MARGIN, y - 6, `400 ${LINE_PX}px`, colours.soft);
+  }
+  return canvas;
+}
+
+/** Small pictures are enlarged by whole pixels, larger ones scaled smoothly: neither makes a moiré. */
+function drawWhole(context, source, x, y, width, height) {
+  context.imageSmoothingEnabled = source.width > SCALE * width;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(source, x, y, width, height);
+}
+
+/** A line cut into lines that fit. */
+function wrapped(context, line, width) {
+  const found = [];
+  let now = "";
+  for (const word of line.split(" ")) {
+    const longer = now ? `${now} ${word}` : word;
+    if (now && context.measureText(longer).width > width) {
+      found.push(now);
+      now = word;
+    } else now = longer;
+  }
+  return [...found, now];
+}
+
+/** An SVG element as a file of its own, with the styles that it has on the page. */
+export function svgText(node) {
+  const copy = node.cloneNode(true);
+  const [, , width, height] = node.getAttribute("viewBox").split(" ").map(Number);
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.setAttribute("width", width);
+  copy.setAttribute("height", height);
+  const sources = [node, ...node.querySelectorAll("*")];
+  [copy, ...copy.querySelectorAll("*")].forEach((element, i) => {
+    const style = getComputedStyle(sources[i]);
+    const own = STYLED.map((name) => `${name}:${style.getPropertyValue(name)}`).join(";");
+    element.setAttribute("style", own);
+    for (const name of ["tabindex", "role", "class"]) element.removeAttribute(name);
+  });
+  return new XMLSerializer().serializeToString(copy);
+}
+
+/** The same as an image that can be drawn, `SCALE` times as large. */
+export async function svgImage(node) {
+  const image = new Image();
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgText(node))}`;
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  canvas.width = SCALE * image.width;
+  canvas.height = SCALE * image.height;
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas;
+}
+
+/**
+ * Buttons that save or copy a view's picture. `picture()` gives (or promises) what `compose` takes, without
+ * lines and colours, and with the `place` that it shows; null where nothing is drawn. `chart` is an SVG
+ * element that can be saved as such.
+ */
+export function makeSave(app, name, { picture, chart }) {
+  const said = el("span", { class: "small", role: "status" });
+  const say = (text) => {
+    said.textContent = text;
+  };
+  const make = async () => {
+    const drawn = await picture();
+    if (!drawn) throw new Error("Nothing is drawn here.");
+    const { place = null, ...what } = drawn;
+    const canvas = compose({ ...what, lines: linesOf(app, place), colours: app.colours() });
+    return new Promise((done) => canvas.toBlob(done, "image/png"));
+  };
+  const button = (label, act) =>
+    el("button", { type: "button", class: "quiet", onclick: () => act().catch((error) => say(error.message)) }, label);
+  const png = button("Save picture", async () => save(await make(), `svg2-${name}.png`));
+  const copy = button("Copy picture", async () => {
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": make() })]);
+    say("Copied");
+  });
+  const vector = chart
+    ? button("Save SVG", async () => save(new Blob([svgText(chart)], { type: "image/svg+xml" }), `svg2-${name}.svg`))
+    : null;
+  return el("p", { class: "save" }, png, copy, vector, said);
+}
+
+function save(blob, name) {
+  const link = el("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
