@@ -75,6 +75,7 @@ def connect(
     to([c.method.change], page.describe_method, "method", "about_method")
     shapes = [c.image.change, c.width.change, c.height.change]
     to(shapes, page.show_cut, "image width height", "image_cut")
+    to([c.prompt.input], page.hint, "model prompt", "note", trigger_mode="always_last")
     to([c.surprise.click], page.suggest_prompt, "", "prompt")
     starts = [c.generate.click, c.prompt.submit]
     prepared = to(starts, page.prepare, f"visit {inputs}", checked, js=WRITE_ADDRESS)

@@ -89,6 +89,10 @@ class Page:
             return {"about_model": say(plain(error), "warn")}
         return {name: config[name] for name in OF_METHOD}
 
+    def hint(self, model: str, prompt: str) -> Update:
+        """What the built-in model makes of the prompt as it is typed."""
+        return {"note": words.grammar_note(prompt) if model == "builtin" and prompt else ""}
+
     def describe_method(self, method: str) -> Update:
         return {"about_method": words.about_method(method)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ STAGES = {
     "measure": "measuring",
 }
 MASTHEAD = """
+<a class="skip" href="#workspace">Skip to the comparison</a>
 <h1>SVG2 Lab</h1>
 <p>One video, made twice: with dense attention, and with
 <a href="https://arxiv.org/abs/2505.18875" target="_blank" rel="noreferrer">SVG2</a> sparse
@@ -74,9 +76,25 @@ FAILED = "The run failed. What was shown before stays."
 TRACE_OPEN = "The trace is open."
 
 
+_FIELDS = {
+    "num_inference_steps": "steps",
+    "num_frames": "frames",
+    "num_q_clusters": "query clusters",
+    "num_k_clusters": "key clusters",
+    "guidance_scale": "guidance",
+    "top_p": "top-p",
+}
+_FIELD = re.compile(rf"(^|: |\. )?\b({'|'.join(_FIELDS)})\b")
+
+
 def plain(error: Exception) -> str:
-    """The error's own sentence, without where our files are on this machine."""
-    return str(error).replace(f"{ROOT}{os.sep}", "")
+    """The error's own sentence, with fields as the page names them and no folders of ours."""
+
+    def as_named(found: re.Match[str]) -> str:
+        start, name = found[1], _FIELDS[found[2]]
+        return name if start is None else f"{start}{name[0].upper()}{name[1:]}"
+
+    return _FIELD.sub(as_named, str(error).replace(f"{ROOT}{os.sep}", ""))
 
 
 def say(text: str, kind: str = "quiet") -> str:

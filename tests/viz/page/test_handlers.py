@@ -12,6 +12,7 @@ from svg2.errors import Cancelled, ModelUnavailable, NotFinite, TraceError
 from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
 from svg2.trace.file import trace_bytes
+from viz.page import words
 from viz.page.address import CHOICES, SETTINGS
 from viz.page.handlers import Page
 from viz.page.open_traces import OpenTraces
@@ -73,7 +74,7 @@ def test_a_closed_tab_cancels_its_run(page: Page, visit: Visit) -> None:
     tab = SimpleNamespace(session_hash="tab", query_params={"seed": "4", "top_p": "7"})
     update = page.arrive(visit, tab)
     assert update["seed"] == 4
-    assert "top_p must be a number" in update["status"]
+    assert "Top-p must be a number" in update["status"]
     assert set(update) == {"seed", "status"}
     running = visit.execution = Stub(None)
     page.leave(SimpleNamespace(session_hash="another tab"))
@@ -152,11 +153,18 @@ def test_a_whole_run_takes_the_place_of_a_release(page: Page, visit: Visit) -> N
     assert list(page.run_release(visit)) == [{}]  # what was dropped runs no more
 
 
+def test_a_prompt_outside_the_grammar_is_said_while_it_is_typed(page: Page) -> None:
+    assert "New words to it: zebra" in page.hint("builtin", "a zebra")["note"]
+    assert page.hint("builtin", words.KNOWN.examples[0]) == {"note": ""}
+    assert page.hint("builtin", "") == {"note": ""}
+    assert page.hint("wan2.1-1.3b", "a zebra") == {"note": ""}
+
+
 def test_a_bad_form_changes_nothing_but_the_message(page: Page, visit: Visit) -> None:
     running = visit.execution = Stub(None)
     said = page.prepare(visit, *values(prompt="a ball", top_p=0))
     assert set(said) == {"status"}
-    assert "top_p must be a number above 0" in said["status"]
+    assert "Top-p must be a number above 0" in said["status"]
     assert visit.pending is None
     assert not running.is_cancelled
 

@@ -124,3 +124,22 @@ def test_a_race_shows_both_sides_with_their_own_clocks() -> None:
     assert live["density"] == [1.0, 0.3]  # of the sparse side, whoever reports
     assert words.share_done(dense, ("dense", "svg2")) == (3 / 4 + 2 / 4) / 2
     assert words.share_done(dense, ("stock", "dense", "svg2")) == (1 + 3 / 4 + 2 / 4) / 3
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("num_frames must be odd, not 4.", "Frames must be odd, not 4."),
+        (
+            "num_q_clusters is 500, and this video has only 96 tokens.",
+            "Query clusters is 500, and this video has only 96 tokens.",
+        ),
+        (
+            "This needs fewer num_frames. top_p may stay.",
+            "This needs fewer frames. Top-p may stay.",
+        ),
+        ("'my_num_frames' is unknown.", "'my_num_frames' is unknown."),
+    ],
+)
+def test_fields_are_named_as_on_the_page(raised, said) -> None:
+    assert words.plain(RequestError(raised)) == said
