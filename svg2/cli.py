@@ -115,7 +115,7 @@ def _compare_prompts(arguments: argparse.Namespace) -> int:
     _output_folder(arguments.out, for_clips=True)
     kept = f"completed prompts are kept in {folder}, and the same command continues from there"
     with running(lambda _: kept, shows_progress=share.is_first) as watch:
-        done = compare_all(layout, share, watch)
+        done = compare_all(layout, share, watch, arguments.race)
     _print_result(done)
     return 0
 

@@ -96,8 +96,9 @@ def explorer_component(value: dict[str, Any] | None = None) -> dict[str, Any]:
     """Keyword arguments for `gr.HTML`. See `explorer_value` for what its value is.
 
     The component raises `release` when the budget slider is let go, with `top_p`, `method`, `run`
-    (its index in the trace) and `trace` (the name of the one on show) in the event's data; `stop`
-    when a run in progress is to stop; `select` with `trace` when a link opened another one.
+    (its index in the trace) and `trace` (the name of the one on show) in the event's data, with
+    `again` where the run on show is to be made anew, its dense side too; `stop` when a run in
+    progress is to stop; `select` with `trace` when a link opened another one.
     """
     return {
         "value": value,

@@ -44,7 +44,7 @@ class RunStats:
         observer_seconds: wall time spent in the observer, no part of `stage_seconds`. On CUDA it
             includes the observer's wait for work that was queued before.
         cache_bytes: the most memory that centroids held at once.
-        step_attention_seconds: `attention_seconds` of each step.
+        step_attention_seconds: `attention_seconds` of each step, with the time of its statistics.
         call: int32 `[calls, 3]`, step, layer and branch of every sparse call, in order; row i of
             `call_density`, `call_kept_mass` (float32 `[calls, H]`, means over the batch) and
             `call_stage_ms` (float32 `[calls, 5]`, in the order of `STAGES`) belong to it.
@@ -248,7 +248,9 @@ class StatsRecorder:
     def _attention_by_step(self, stage_ms: np.ndarray) -> tuple[float | None, ...]:
         """Seconds of all stages but `other`, and of dense kernels, in each step."""
         seconds: list[float | None] = [0.0] * self._num_steps
-        ours = (stage_ms.sum(axis=1) - stage_ms[:, STAGES.index("other")]) / 1e3
+        # What statistics take between a call's stages is the method's.
+        skipped = np.array([call.clock.skipped_ms for call in self._sparse])
+        ours = (stage_ms.sum(axis=1) - stage_ms[:, STAGES.index("other")] + skipped) / 1e3
         times = [(call.place[0], x) for call, x in zip(self._sparse, ours.tolist(), strict=True)]
         for call in self._dense:
             dense = None if call.clock is None else call.clock.stage_ms[DENSE_STAGE] / 1e3

@@ -53,6 +53,19 @@ class StageClock:
         self._instants.append(self._now())
 
     @property
+    def skipped_ms(self) -> float:
+        """Milliseconds under no name, so far."""
+        if self._cuda is not None:
+            self._instants[-1].synchronize()
+        return sum(
+            (end - start) * 1e3 if self._cuda is None else start.elapsed_time(end)
+            for name, start, end in zip(
+                self._names, self._instants[:-1], self._instants[1:], strict=True
+            )
+            if name is None
+        )
+
+    @property
     def stage_ms(self) -> dict[str, float]:
         """Milliseconds by stage, so far."""
         if self._cuda is not None:

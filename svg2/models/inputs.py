@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from svg2.git_lfs import ADVICE, is_pointer_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_DAMAGED = (OSError, ValueError, SyntaxError, struct.error)  # as Pillow says it
 MAX_FILE_BYTES = 256 << 20
 MAX_PIXELS = 50_000_000
 _ORIENTATION = 274  # of EXIF; these lie on their side
@@ -47,7 +49,10 @@ def describe_cut(path: str, width: int, height: int) -> str:
         RequestError: as `check_image`.
     """
     with _open_image(path) as image:
-        is_turned = image.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE
+        try:
+            is_turned = image.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE
+        except _DAMAGED as error:
+            raise RequestError(f"The image {path!r} is damaged.") from error
         found = image.size[::-1] if is_turned else image.size
     return cut_sentence("image", found, (width, height))
 
@@ -112,7 +117,7 @@ def _read_rgb(path: str) -> Image:
             return upright.convert("RGB")
         except RequestError:
             raise
-        except (OSError, ValueError, SyntaxError) as error:
+        except _DAMAGED as error:
             raise RequestError(f"The image {path!r} is damaged.") from error
 
 
@@ -126,7 +131,9 @@ def _from_numbers(image: Image, path: str) -> Image:
         raise RequestError(f"The image {path!r} has values that are infinite or not a number.")
     least, most = values.min(), values.max()
     if least >= 0 and image.mode != "F" and most <= 65535:
-        least, most = 0.0, 65535.0
+        # Numbers of 32 bits do not tell their depth: of the usual ones the least that holds all.
+        depths = (255, 4095, 65535) if image.mode == "I" else (65535,)
+        least, most = 0.0, next(float(top) for top in depths if most <= top)
     elif least >= 0 and image.mode == "F" and most <= 1:
         least, most = 0.0, 1.0
     grey = (values - least) * (255 / (most - least)) if most > least else np.zeros(values.shape)

@@ -122,13 +122,16 @@ class PromptFolders:
         write_atomic(self.summary, json_bytes({"results": list(results)}))
 
 
-def compare_all(layout: Layout, share: Processes, watch: Watch | None = None) -> dict[str, Any]:
+def compare_all(
+    layout: Layout, share: Processes, watch: Watch | None = None, in_turns: bool = True
+) -> dict[str, Any]:
     """Make those comparisons of this process that have no result yet.
 
     The process that finishes the last one writes the summary.
 
     Args:
         share: this process among all. Process r of n makes the comparisons r, r + n, r + 2n, ...
+        in_turns: as in `svg2.runs.compare.compare`.
 
     Returns:
         The layout's counts, numbers `made` now, number `left` without a result, and the `rank`.
@@ -146,7 +149,8 @@ def compare_all(layout: Layout, share: Processes, watch: Watch | None = None) ->
             continue
         run = layout.runs[number]
         pipe = load_for(run, watch) if pipe is None else pipe
-        layout.save(number, compare(run, pipe, watch=watch, policy=layout.policy))
+        made_now = compare(run, pipe, watch=watch, policy=layout.policy, in_turns=in_turns)
+        layout.save(number, made_now)
         made.append(number)
     found = [layout.result(number) for number in numbers]
     results = [result for result in found if result is not None]

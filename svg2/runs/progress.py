@@ -102,10 +102,7 @@ class Watch:
             left = self._seconds_left(run, num_steps - step + self.steps_after)
             others = 0.0 if beside is None else self._seconds_of_rival(beside, num_steps)
             eta = None if left is None or others is None else left + others
-        took = sum(self._step_seconds.get(run, ()))
-        progress = Progress(
-            run, stage, step, num_steps, eta, seconds=took, beside=beside, **glimpse
-        )
+        progress = Progress(run, stage, step, num_steps, eta, beside=beside, **glimpse)
         if run in self.rivals:
             self._latest[run] = dataclasses.replace(progress, beside=None)
         self.on_progress(progress)
@@ -182,6 +179,7 @@ class Loop:
         self._turn = turn
         self._aside = aside or (lambda: 0.0)
         self._aside_before = 0.0
+        self._is_ended = False  # by the other side of a race
         self._step = 0
         self._num_steps = 0
         self._outside = 0.0
@@ -230,6 +228,8 @@ class Loop:
         if self._failure is not None:
             raise self._failure
         self._watch.check()
+        if self._is_ended:
+            raise Cancelled
         self._is_decoding = True
         self._report("decode")
         self._stopwatch.lap()
@@ -268,7 +268,8 @@ class Loop:
         try:
             self._turn.step_done(self._step)
         except Cancelled:
-            self._stop()
+            self._is_ended = True
+            self._pipe._interrupt = True
         self._last = time.perf_counter()
         self._outside += self._last - started
 
@@ -324,7 +325,8 @@ class Loop:
     def _report(self, stage: str, **glimpse: Any) -> None:
         if self._run is not None:
             place = (self._step, self._num_steps) if stage == "denoise" else ()
-            self._watch.report(self._run, stage, *place, **glimpse)
+            took = sum(self.step_seconds)
+            self._watch.report(self._run, stage, *place, seconds=took, **glimpse)
 
 
 def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svg2.errors import Cancelled
 from svg2.models.loading import as_kind
@@ -17,8 +18,12 @@ from svg2.runs.run import Run
 from svg2.runs.turns import Generators, Turns
 from svg2.trace.records import RecordingPolicy
 
+if TYPE_CHECKING:
+    import torch
+
 _PARTS = ("transformer", "transformer_2")
-_ROOM_BYTES = 1 << 30  # for the second side's latents, prompt and scheduler
+# For the second side's latents, prompt, scheduler and centroids, at the sizes of today's models.
+_ROOM_BYTES = 1 << 30
 
 
 def why_no_race(pipe: Any) -> str | None:
@@ -38,10 +43,13 @@ def _why_no_turns(pipe: Any) -> str | None:
         transformer = getattr(pipe, name, None)
         if transformer is None:
             continue
-        if any(hasattr(module, "_hf_hook") for module in transformer.modules()):
+        modules = list(transformer.modules())
+        if any(hasattr(module, "_hf_hook") for module in modules):
             return "The model is moved in and out of the GPU's memory"
-        if hasattr(transformer, "_orig_mod") or transformer._compiled_call_impl is not None:
+        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):
             return "The model is compiled"
+        if any("forward" in vars(module) for module in modules):
+            return "The model has hooks"  # a copy would run the original behind them
         if getattr(transformer, "hf_quantizer", None) is not None:
             return "The model is quantized"
     device = device_of(pipe)
@@ -68,13 +76,14 @@ def race(
     """
     watch = watch or Watch()
     pipe = as_kind(pipe, run.kind)
-    generators = Generators(device_of(pipe))
+    device = device_of(pipe)
+    generators = Generators(device)
     turns, before = Turns(generators), generators.states()
     first, second = turns.sides
     watch.rivals = ("dense", run.method.name)
     sides = (
-        _Side(turns, 0, lambda: generate_dense(pipe, run, watch, first)),
-        _Side(turns, 1, lambda: generate_sparse(_twin(pipe), run, watch, policy, second)),
+        _Side(turns, 0, device, lambda: generate_dense(pipe, run, watch, first)),
+        _Side(turns, 1, device, lambda: generate_sparse(_twin(pipe), run, watch, policy, second)),
     )
     try:
         for side in sides:
@@ -84,6 +93,8 @@ def race(
     except BaseException:
         watch.cancel()
         turns.end()
+        for side in sides:  # at most a step; a second interrupt does not wait
+            side.join()
         raise
     finally:
         watch.rivals = ()
@@ -100,23 +111,36 @@ def race(
 class _Side(threading.Thread):
     """One side of a race. A failure ends the race for the other too, except for a done one."""
 
-    def __init__(self, turns: Turns, number: int, work: Callable[[], Any]) -> None:
+    def __init__(
+        self, turns: Turns, number: int, device: torch.device, work: Callable[[], Any]
+    ) -> None:
         super().__init__(name=f"svg2-race-{number}", daemon=True)
         self.made: Any = None
         self.error: BaseException | None = None
         self._turns = turns
         self._turn = turns.sides[number]
+        self._device = device
         self._work = work
 
     def run(self) -> None:
         try:
             self._turn.begin()
-            self.made = self._work()
+            with _current(self._device):
+                self.made = self._work()
         except BaseException as error:  # `race` raises it in the caller's thread
             self.error = error
             self._turns.end()
         finally:
             self._turn.leave()
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """The device as the current one of this thread, which starts with the first."""
+    if device.type != "cuda":
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device(device)
 
 
 def _twin(pipe: Any) -> Any:

@@ -95,10 +95,10 @@ def result_record(dense: DenseRun, sparse: SparseRun, order: Order) -> dict[str,
 
 def _timing(dense: DenseRun, sparse: SparseRun, order: Order) -> Timing | None:
     """The two runs step by step; None where the steps of either were not timed."""
-    count = len(dense.step_seconds)
-    if not count or len(sparse.step_seconds) != count:
+    count, stats = len(dense.step_seconds), sparse.stats
+    # A step of some schedulers is more than one forward, which is what statistics count.
+    if not count or len(sparse.step_seconds) != count or stats.num_steps != count:
         return None
-    stats = sparse.stats
     sparse_steps = set(stats.call[:, 0].tolist())
     dense_times, sparse_times = (
         Steps(

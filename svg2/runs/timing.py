@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHARED_WORK_SLACK = 0.1
+MOST_SCALED = 0.4
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Timing:
     """A sparse run against a dense one.
 
     Attributes:
-        speedup: time of the dense loop over that of the sparse one. Steps that ran sparse count
+        speedup: how many times as long the dense loop takes. Steps that ran sparse count
             by the median of their paired ratios, so that no single step decides; the first of
             them, which clusters from scratch, and the dense ones count as they were.
         quartiles: of those paired ratios; None for fewer than four.
@@ -47,8 +48,8 @@ class Timing:
             fast in both runs where it is 1.
         is_scaled: whether the speedup was scaled by `shared_ratio`, since the two runs were not
             made in turns.
-        is_disturbed: whether the runs took turns and their shared work still differs by more than
-            a tenth, so that the speedup can't be believed.
+        is_disturbed: whether the speedup can't be believed: the runs took turns and their shared
+            work still differs by more than a tenth; or it was scaled by more than is safe.
     """
 
     speedup: float
@@ -87,7 +88,7 @@ def timing(dense: Steps, sparse: Steps, in_turns: bool) -> Timing:
         quartiles=quartiles,
         shared_ratio=shared_ratio,
         is_scaled=scale != 1.0,
-        is_disturbed=in_turns and off > SHARED_WORK_SLACK,
+        is_disturbed=off > (SHARED_WORK_SLACK if in_turns else MOST_SCALED),
     )
 
 

@@ -69,7 +69,8 @@ class Turn:
     """One side's part in `Turns`, used in its own thread.
 
     Attributes:
-        memory: counts while this side computes, and not while it waits.
+        memory: counts while this side computes, and not while it waits. What the other side
+            keeps meanwhile, as latents and centroids, is in the peak.
     """
 
     def __init__(self, turns: Turns, side: int, generators: Generators) -> None:

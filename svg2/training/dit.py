@@ -113,6 +113,12 @@ def train_denoiser(
     torch.manual_seed(seed)
     state = _begin(stores, checkpoint, text, start, seed, device)
     model, record = state.model, state.record
+    recipe = course.notes.get("recipe")
+    if record["steps"] and record.get("recipe", recipe) != recipe:
+        raise TrainingError(
+            f"{checkpoint} was trained with another recipe ({record['recipe']}): remove it first, "
+            "or give the same one."
+        )
     record |= course.notes
     optimizers = build_optimizers(
         model, _LR, is_matrix=lambda name, p: "blocks" in name and p.ndim == 2

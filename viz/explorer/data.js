@@ -148,7 +148,7 @@ export function readPayload(payload) {
     config: run.config,
     asked: askedOf(run.config),
     clusters: `${run.config.num_q_clusters ?? "?"}/${run.config.num_k_clusters ?? "?"}`,
-    result: run.result,
+    result: believed(run.result),
     video: bytesOf(run.mp4),
     psnrFrame: arrayOf(run.psnr_frame),
     call: arrayOf(run.call),
@@ -187,6 +187,12 @@ export function readPayload(payload) {
       return same.found;
     },
   };
+}
+
+/** A result without the speedups of a disturbed timing: nothing may count on them. */
+function believed(result) {
+  if (!result.is_disturbed) return result;
+  return { ...result, speedup: undefined, attention_speedup: undefined };
 }
 
 /** Whether a run has records, and whether all of them hold predicted errors. */

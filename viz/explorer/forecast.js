@@ -9,6 +9,9 @@ const SLOPE = 0.75;
 // What was found off by when each of such a pair was foretold from the other.
 const LEAST_DB = 1;
 const DB_PER_DB = 0.2;
+// Beyond the measured runs no more is foretold than this far from the nearest.
+const FARTHEST_DB = 15;
+const NOTHING = 1e-9; // of all that could be missed
 
 const lerp = (a, b, t) => a + (b - a) * t;
 const decibels = (squares) => 10 * Math.log10(Math.max(squares, 1e-30));
@@ -26,10 +29,12 @@ export function forecastAt(top_p, runs, curves) {
     .sort((a, b) => a.missed - b.missed);
   if (!known.length) return null;
   const at = Math.round(top_p * TICKS);
+  if (curves.missed[at] <= NOTHING * curves.missed[0]) return null; // as good as dense, and no decibels tell
   const missed = decibels(curves.missed[at]);
-  const nearest = known.reduce((a, b) => (Math.abs(b.missed - missed) < Math.abs(a.missed - missed) ? b : a));
+  const nearest = known.reduce((a, b) => (Math.abs(b.missed - missed) <= Math.abs(a.missed - missed) ? b : a));
   const below = known.filter((one) => one.missed <= missed).at(-1);
   const above = known.find((one) => one.missed > missed);
+  if (!(below && above) && Math.abs(nearest.missed - missed) > FARTHEST_DB) return null;
   const share = below && above ? (missed - below.missed) / (above.missed - below.missed) : null;
   const between = (of) => (share === null ? null : lerp(of(below), of(above), share));
   const density = curves.density[at] * (between((one) => one.drift) ?? nearest.drift);

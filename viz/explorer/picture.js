@@ -22,7 +22,7 @@ export function linesOf({ data, store }, place) {
   const from = result.hardware ? result : provenance;
   const gained = [
     isNumber(result.compute_density) && `${percent(result.compute_density)} of the pairs computed in sparse calls`,
-    isNumber(result.speedup) && !result.is_disturbed && `${times(result.speedup)} end to end`,
+    isNumber(result.speedup) && `${times(result.speedup)} end to end`,
     `${decibel(result.psnr_db)} against dense`,
   ];
   const shape = [

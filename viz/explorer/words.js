@@ -43,7 +43,7 @@ const WORDS = {
   guidance:
     "Guided sampling runs the model twice a step: with the prompt (conditional) and without it (unconditional).",
   "end-to-end":
-    "Time of the dense denoising loop over that of the sparse one, both measured on the same machine. Clustering and sorting are counted.",
+    "Time of the dense denoising loop over that of the sparse one, from steps that took turns on the same machine. Clustering and sorting are counted.",
   "attention speedup":
     "The same ratio over self-attention alone, with clustering, sorting and selection on the sparse side.",
   "latent frame":

@@ -31,7 +31,8 @@ def refused_at_start() -> Iterator[None]:
         print(f"python app.py: {error}", file=sys.stderr)
         sys.exit(2)
     except (OSError, OverflowError) as error:
-        sys.exit(f"python app.py: can't be served ({error}); name a free port by --port")
+        advice = "; name a free port by --port" if "port" in str(error).lower() else ""
+        sys.exit(f"python app.py: can't be served ({error}){advice}")
 
 
 def check_numbers() -> None:

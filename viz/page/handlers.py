@@ -135,11 +135,12 @@ class Page:
             visit.wants_race = again
         except BAD_INPUT as error:
             return {**_refusal(error), "explorer": visit.view(notice=plain(error))}
-        live = {"text": words.waiting_to_measure(event.top_p), "done": 0, "release": True}
+        text = f"{words.AGAIN}." if again else words.waiting_to_measure(event.top_p)
+        live = {"text": text, "done": 0, "release": True}
         return {"explorer": visit.view(live=live), "cancel": gr.update(visible=True)}
 
     def run_pending(self, visit: Visit) -> Generator[Update]:
-        """The run that waits: dense where this visit has none of its video yet, then sparse."""
+        """The run that waits: both sides, or the sparse one where this visit has the dense one."""
         run, visit.pending, visit.pending_release = visit.pending, None, None
         yield from self._run(visit, run, is_release=False)
 
@@ -195,6 +196,8 @@ class Page:
         """Show the progress of a run, and return what it made; raises whatever stopped it."""
         dense = None if is_release and visit.wants_race else visit.dense_of(run)
         lead = words.measuring(run.config.top_p) if is_release else ""
+        if is_release and visit.wants_race:
+            lead = f"{words.AGAIN}: "
         runs = words.runs_of(run, with_dense=dense is None)
         policy = RELEASE_POLICY if is_release else None
         execution = visit.execution = self.runner.start(run, dense, policy)

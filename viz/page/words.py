@@ -168,6 +168,9 @@ def waiting_to_measure(top_p: float) -> str:
     return f"Waiting to measure top-p {top_p:g}."
 
 
+AGAIN = "Measuring again"
+
+
 def measuring(top_p: float) -> str:
     """Said before the progress of a run that the budget slider asked for."""
     return f"Measuring top-p {top_p:g}: "

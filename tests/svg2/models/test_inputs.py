@@ -48,6 +48,8 @@ NUMBERS = {
     "16-bit TIFF": ("a.tif", (RAMP * 65535).astype(np.uint16)),
     "16-bit TIFF, other end first": ("a.tif", (RAMP * 65535).astype(">u2")),
     "32-bit TIFF": ("a.tif", (RAMP * 65535).astype(np.int32)),
+    "32-bit TIFF of 8 bits": ("a.tif", (RAMP * 255).round().astype(np.int32)),
+    "32-bit TIFF of 12 bits": ("a.tif", (RAMP * 4095).round().astype(np.int32)),
     "32-bit TIFF of a wide range": ("a.tif", (RAMP * 2e9).astype(np.int32)),
     "float TIFF": ("a.tif", RAMP.astype(np.float32)),
     "float TIFF of a scene": ("a.tif", (RAMP * 3500 - 200).astype(np.float32)),
@@ -146,6 +148,17 @@ def test_what_is_cut_away_is_said_and_shown(tmp_path, size, orientation, video, 
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "text.png", "empty.png", "cut.png", ".", "a\0b"])
+@pytest.mark.parametrize("header", [b"Exif\0\0II*\0", b"Exif\0\0nonsense", b"Exif\0\0MM"])
+def test_a_damaged_header_is_no_traceback(tmp_path, header):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (40, 20), "red").save(path, exif=header)
+    for read in (lambda: describe_cut(str(path), 20, 20), lambda: read_image(str(path), 20, 20)):
+        try:
+            read()
+        except RequestError as error:
+            assert "is damaged" in str(error)
+
+
 def test_a_file_that_is_not_an_image_is_refused_in_one_sentence(files, name):
     with pytest.raises(RequestError) as caught:
         read_image(str(files / name), 32, 32)

@@ -117,10 +117,23 @@ def test_an_error_of_one_side_is_raised_and_the_pipeline_stays_usable(
 
 def test_cancelling_after_the_dense_side_is_done_keeps_it(pipe, run):
     seen = []
-    watch = Watch(seen.append, lambda: any(p.run == "dense" and p.stage == "decode" for p in seen))
-    with pytest.raises(Cancelled):
+    name = run.method.name
+    watch = Watch(seen.append, lambda: any((p.run, p.stage) == (name, "decode") for p in seen))
+    with pytest.raises(Cancelled) as caught:
         race(pipe, run, watch)
+    np.testing.assert_array_equal(caught.value.dense.frames, generate_dense(pipe, run).frames)
     assert watch.rivals == ()
+
+
+def test_a_failure_of_one_side_does_not_cancel_the_watch(pipe, run, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise Unlucky
+
+    monkeypatch.setattr(racing, "generate_sparse", fail)
+    watch = Watch()
+    with pytest.raises(Unlucky):
+        race(pipe, run, watch)
+    assert not watch.is_cancelled
 
 
 def why_not(pipe, **attributes) -> str:
@@ -137,3 +150,15 @@ def test_what_can_not_take_turns_says_why(pipe):
     assert "moved in and out" in why_not(pipe, _hf_hook=object())
     assert "quantized" in why_not(pipe, hf_quantizer=object())
     assert "compiled" in why_not(pipe, _compiled_call_impl=torch.nn.Identity())
+    assert "hooks" in why_not(pipe, forward=pipe.transformer.forward)
+
+
+def test_compiled_or_hooked_blocks_are_found_too(pipe):
+    block = pipe.transformer.blocks[1]
+    for name in ("_compiled_call_impl", "forward"):
+        vars(block)[name] = block.forward
+        try:
+            assert why_no_race(pipe) is not None
+        finally:
+            del vars(block)[name]
+    assert why_no_race(pipe) is None

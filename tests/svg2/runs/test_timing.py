@@ -9,6 +9,12 @@ def steps(seconds, attention, dense=()):
     return Steps(seconds, attention, [i in dense for i in range(len(seconds))])
 
 
+def slower(run, times):
+    return Steps(
+        [x * times for x in run.seconds], [x * times for x in run.attention], run.is_dense
+    )
+
+
 DENSE = steps([10.0] * 6, [8.0] * 6, dense=range(6))
 FIRST_DENSE_THEN_SPARSE = steps([10.0, 5.0, 4.0, 4.0, 4.0, 4.0], [8, 3, 2, 2, 2, 2], dense=[0])
 
@@ -43,11 +49,11 @@ def test_a_machine_slow_for_one_side_alone_is_said():
 
 
 def test_runs_at_different_times_are_scaled_by_the_work_they_share():
-    slow = steps([3 * x for x in FIRST_DENSE_THEN_SPARSE.seconds], [24, 9, 6, 6, 6, 6], dense=[0])
-    found = timing(DENSE, slow, in_turns=False)
+    found = timing(DENSE, slower(FIRST_DENSE_THEN_SPARSE, 1.25), in_turns=False)
     assert found.speedup == pytest.approx(60 / 31)
     assert found.is_scaled
     assert not found.is_disturbed
+    assert timing(DENSE, slower(FIRST_DENSE_THEN_SPARSE, 1.5), in_turns=False).is_disturbed
 
 
 def test_attention_that_can_not_be_told_apart_leaves_the_times_alone():

@@ -357,6 +357,18 @@ def test_weights_that_do_not_fit_are_not_gone_on_from(tmp_path, latents, changed
         )
 
 
+@pytest.mark.parametrize("changed", [{"steps": 4}, {"guidance": 3.0}, {"substeps": 2}])
+def test_a_student_is_not_gone_on_with_by_another_recipe(tmp_path, latents, changed):
+    model = Denoiser()
+    weights = {"model": model.state_dict(), "ema": dict(model.named_parameters())}
+    made = distilling(Denoiser(), Recipe()).notes
+    about = {"rule": rule(), "seed": 0, "log": [], "seconds": 0.0, "steps": 5, "clips": 5}
+    save_checkpoint(tmp_path / "distil.pt", model.record | about | made, **weights)
+    course = distilling(Denoiser(), Recipe(**changed))
+    with pytest.raises(TrainingError, match="another recipe"):
+        train_denoiser(course, [latents], tmp_path / "distil.pt", 1)
+
+
 def test_a_shipped_pipeline_is_gone_on_from_with_all_that_it_read(tmp_path):
     model = Denoiser()
     pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)

@@ -162,8 +162,7 @@ function showOutcome({ outcomeName, outcome, outcomeNote }, { isMeasured, told, 
   write(outcomeName, isMeasured ? "PSNR, whole run" : "PSNR, foretold");
   if (isMeasured) {
     write(outcome, decibel(result.psnr_db));
-    const isTimed = isNumber(result.speedup) && !result.is_disturbed;
-    write(outcomeNote, isTimed ? `${times(result.speedup)} end to end` : "");
+    write(outcomeNote, isNumber(result.speedup) ? `${times(result.speedup)} end to end` : "");
     return;
   }
   write(outcome, told ? foretold(told) : "not known");

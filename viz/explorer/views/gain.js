@@ -63,7 +63,7 @@ function howTimed({ order, dense_reused: reused, is_scaled: scaled, is_disturbed
   if (disturbed)
     return "Dense and sparse took turns, step by step, and yet the work that both share took more than a tenth longer in one of them: something else was using this machine. Their times are no measure; measure again.";
   if (order === "in turns")
-    return "Dense and sparse took turns, step by step, so both met the same machine. The speedup is the median of their paired steps.";
+    return "Dense and sparse took turns, step by step, so both met the same machine. The speedup counts sparse steps by the median of their paired ratios; the first one, which clusters from scratch, counts as it was.";
   const scale = scaled
     ? " The speedup is scaled by the work that both share, so that the machine's pace in between does not count."
     : "";
@@ -132,7 +132,7 @@ function metrics({ result: r }) {
     ),
     metric(
       term("attention speedup", "Attention speedup"),
-      times(r.attention_speedup),
+      r.is_disturbed ? "disturbed" : times(r.attention_speedup),
       "time in self-attention",
     ),
     metric(

@@ -57,6 +57,8 @@ export function makeOutline(app, whenFound) {
     update(state, changed) {
       if (["run", "step", "head", "branch"].some((name) => changed.has(name))) {
         clearTimeout(timer);
+        found = null; // its number means another cluster now
+        write();
         timer = setTimeout(() => {
           found = app.tellingCluster();
           write();

@@ -56,17 +56,20 @@ function tellingCluster(app) {
   const { data, store } = app;
   const { step, head, branch } = store.get();
   let best = { layer: store.get().layer, cluster: 0, score: -1 };
+  const read = new Set();
   data.index.forEach((place, i) => {
     const here = place.step === step && place.head === head && place.branch === branch;
     if (place.run !== app.source() || !here) return;
     const record = data.record(i);
+    read.add(i);
     const far = apart(record);
     journeys(record, data.grid).forEach(({ thing }, q) => {
       const share = record.q.sizes[q] / data.tokens; // neither the background nor a speck
       const score = share > 0.005 && share < 0.15 ? thing * far[q] : 0;
-      if (score > best.score) best = { layer: place.layer, cluster: q, score };
+      if (score > best.score) best = { layer: place.layer, cluster: q, score, record: i };
     });
   });
+  for (const i of read) if (i !== best.record && i !== app.recordIndex()) data.forget(i);
   return best;
 }
 

@@ -123,7 +123,7 @@ function budgetStep(app) {
         ? "move the slider and let go"
         : "letting go of the slider goes to the nearest run that was made";
       return app.canRedo()
-        ? `At top-p ${top_p} this call would compute ${percent(app.stats().density)}. That is a what-if on recorded queries and keys. Its PSNR is known only when it is run: ${how}.`
+        ? `At top-p ${top_p} this call would compute ${percent(app.stats().density)}. That is a what-if on recorded queries and keys. Its PSNR is foretold, and known only when it is run: ${how}.`
         : `What ${runOf(app).title} computes at top-p ${top_p} is known only when it is run: ${how}.`;
     },
   };

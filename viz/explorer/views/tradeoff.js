@@ -1,4 +1,4 @@
-// Measured runs on a chart: solid marks, a symbol per method. The what-if has a density but no PSNR, so it is only a line.
+// Measured runs on a chart: solid marks, a symbol per method. The what-if is a hollow mark where it is foretold, else a line.
 
 import { budget, choice, el, isNumber, percent, put, svg, times } from "../dom.js";
 import { svgImage } from "../picture.js";
