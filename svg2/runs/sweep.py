@@ -152,8 +152,8 @@ def _against_baseline(result: dict[str, Any], baseline: dict[str, Any]) -> dict[
     share, density_run = baseline["loop_attention_share"], result["density_run"]
     bound = None if share is None else 1 / (1 - share * (1 - density_run))
     return result | {
-        "kernel_gain": result["dense_seconds"] / baseline["svg2_seconds"],
-        "sparsity_speedup": baseline["svg2_seconds"] / result["svg2_seconds"],
+        "kernel_gain": baseline["speedup"],
+        "sparsity_speedup": result["speedup"] / baseline["speedup"],
         "sparsity_speedup_bound": bound,
     }
 

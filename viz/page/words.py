@@ -44,7 +44,8 @@ STAGES = {
     "measure": "measuring",
 }
 MASTHEAD = """
-<a class="skip" href="#workspace">Skip to the comparison</a>
+<a class="skip" href="#workspace" onclick="const place = document.getElementById('workspace');
+  place.tabIndex = -1; place.focus(); return false">Skip to the comparison</a>
 <h1>SVG2 Lab</h1>
 <p>One video, made twice: with dense attention, and with
 <a href="https://arxiv.org/abs/2505.18875" target="_blank" rel="noreferrer">SVG2</a> sparse
