@@ -109,6 +109,8 @@ export function makeHeader(app) {
       put(title, ...headline(run.result));
       again.update(run);
       runs.show(state.run);
+      const chosen = runs.node.querySelector("[aria-pressed=true]");
+      if (chosen) runs.node.scrollLeft = chosen.offsetLeft - runs.node.offsetLeft - 24;
     },
   };
 }
