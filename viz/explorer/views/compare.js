@@ -31,7 +31,7 @@ export function makeCompare(app) {
   return {
     node: el(
       "section",
-      { class: "view", "aria-labelledby": "compare-title" },
+      { class: "view clipsfirst", "aria-labelledby": "compare-title" },
       el("div", { class: "side" }, introduction(), modes.node, minis?.node, psnrLine.node),
       el("div", { class: "main" }, stage.node, stage.wipeRow, transport.node, outline?.node, trouble),
     ),

@@ -40,7 +40,7 @@ export function makeOutline(app, whenFound) {
   };
   function write() {
     const now = shown();
-    node.hidden = !now;
+    node.style.visibility = now ? "" : "hidden"; // its place stays, so that nothing below it jumps
     if (!now) return;
     const { side, cluster, layer, record } = now;
     const [T, Y, X] = app.data.grid;
