@@ -122,7 +122,6 @@ def _pool(num_workers: int, kind: str = "workers") -> ThreadPoolExecutor:
     """
     with _pools_lock:
         if (num_workers, kind) not in _pools:
-            callers_threads = torch.get_num_threads()
             all_up = threading.Barrier(num_workers + 1)
 
             def start() -> None:
@@ -137,7 +136,10 @@ def _pool(num_workers: int, kind: str = "workers") -> ThreadPoolExecutor:
                 pool.submit(start)
             all_up.wait()
             # set_num_threads is per thread and global at once: give the global one back, or every
-            # later thread of the process would start with one.
-            torch.set_num_threads(callers_threads)
+            # later thread of the process would start with one. In a thread that ends with it:
+            # the caller may be a worker of another kind, with one thread of its own.
+            giving_back = threading.Thread(target=torch.set_num_threads, args=(num_workers,))
+            giving_back.start()
+            giving_back.join()
             _pools[num_workers, kind] = pool
         return _pools[num_workers, kind]

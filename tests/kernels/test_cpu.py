@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 
-from kernels.cpu import bf16_is_native, share_work
+from kernels import cpu
+from kernels.cpu import bf16_is_native, on_one_thread, share_work
 
 CPU = torch.device("cpu")
 
@@ -78,3 +79,17 @@ def test_bf16_is_native_is_what_the_chip_says():
     if not flags:
         pytest.skip("this system lists no CPU flags")
     assert bf16_is_native() == bool(flags & {"amx_bf16", "avx512_bf16"})
+
+
+def test_threads_that_come_later_have_all_cores_also_where_workers_began_in_a_driver(
+    two_threads, monkeypatch
+):
+    """A page makes each run in a new thread: dense attention must not be left with one core."""
+    monkeypatch.setattr(cpu, "_pools", {})
+    on_one_thread(lambda: share_work(range(4), lambda take: list(iter(take, None)), CPU), CPU)
+    counts = []
+    thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert counts == [2]
+    assert torch.get_num_threads() == 2
