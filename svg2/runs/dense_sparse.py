@@ -169,7 +169,7 @@ def generate_sparse(
     """Generate with sparse attention, measure it and record calls. Times leave recording out.
 
     On a GPU an untimed sparse step goes first and compiles the kernels. On a CPU there is nothing
-    to compile, and the dense run before it, or the run's own dense steps, have warmed up the rest.
+    to compile, and the dense side has warmed up the rest.
 
     Args:
         pipe: the loaded pipeline of the run's model.

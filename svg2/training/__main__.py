@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         *("--pretrained",),
         type=Path,
-        help="shipped pipeline to continue from (default of `long`: the built-in model)",
+        help="shipped pipeline to continue from (default of `long`, `encode-long` and "
+        "`extend`: the built-in model)",
     )
     parser.add_argument(
         "--vae-clips", type=_above_0(int), default=1000, help="clips for the autoencoder"
