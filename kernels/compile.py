@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 
 from kernels.build import Build
 from kernels.cluster_attention.fused import lists
-from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for
+from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for, variants_for
 from kernels.impl import HEAD_DIMS
 from kernels.kmeans import fused as kmeans
 from kernels.permutation import fused as permutation
@@ -106,7 +106,8 @@ def shipped_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Buil
     """
     for dtype in dtypes:
         for head_dim in HEAD_DIMS:
-            yield from attention_builds(config_for(chip, head_dim), head_dim, dtype)
+            for config in variants_for(chip, head_dim).values():
+                yield from attention_builds(config, head_dim, dtype)
             yield from kmeans_builds(chip, head_dim, dtype)
             yield from routing.builds(chip, head_dim, dtype)
     yield from list_builds(chip)
@@ -151,8 +152,8 @@ def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
 
 def list_builds(chip: str) -> Iterator[Build]:
     """The list kernels of attention, for each tile size that runs on a chip."""
-    for config in dict.fromkeys(config_for(chip, head_dim) for head_dim in HEAD_DIMS):
-        yield from lists.builds(config)
+    configs = [x for head_dim in HEAD_DIMS for x in variants_for(chip, head_dim).values()]
+    yield from {build.name: build for x in configs for build in lists.builds(x)}.values()
 
 
 def permutation_builds() -> Iterator[Build]:

@@ -1,4 +1,4 @@
-"""Which attend kernel runs on which chip, and with which tiles."""
+"""The attend kernels: which runs on which chip, and with which tiles."""
 
 import importlib
 from collections.abc import Iterator
@@ -100,29 +100,79 @@ class Row:
     config: Config
 
 
-# The first row that fits counts. Each has the largest tiles that compile without register spills
-# and fit the chip's shared memory; found by compiling, not by timing.
-TABLE = (
-    Row("sm_90", HEAD_DIMS, Config(Tiling(128, 128, 8, 2), Tiling(64, 64, 4, 2, programs=2))),
-    Row("sm_10", HEAD_DIMS, Config(Tiling(128, 64, 8, 2))),
-    Row("sm_12", HEAD_DIMS, Config(Tiling(64, 64, 8, 2))),
-    Row("sm_", (128,), Config(Tiling(64, 64, 4, 2))),
-    Row("sm_", (64,), Config(Tiling(128, 64, 8, 2))),
-    Row("gfx", HEAD_DIMS, Config(Tiling(128, 64, 4, 1))),
-    Row("interpreter", HEAD_DIMS, Config(Tiling(64, 64, 4, 1), Tiling(32, 64, 4, 1))),
-)
+@dataclass(frozen=True)
+class AttendVariant:
+    """One attend kernel, with the tiles that it takes on each chip it runs on.
+
+    Attributes:
+        rows: the first that fits a chip counts; where none fits, the variant does not run.
+    """
+
+    rows: tuple[Row, ...]
+
+    def config_for(self, chip: str, head_dim: int) -> Config | None:
+        """The configuration for a chip, or None where the variant does not run."""
+        for row in self.rows:
+            if chip.startswith(row.chip) and head_dim in row.head_dims:
+                return row.config
+        return None
 
 
-def config_for(chip: str, head_dim: int) -> Config:
-    """The configuration for a chip, named "sm_90" or "gfx942".
+PORTABLE = "portable"
+"""The variant that runs on every chip."""
+
+# Each row has the largest tiles that compile without register spills and fit the chip's shared
+# memory; found by compiling, not by timing.
+ATTEND_VARIANTS = {
+    PORTABLE: AttendVariant(
+        (
+            Row(
+                "sm_90",
+                HEAD_DIMS,
+                Config(Tiling(128, 128, 8, 2), Tiling(64, 64, 4, 2, programs=2)),
+            ),
+            Row("sm_10", HEAD_DIMS, Config(Tiling(128, 64, 8, 2))),
+            Row("sm_12", HEAD_DIMS, Config(Tiling(64, 64, 8, 2))),
+            Row("sm_", (128,), Config(Tiling(64, 64, 4, 2))),
+            Row("sm_", (64,), Config(Tiling(128, 64, 8, 2))),
+            Row("gfx", HEAD_DIMS, Config(Tiling(128, 64, 4, 1))),
+            Row("interpreter", HEAD_DIMS, Config(Tiling(64, 64, 4, 1), Tiling(32, 64, 4, 1))),
+        )
+    ),
+}
+"""All attend kernels by name."""
+
+# The variant that runs where none is asked for, by the beginning of a chip's name: the fastest of
+# those timed there. Other chips take the portable one.
+PREFERRED: dict[str, str] = {}
+
+
+def config_for(chip: str, head_dim: int, variant: str | None = None) -> Config:
+    """The configuration for a chip, named "sm_90" or "gfx942": the preferred, or of one variant.
 
     Raises:
-        ValueError: the table has none.
+        ValueError: no such variant, or none that runs there.
     """
-    for row in TABLE:
-        if chip.startswith(row.chip) and head_dim in row.head_dims:
-            return row.config
-    raise ValueError(f"no attend kernel for head dimension {head_dim} on {chip!r}")
+    configs = variants_for(chip, head_dim)
+    if variant is None:
+        preferred = next((v for c, v in PREFERRED.items() if chip.startswith(c)), PORTABLE)
+        if preferred in configs:
+            return configs[preferred]
+        if PORTABLE in configs:
+            return configs[PORTABLE]
+        raise ValueError(f"no attend kernel for head dimension {head_dim} on {chip!r}")
+    if variant not in configs:
+        raise ValueError(
+            f"the attend variant must be one of {', '.join(configs)} for head dimension "
+            f"{head_dim} on {chip!r}, not {variant!r}"
+        )
+    return configs[variant]
+
+
+def variants_for(chip: str, head_dim: int) -> dict[str, Config]:
+    """The configurations of all variants that run on a chip, by the name of the variant."""
+    found = {name: x.config_for(chip, head_dim) for name, x in ATTEND_VARIANTS.items()}
+    return {name: config for name, config in found.items() if config is not None}
 
 
 class AttendKernel(Protocol):
