@@ -136,31 +136,30 @@ def _produce(
         start = gl.load(tile)
         for t in range(0, num_tiles):
             this = first_key + start
-            tile += 1
-            start = gl.load(tile)
+            start = gl.load(tile + gl.minimum(t + 1, num_tiles - 1))
             _send_tile(k_desc, k_ring, k_full, k_empty, count, this, STAGES)
             _send_tile(v_desc, v_ring, v_full, v_empty, count, this, STAGES)
             count += 1
 
 
 @gluon.jit
-def _bias_of(
-    t, mask,
-    layout: gl.constexpr, CHUNK: gl.constexpr, BLOCK_N: gl.constexpr, COMPENSATE: gl.constexpr,
+def _chunk_bias(
+    t, mask, layout: gl.constexpr, CHUNK: gl.constexpr, BLOCK_N: gl.constexpr
 ):  # fmt: skip
-    """What is added to the logits of tile t over ln 2, whatever kind it is."""
-    num_virtual, num_masked, chunks_ptr, bias_ptr, bias_stride = mask
+    """What is added to the logits of tile t over ln 2, a tile of chunks or a full one."""
+    num_virtual, num_masked, chunks_ptr, _ = mask
     n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout))
-    is_chunk = (t >= num_virtual) & (t < num_masked)
     place = (t - num_virtual) * (BLOCK_N // CHUNK) + n // CHUNK
-    code = gl.load(chunks_ptr + place, mask=(n >= 0) & is_chunk, other=CHUNK)
-    bias = gl.where(n % CHUNK < (code & LENGTH_MASK), 0.0, float("-inf"))
-    if COMPENSATE:
-        c = t * BLOCK_N + n
-        is_virtual = (c < bias_stride) & (t < num_virtual)
-        weight = gl.load(bias_ptr + c, mask=is_virtual, other=float("-inf"))
-        bias = gl.where((n >= 0) & (t < num_virtual), weight, bias)
-    return bias
+    is_chunk = (n >= 0) & (t >= num_virtual) & (t < num_masked)
+    code = gl.load(chunks_ptr + place, mask=is_chunk, other=CHUNK)
+    return gl.where(n % CHUNK < (code & LENGTH_MASK), 0.0, float("-inf"))
+
+
+@gluon.jit
+def _virtual_bias(t, mask, layout: gl.constexpr, BLOCK_N: gl.constexpr):
+    """What is added to the logits of tile t over ln 2, a tile of virtual keys."""
+    _, _, _, bias_ptr = mask
+    return gl.load(bias_ptr + t * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout)))
 
 
 @gluon.jit
@@ -168,7 +167,7 @@ def _step(
     q_smem, k_ring, v_ring, k_full, k_empty, v_full, v_empty, count,
     p, acc, total, highest, scale, t, mask,
     STAGES: gl.constexpr, BLOCK_N: gl.constexpr, qk_layout: gl.constexpr, pv_layout: gl.constexpr,
-    CHUNK: gl.constexpr, COMPENSATE: gl.constexpr, MASKED: gl.constexpr,
+    CHUNK: gl.constexpr, KIND: gl.constexpr,  # "virtual", "chunks" or "full"
 ):  # fmt: skip
     """Scores and softmax of tile `count` while the values of the one before are added."""
     BLOCK_M: gl.constexpr = q_smem.shape[0]
@@ -182,8 +181,11 @@ def _step(
     acc = warpgroup_mma(p, v_ring.index(before), acc, is_async=True)
     scores = warpgroup_mma_wait(num_outstanding=1, deps=[scores])
     mbarrier.arrive(k_empty.index(stage), count=1)
-    if MASKED:
-        bias = _bias_of(t, mask, qk_layout, CHUNK, BLOCK_N, COMPENSATE)
+    if KIND != "full":
+        if KIND == "virtual":
+            bias = _virtual_bias(t, mask, qk_layout, BLOCK_N)
+        else:
+            bias = _chunk_bias(t, mask, qk_layout, CHUNK, BLOCK_N)
         scores = scores * scale + bias[None, :]
         new_highest = gl.maximum(highest, gl.max(scores, 1))
         base = gl.where(new_highest == float("-inf"), 0.0, new_highest)
@@ -207,10 +209,15 @@ def _step(
 
 @gluon.jit
 def _place(
-    ptr, perm_ptr, head, first, end, N, H, strides,
-    BLOCK_M: gl.constexpr, D: gl.constexpr, layout: gl.constexpr, PERMUTED: gl.constexpr,
+    ptr, perm_ptr, q_offsets_ptr, item_ptr, N, H, Q, strides,
+    PART: gl.constexpr, BLOCK_M: gl.constexpr, D: gl.constexpr, layout: gl.constexpr,
+    PERMUTED: gl.constexpr,
 ):  # fmt: skip
-    """Pointers to rows of q or of the result, and which are there."""
+    """Pointers to the rows of an item in q or in the result, and which are there."""
+    row = gl.load(item_ptr)
+    head = row // Q
+    end = gl.load(q_offsets_ptr + row + head + 1)
+    first = gl.load(item_ptr + 1) + PART * BLOCK_M
     query = first + gl.arange(0, BLOCK_M, gl.SliceLayout(1, layout))
     inside = query < end
     if PERMUTED:
@@ -242,9 +249,6 @@ def _consume(
     count = 0
     for item in range(gl.program_id(0), gl.load(num_items_ptr), gl.num_programs(0)):
         row = gl.load(items_ptr + 2 * item)
-        first = gl.load(items_ptr + 2 * item + 1) + PART * BLOCK_M
-        head = row // Q
-        end = gl.load(q_offsets_ptr + row + head + 1)
         num_virtual, num_chunk_tiles, num_tiles = _count_tiles(
             row, counts_ptr, K, COMPENSATE, BLOCK_N
         )
@@ -254,11 +258,12 @@ def _consume(
             bias_row = bias_ptr + row * bias_stride
         else:
             bias_row = chunks  # not read
-        mask = (num_virtual, num_masked, chunks, bias_row, bias_stride)
+        mask = (num_virtual, num_masked, chunks, bias_row)
 
         place, inside = _place(
-            q_ptr, perm_ptr, head, first, end, N, H, q_strides, BLOCK_M, D, q_layout, PERMUTED
-        )
+            q_ptr, perm_ptr, q_offsets_ptr, items_ptr + 2 * item, N, H, Q, q_strides,
+            PART, BLOCK_M, D, q_layout, PERMUTED,
+        )  # fmt: skip
         q_smem.store(gl.load(place, mask=inside, other=0.0))
         fence_async_shared()
 
@@ -269,7 +274,9 @@ def _consume(
         scores = warpgroup_mma(q_smem, k, nothing, use_acc=False, is_async=True)
         scores = warpgroup_mma_wait(num_outstanding=0, deps=[scores])
         mbarrier.arrive(k_empty.index(count % STAGES), count=1)
-        bias = _bias_of(0, mask, qk_layout, CHUNK, BLOCK_N, COMPENSATE)
+        bias = _chunk_bias(0, mask, qk_layout, CHUNK, BLOCK_N)
+        if COMPENSATE:
+            bias = _virtual_bias(0, mask, qk_layout, BLOCK_N)
         scores = scores * scale + bias[None, :]
         highest = gl.max(scores, 1)
         base = gl.where(highest == float("-inf"), 0.0, highest)
@@ -279,18 +286,25 @@ def _consume(
         acc = gl.zeros([BLOCK_M, D], gl.float32, pv_layout)
         count += 1
 
-        for t in range(1, num_masked):
+        for t in range(1, num_virtual):
             p, acc, total, highest = _step(
                 q_smem, k_ring, v_ring, k_full, k_empty, v_full, v_empty, count,
                 p, acc, total, highest, scale, t, mask,
-                STAGES, BLOCK_N, qk_layout, pv_layout, CHUNK, COMPENSATE, True,
+                STAGES, BLOCK_N, qk_layout, pv_layout, CHUNK, "virtual",
+            )  # fmt: skip
+            count += 1
+        for t in range(gl.maximum(num_virtual, 1), num_masked):
+            p, acc, total, highest = _step(
+                q_smem, k_ring, v_ring, k_full, k_empty, v_full, v_empty, count,
+                p, acc, total, highest, scale, t, mask,
+                STAGES, BLOCK_N, qk_layout, pv_layout, CHUNK, "chunks",
             )  # fmt: skip
             count += 1
         for _ in range(gl.maximum(num_masked, 1), num_masked + num_tiles):
             p, acc, total, highest = _step(
                 q_smem, k_ring, v_ring, k_full, k_empty, v_full, v_empty, count,
                 p, acc, total, highest, scale, 0, mask,
-                STAGES, BLOCK_N, qk_layout, pv_layout, CHUNK, COMPENSATE, False,
+                STAGES, BLOCK_N, qk_layout, pv_layout, CHUNK, "full",
             )  # fmt: skip
             count += 1
 
@@ -302,9 +316,10 @@ def _consume(
         # A query that saw no key gets zeros.
         total = gl.where(total > 0, total, 1.0)
         acc = acc / gl.convert_layout(total, gl.SliceLayout(1, pv_layout))[:, None]
+        # Looked up again: nothing of it takes registers while the tiles go by.
         place, inside = _place(
-            out_ptr, perm_ptr, head, first, end, N, H, out_strides,
-            BLOCK_M, D, pv_layout, PERMUTED,
+            out_ptr, perm_ptr, q_offsets_ptr, items_ptr + 2 * item, N, H, Q, out_strides,
+            PART, BLOCK_M, D, pv_layout, PERMUTED,
         )  # fmt: skip
         gl.store(place, acc.to(out_ptr.dtype.element_ty), mask=inside)
 

@@ -12,7 +12,7 @@ from kernels.impl import HEAD_DIMS
 # A chunk is one int32: where it starts, and in the low bits its length.
 LENGTH_BITS = 6
 # The length of a row of biases is a multiple of this: tiles of virtual keys need no mask.
-BIAS_UNIT = 64
+BIAS_UNIT = 128
 
 
 @dataclass(frozen=True)
