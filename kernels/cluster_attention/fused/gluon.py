@@ -11,14 +11,12 @@ A box reads on behind the end of a chunk, into keys that are not kept; they get 
 """
 
 # The types that Triton gives its language do not know what kernels do with it.
-# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -43,9 +41,9 @@ LENGTH_MASK = gl.constexpr((1 << BITS) - 1)
 PANEL = gl.constexpr(64)
 _NUM_CONSUMERS = 2
 NUM_CONSUMERS = gl.constexpr(_NUM_CONSUMERS)
-# Of the producer and of each consumer; with 3 idle warps beside the producer they fill the file.
-PRODUCER_REGISTERS = gl.constexpr(40)
-CONSUMER_REGISTERS = gl.constexpr(232)
+# Registers of the producer and of each consumer, by head dimension: with the 3 idle warps beside
+# the producer, all that a multiprocessor has for 3 warpgroups. Found by compiling: no spill.
+_REGISTERS = {64: (104, 200), 128: (40, 232)}
 
 # Names that changed between Triton 3.6 and 3.9.
 _copy = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -68,8 +66,9 @@ def _count_tiles(row, counts_ptr, K, COMPENSATE: gl.constexpr, BLOCK_N: gl.const
 
 
 @gluon.jit
-def _send_tile(desc, ring, full, empty, count, start, STAGES: gl.constexpr):
+def _send_tile(desc, channel, count, start, STAGES: gl.constexpr):
     """Copy a whole tile into the ring once its place is free."""
+    ring, full, empty = channel
     stage = count % STAGES
     mbarrier.wait(empty.index(stage), (count // STAGES & 1) ^ 1)
     mbarrier.expect(full.index(stage), desc.block_type.nbytes)
@@ -78,11 +77,14 @@ def _send_tile(desc, ring, full, empty, count, start, STAGES: gl.constexpr):
 
 @gluon.jit
 def _send_chunks(
-    desc, boxes, full, empty, count, chunks_ptr, first_key,
-    STAGES: gl.constexpr, NUM_CHUNKS: gl.constexpr, D: gl.constexpr,
+    desc, channel, count, chunks_ptr, first_key,
+    STAGES: gl.constexpr, NUM_CHUNKS: gl.constexpr, CHUNK: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
     """Put a tile together from boxes: CHUNK rows of one panel each."""
     NUM_PANELS: gl.constexpr = D // PANEL
+    NUM_BOXES: gl.constexpr = STAGES * NUM_PANELS * NUM_CHUNKS
+    ring, full, empty = channel
+    boxes = _reinterpret(ring, ring.dtype, [NUM_BOXES, CHUNK, PANEL], ring.layout)
     stage = count % STAGES
     mbarrier.wait(empty.index(stage), (count // STAGES & 1) ^ 1)
     mbarrier.expect(full.index(stage), desc.block_type.nbytes * NUM_CHUNKS * NUM_PANELS)
@@ -95,7 +97,7 @@ def _send_chunks(
 
 @gluon.jit
 def _produce(
-    descs, rings, boxes, k_full, k_empty, v_full, v_empty,
+    descs, keys, values,
     tiles_ptr, chunks_ptr, counts_ptr, items_ptr, num_items_ptr,
     S, Q, K, tiles_stride, chunks_stride,
     D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, CHUNK: gl.constexpr,
@@ -104,8 +106,6 @@ def _produce(
     """Copy the keys and values of all items of this program, in the order of the consumers."""
     NUM_CHUNKS: gl.constexpr = BLOCK_N // CHUNK
     k_desc, v_desc, k_box, v_box, virtual_k, virtual_v = descs
-    k_ring, v_ring = rings
-    k_boxes, v_boxes = boxes
     count = 0
     for item in range(gl.program_id(0), gl.load(num_items_ptr), gl.num_programs(0)):
         row = gl.load(items_ptr + 2 * item)
@@ -118,17 +118,13 @@ def _produce(
             first_virtual = (row if PAIRS else head) * K
             for t in range(0, num_virtual):
                 start = first_virtual + t * BLOCK_N
-                _send_tile(virtual_k, k_ring, k_full, k_empty, count, start, STAGES)
-                _send_tile(virtual_v, v_ring, v_full, v_empty, count, start, STAGES)
+                _send_tile(virtual_k, keys, count, start, STAGES)
+                _send_tile(virtual_v, values, count, start, STAGES)
                 count += 1
         chunks = chunks_ptr + row * chunks_stride
-        for t in range(0, num_chunk_tiles):
-            _send_chunks(
-                k_box, k_boxes, k_full, k_empty, count, chunks, first_key, STAGES, NUM_CHUNKS, D
-            )
-            _send_chunks(
-                v_box, v_boxes, v_full, v_empty, count, chunks, first_key, STAGES, NUM_CHUNKS, D
-            )
+        for _ in range(0, num_chunk_tiles):
+            _send_chunks(k_box, keys, count, chunks, first_key, STAGES, NUM_CHUNKS, CHUNK, D)
+            _send_chunks(v_box, values, count, chunks, first_key, STAGES, NUM_CHUNKS, CHUNK, D)
             chunks += NUM_CHUNKS
             count += 1
         tile = tiles_ptr + row * tiles_stride
@@ -137,8 +133,8 @@ def _produce(
         for t in range(0, num_tiles):
             this = first_key + start
             start = gl.load(tile + gl.minimum(t + 1, num_tiles - 1))
-            _send_tile(k_desc, k_ring, k_full, k_empty, count, this, STAGES)
-            _send_tile(v_desc, v_ring, v_full, v_empty, count, this, STAGES)
+            _send_tile(k_desc, keys, count, this, STAGES)
+            _send_tile(v_desc, values, count, this, STAGES)
             count += 1
 
 
@@ -163,14 +159,23 @@ def _virtual_bias(t, mask, layout: gl.constexpr, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
+def _add_values(p, shrink, acc, v, pv_layout: gl.constexpr):
+    """Begin to add the values of a tile with weights p."""
+    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, pv_layout))[:, None]
+    return warpgroup_mma(p, v, acc, is_async=True)
+
+
+@gluon.jit
 def _step(
-    q_smem, k_ring, v_ring, k_full, k_empty, v_full, v_empty, count,
-    p, acc, total, highest, scale, t, mask,
+    q_smem, keys, values, count,
+    p, shrink, acc, total, highest, scale, t, mask,
     STAGES: gl.constexpr, BLOCK_N: gl.constexpr, qk_layout: gl.constexpr, pv_layout: gl.constexpr,
-    CHUNK: gl.constexpr, KIND: gl.constexpr,  # "virtual", "chunks" or "full"
+    CHUNK: gl.constexpr, KIND: gl.constexpr,  # virtual, chunks or full
 ):  # fmt: skip
     """Scores and softmax of tile `count` while the values of the one before are added."""
     BLOCK_M: gl.constexpr = q_smem.shape[0]
+    k_ring, k_full, k_empty = keys
+    v_ring, v_full, v_empty = values
     stage = count % STAGES
     before = (count - 1) % STAGES
     nothing = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, qk_layout)
@@ -178,7 +183,7 @@ def _step(
     k = k_ring.index(stage).permute((1, 0))
     scores = warpgroup_mma(q_smem, k, nothing, use_acc=False, is_async=True)
     mbarrier.wait(v_full.index(before), (count - 1) // STAGES & 1)
-    acc = warpgroup_mma(p, v_ring.index(before), acc, is_async=True)
+    acc = _add_values(p, shrink, acc, v_ring.index(before), pv_layout)
     scores = warpgroup_mma_wait(num_outstanding=1, deps=[scores])
     mbarrier.arrive(k_empty.index(stage), count=1)
     if KIND != "full":
@@ -201,10 +206,9 @@ def _step(
     mbarrier.wait(v_full.index(before), (count - 1) // STAGES & 1)
     acc, weights = warpgroup_mma_wait(num_outstanding=0, deps=[acc, weights])
     mbarrier.arrive(v_empty.index(before), count=1)
-    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, pv_layout))[:, None]
     # After the wait, for the product reads its weights from the same registers.
     p = gl.convert_layout(weights.to(p.dtype), p.type.layout)
-    return p, acc, total, new_highest
+    return p, shrink, acc, total, new_highest
 
 
 @gluon.jit
@@ -231,7 +235,7 @@ def _place(
 
 @gluon.jit
 def _consume(
-    rings, k_full, k_empty, v_full, v_empty, q_smem, pointers, sizes, scale,
+    keys, values, q_smem, pointers, sizes, scale,
     PART: gl.constexpr, D: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr, CHUNK: gl.constexpr, PERMUTED: gl.constexpr, COMPENSATE: gl.constexpr,
 ):  # fmt: skip
@@ -245,7 +249,8 @@ def _consume(
         num_items_ptr,
     ) = pointers  # fmt: skip
     q_strides, out_strides, H, N, Q, K, chunks_stride, bias_stride = sizes
-    k_ring, v_ring = rings
+    k_ring, k_full, k_empty = keys
+    v_ring, v_full, v_empty = values
     count = 0
     for item in range(gl.program_id(0), gl.load(num_items_ptr), gl.num_programs(0)):
         row = gl.load(items_ptr + 2 * item)
@@ -282,35 +287,36 @@ def _consume(
         base = gl.where(highest == float("-inf"), 0.0, highest)
         weights = gl.exp2(scores - base[:, None])
         total = gl.sum(weights, 1)
+        shrink = gl.exp2(base - base)
         p = gl.convert_layout(weights.to(q_smem.dtype), p_layout)
         acc = gl.zeros([BLOCK_M, D], gl.float32, pv_layout)
         count += 1
 
         for t in range(1, num_virtual):
-            p, acc, total, highest = _step(
-                q_smem, k_ring, v_ring, k_full, k_empty, v_full, v_empty, count,
-                p, acc, total, highest, scale, t, mask,
+            p, shrink, acc, total, highest = _step(
+                q_smem, keys, values, count,
+                p, shrink, acc, total, highest, scale, t, mask,
                 STAGES, BLOCK_N, qk_layout, pv_layout, CHUNK, "virtual",
             )  # fmt: skip
             count += 1
         for t in range(gl.maximum(num_virtual, 1), num_masked):
-            p, acc, total, highest = _step(
-                q_smem, k_ring, v_ring, k_full, k_empty, v_full, v_empty, count,
-                p, acc, total, highest, scale, t, mask,
+            p, shrink, acc, total, highest = _step(
+                q_smem, keys, values, count,
+                p, shrink, acc, total, highest, scale, t, mask,
                 STAGES, BLOCK_N, qk_layout, pv_layout, CHUNK, "chunks",
             )  # fmt: skip
             count += 1
         for _ in range(gl.maximum(num_masked, 1), num_masked + num_tiles):
-            p, acc, total, highest = _step(
-                q_smem, k_ring, v_ring, k_full, k_empty, v_full, v_empty, count,
-                p, acc, total, highest, scale, 0, mask,
+            p, shrink, acc, total, highest = _step(
+                q_smem, keys, values, count,
+                p, shrink, acc, total, highest, scale, 0, mask,
                 STAGES, BLOCK_N, qk_layout, pv_layout, CHUNK, "full",
             )  # fmt: skip
             count += 1
 
         before = (count - 1) % STAGES
         mbarrier.wait(v_full.index(before), (count - 1) // STAGES & 1)
-        acc = warpgroup_mma(p, v_ring.index(before), acc, is_async=True)
+        acc = _add_values(p, shrink, acc, v_ring.index(before), pv_layout)
         acc = warpgroup_mma_wait(num_outstanding=0, deps=[acc])
         mbarrier.arrive(v_empty.index(before), count=1)
         # A query that saw no key gets zeros.
@@ -322,6 +328,22 @@ def _consume(
             PART, BLOCK_M, D, pv_layout, PERMUTED,
         )  # fmt: skip
         gl.store(place, acc.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@gluon.jit
+def _make_channel(
+    dtype: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
+    layout: gl.constexpr,
+):  # fmt: skip
+    """A ring of tiles, and for each of its places whether it is full and whether it is free."""
+    barrier_layout: gl.constexpr = mbarrier.MBarrierLayout()
+    ring = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, D], layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=NUM_CONSUMERS)
+    return ring, full, empty
 
 
 @gluon.jit(do_not_specialize=["H", "N", "S", "Q", "K", "tiles_stride", "chunks_stride"])
@@ -342,53 +364,24 @@ def gluon_kernel(
     counts_ptr,  # [BH * Q, 2]
     items_ptr,  # [., 2]
     num_items_ptr,  # [1]
-    stride_qb,
-    stride_qh,
-    stride_qn,
-    stride_ob,
-    stride_oh,
-    stride_on,
-    H,
-    N,
-    S,
-    Q,
-    K,
-    tiles_stride,
-    chunks_stride,
-    bias_stride,
+    stride_qb, stride_qh, stride_qn, stride_ob, stride_oh, stride_on,
+    H, N, S, Q, K, tiles_stride, chunks_stride, bias_stride,
     scale,  # of the logits, over ln 2
     D: gl.constexpr,
     BLOCK_M: gl.constexpr,  # queries of one consumer
-    BLOCK_N: gl.constexpr,
-    STAGES: gl.constexpr,
-    CHUNK: gl.constexpr,
-    PERMUTED: gl.constexpr,
-    COMPENSATE: gl.constexpr,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr, CHUNK: gl.constexpr,
+    PERMUTED: gl.constexpr, COMPENSATE: gl.constexpr,
     PAIRS: gl.constexpr,  # each query cluster has virtual keys of its own
-):
+    PRODUCER_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+):  # fmt: skip
     """Attention of query tiles over what their cluster keeps; program p takes items p, p + P, …"""
-    NUM_BOXES: gl.constexpr = STAGES * (D // PANEL) * (BLOCK_N // CHUNK)
-    dtype: gl.constexpr = q_ptr.dtype.element_ty
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    barrier_layout: gl.constexpr = mbarrier.MBarrierLayout()
-    k_ring = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, D], layout)
-    v_ring = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, D], layout)
-    k_boxes = _reinterpret(k_ring, dtype, [NUM_BOXES, CHUNK, PANEL], layout)
-    v_boxes = _reinterpret(v_ring, dtype, [NUM_BOXES, CHUNK, PANEL], layout)
-    q_first = gl.allocate_shared_memory(dtype, [BLOCK_M, D], layout)
-    q_second = gl.allocate_shared_memory(dtype, [BLOCK_M, D], layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(stage), count=1)
-        mbarrier.init(v_full.index(stage), count=1)
-        mbarrier.init(k_empty.index(stage), count=NUM_CONSUMERS)
-        mbarrier.init(v_empty.index(stage), count=NUM_CONSUMERS)
+    keys = _make_channel(q_ptr.dtype.element_ty, BLOCK_N, D, STAGES, layout)
+    values = _make_channel(q_ptr.dtype.element_ty, BLOCK_N, D, STAGES, layout)
+    q_first = gl.allocate_shared_memory(q_ptr.dtype.element_ty, [BLOCK_M, D], layout)
+    q_second = gl.allocate_shared_memory(q_ptr.dtype.element_ty, [BLOCK_M, D], layout)
     fence_async_shared()
 
-    rings = (k_ring, v_ring)
     pointers = (
         q_ptr, out_ptr, perm_ptr, bias_ptr, q_offsets_ptr, chunks_ptr, counts_ptr, items_ptr,
         num_items_ptr,
@@ -401,14 +394,14 @@ def gluon_kernel(
             (
                 _consume,
                 (
-                    rings, k_full, k_empty, v_full, v_empty, q_first, pointers, sizes, scale,
+                    keys, values, q_first, pointers, sizes, scale,
                     0, D, BLOCK_M, BLOCK_N, STAGES, CHUNK, PERMUTED, COMPENSATE,
                 ),
             ),
             (
                 _consume,
                 (
-                    rings, k_full, k_empty, v_full, v_empty, q_second, pointers, sizes, scale,
+                    keys, values, q_second, pointers, sizes, scale,
                     1, D, BLOCK_M, BLOCK_N, STAGES, CHUNK, PERMUTED, COMPENSATE,
                 ),
             ),
@@ -416,7 +409,7 @@ def gluon_kernel(
                 _produce,
                 (
                     (k_desc, v_desc, k_box_desc, v_box_desc, virtual_k_desc, virtual_v_desc),
-                    rings, (k_boxes, v_boxes), k_full, k_empty, v_full, v_empty,
+                    keys, values,
                     tiles_ptr, chunks_ptr, counts_ptr, items_ptr, num_items_ptr,
                     S, Q, K, tiles_stride, chunks_stride,
                     D, BLOCK_N, STAGES, CHUNK, COMPENSATE, PAIRS,
@@ -432,13 +425,26 @@ _SWIZZLED = gl.NVMMASharedLayout(128, 16, 2)
 
 
 def launch(problem: Problem, lists: Lists, config: Config, processors: int) -> None:
-    """Attend into `problem.out`: whole tiles with this kernel, the tail with the portable one."""
+    """Attend into `problem.out`: the main tiles with this kernel, the tail with the portable one.
+
+    Raises:
+        ValueError: the lists are longer than an int32 counts.
+    """
+    largest = max(x.numel() for x in (lists.tiles, lists.chunks, lists.bias) if x is not None)
+    if largest >= 1 << 31 or problem.k.numel() // problem.k.shape[-1] >= 1 << 31:
+        raise ValueError(
+            "this call has more keys or longer lists than the attend variant 'gluon' can count: "
+            "take fewer heads at a time, or variant='portable'"
+        )
+    attend.launch(problem, lists, config, processors, ("tail",))
     _, heads, num_queries, head_dim = problem.q.shape
     num_q_clusters, num_k_clusters = problem.kept.shape[2:]
     tiling, items = config.main, lists.items[0]
     tile, box = (tiling.block_n, head_dim), (tiling.chunk, PANEL.value)
     k, v = problem.k, problem.v
-    virtual = [None if x is None else _descriptor(x, tile) for x in (problem.virtual_k, problem.virtual_v)]
+    virtual = [
+        None if x is None else _descriptor(x, tile) for x in (problem.virtual_k, problem.virtual_v)
+    ]
     gluon_kernel[(min(processors * tiling.programs, len(items.places)),)](
         _descriptor(k, tile), _descriptor(v, tile), _descriptor(k, box), _descriptor(v, box),
         *virtual,
@@ -466,6 +472,7 @@ def _descriptor(x: Tensor, box: tuple[int, int]) -> Any:
 def _constants(
     tiling: Tiling, head_dim: int, permuted: bool, compensate: bool, pairs: bool
 ) -> dict[str, int | bool | str]:
+    producer, consumer = _REGISTERS[head_dim]
     return {
         "D": head_dim,
         "BLOCK_M": tiling.block_m // _NUM_CONSUMERS,
@@ -475,12 +482,18 @@ def _constants(
         "PERMUTED": permuted,
         "COMPENSATE": compensate,
         "PAIRS": pairs,
+        "PRODUCER_REGISTERS": producer,
+        "CONSUMER_REGISTERS": consumer,
     }
 
 
 def builds(config: Config, head_dim: int, dtype: str) -> Iterator[Build]:
-    """The kernel with each kind of virtual keys or none, and with and without `q_perm`."""
+    """The kernel with each kind of virtual keys or none, and with and without `q_perm`.
+
+    The tail is built as that of the portable kernel.
+    """
     tiling = config.main
+    tile = f"{tiling.block_m}×{tiling.block_n}"
     boxes = {"": (tiling.block_n, head_dim), "_box": (tiling.chunk, PANEL.value)}
     types = {
         f"{x}{kind}_desc": f"tensordesc<{dtype}[{box[0]}, {box[1]}],{_SWIZZLED!r}>"
@@ -497,7 +510,7 @@ def builds(config: Config, head_dim: int, dtype: str) -> Iterator[Build]:
                 absent += ("virtual_k_desc", "virtual_v_desc", "bias_ptr")
             options = "+comp" * compensate + "+pairs" * pairs + "+perm" * permuted
             yield Build(
-                f"attend gluon main {tiling.block_m}×{tiling.block_n} D{head_dim} {dtype}{options}",
+                f"attend gluon {tile} D{head_dim} {dtype}{options}",
                 gluon_kernel,
                 dtype,
                 _constants(tiling, head_dim, permuted, compensate, pairs),

@@ -139,6 +139,16 @@ ATTEND_VARIANTS = {
             Row("interpreter", HEAD_DIMS, Config(Tiling(64, 64, 4, 1), Tiling(32, 64, 4, 1))),
         )
     ),
+    # One program fills a multiprocessor: a warp that copies and two warpgroups of 64 queries.
+    "gluon": AttendVariant(
+        (
+            Row(
+                "sm_90",
+                HEAD_DIMS,
+                Config(Tiling(128, 128, 4, 2), Tiling(64, 64, 4, 2, programs=2), attend="gluon"),
+            ),
+        )
+    ),
 }
 """All attend kernels by name."""
 
