@@ -15,6 +15,7 @@ class Build:
         constants: its constexpr arguments.
         absent: pointers that are None in this variant.
         num_warps, num_stages: launch options.
+        max_registers: per thread, a bound for the compiler; None for its own choice.
         types: of arguments whose names do not tell it, such as descriptors; in Triton's spelling.
     """
 
@@ -25,4 +26,5 @@ class Build:
     absent: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None
     types: dict[str, str] = field(default_factory=dict)

@@ -209,6 +209,7 @@ def compile_for(build: Build, chip: str) -> Report:
             "num_warps": build.num_warps,
             "num_stages": build.num_stages,
             "enable_fp_fusion": True,
+            **({"maxnreg": build.max_registers} if build.max_registers else {}),
         },
     )
     if chip.startswith("sm_"):

@@ -201,6 +201,45 @@ def test_other_configurations_and_twice_the_same():
         torch.testing.assert_close(out, expected)
 
 
+VARIANTS = sorted(fused.device_variants(torch.device("cpu"), 64))
+
+
+@pytest.mark.parametrize(
+    ("variant", "n", "dim", "dtype", "compensate"),
+    grid(VARIANTS, (17, 257), (64, 128), (FP32, FP16), (False, True)),
+)
+def test_each_variant(variant, n, dim, dtype, compensate, poisoned_memory):
+    case = make_case(n=n, dim=dim).to(dtype)
+    dense = compensated_attention if compensate else masked_attention
+    actual = run(case, compensate=compensate, impl="fused", variant=variant)
+    assert_as_exact_as(actual, dense(case, dtype), dense(case))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_variant_in_the_corners(variant):
+    empty = with_first(make_case(n=64, dim=64, num_q=3), 1)
+    out = run(empty, impl="fused", variant=variant)
+    assert (out[empty.q_labels == 1] == 0).all()
+    whole = make_case(n=257, dim=64, heads=1)
+    whole = whole.with_kept(torch.ones_like(whole.kept))
+    for case in (whole, make_case(n=50, n_keys=170, dim=64, batch=2, heads=3, num_q=3)):
+        portable = run(case, impl="fused", variant="portable")
+        torch.testing.assert_close(run(case, impl="fused", variant=variant), portable)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_large_negative_logits_after_a_tile_of_virtual_keys_without_weight(variant):
+    # Clusters 0 to 63 are empty, so that a first tile of virtual keys has no weight; the logits
+    # of the others are about -800, whose weights vanish unless the highest of them is known.
+    case = make_case(n=40, dim=64, num_q=2, num_k=70, heads=1)
+    case = type(case)(
+        torch.ones_like(case.q), case.k - 100, case.v,
+        case.q_labels, 64 + case.k_labels % 6, torch.zeros_like(case.kept),
+    )  # fmt: skip
+    actual = run(case, compensate=True, impl="fused", variant=variant)
+    assert_as_exact_as(actual, compensated_attention(case, FP32), compensated_attention(case))
+
+
 def test_lists_name_every_kept_key_once():
     """The lists of one head, unpacked, against the map; adjacent clusters share their tiles."""
     generator = torch.Generator().manual_seed(0)

@@ -4,7 +4,8 @@
 # pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -25,12 +26,12 @@ def _accumulate(
     acc,  # [BLOCK_M, D]
     total,  # [BLOCK_M]
     highest,  # [BLOCK_M]
-    new_highest,  # [BLOCK_M], finite
+    base,  # [BLOCK_M], finite: the new highest, or anything where that is -inf
     PRECISION: tl.constexpr,
 ):
     """One step of the online softmax."""
-    p = tl.exp2(scores - new_highest[:, None])
-    shrink = tl.exp2(highest - new_highest)
+    p = tl.exp2(scores - base[:, None])
+    shrink = tl.exp2(highest - base)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
@@ -157,9 +158,9 @@ def attend_kernel(
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + bias[None, :]
                 new_highest = tl.maximum(highest, tl.max(scores, 1))
                 # Where nothing is kept and these are not skipped, nothing has been seen yet.
-                new_highest = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+                base = tl.where(new_highest == float("-inf"), 0.0, new_highest)
                 v = tl.load(virtual_v_ptr + first_virtual + place)
-                acc, total = _accumulate(scores, v, acc, total, highest, new_highest, PRECISION)
+                acc, total = _accumulate(scores, v, acc, total, highest, base, PRECISION)
                 highest = new_highest
 
         # A query that saw no key gets zeros.
@@ -175,8 +176,15 @@ def launch(
     config: Config,
     processors: int,
     parts: tuple[str, ...] = ("main", "tail"),
+    kernel: Callable[..., None] | None = None,
 ) -> None:
-    """Attend into `problem.out`, in one launch for each tiling that `parts` names."""
+    """Attend into `problem.out`, in one launch for each tiling that `parts` names.
+
+    `kernel` launches another kernel of the same arguments: it gets the grid and the keys of a
+    tile, and what this one takes.
+    """
+    if kernel is None:
+        kernel = _launch_portable
     _, heads, num_queries, head_dim = problem.q.shape
     num_q_clusters, num_k_clusters = problem.kept.shape[2:]
     permuted = problem.q_perm is not None
@@ -184,7 +192,8 @@ def launch(
         if part not in parts:
             continue
         grid = min(processors * tiling.programs, len(items.places))
-        attend_kernel[(grid,)](
+        kernel(
+            (grid,), tiling.block_n,
             problem.q, problem.k, problem.v, problem.out, problem.q_perm,
             problem.virtual_k, problem.virtual_v, lists.bias, problem.q_offsets,
             lists.tiles, lists.chunks, lists.counts, items.places, items.count, items.ticket,
@@ -196,7 +205,12 @@ def launch(
                 config, tiling, head_dim, permuted, problem.compensates, problem.has_pairs
             ),
             num_warps=tiling.num_warps, num_stages=tiling.num_stages, enable_fp_fusion=True,
+            **({"maxnreg": tiling.max_registers} if tiling.max_registers else {}),
         )  # fmt: skip
+
+
+def _launch_portable(grid: tuple[int], _: int, *args: Any, **options: Any) -> None:
+    attend_kernel[grid](*args, **options)
 
 
 def _constants(
@@ -234,4 +248,5 @@ def builds(config: Config, head_dim: int, dtype: str) -> Iterator[Build]:
                     absent,
                     tiling.num_warps,
                     tiling.num_stages,
+                    tiling.max_registers,
                 )

@@ -198,5 +198,5 @@ def builds(config: Config, head_dim: int, dtype: str) -> Iterator[Build]:
                 absent,
                 tiling.num_warps,
                 tiling.num_stages,
-                types | more,
+                types=types | more,
             )

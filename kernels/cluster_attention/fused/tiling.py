@@ -26,6 +26,8 @@ class Tiling:
         programs: programs of the persistent grid per multiprocessor.
         chunk: keys of a chunk at most.
         block_c: virtual keys of a tile.
+        max_registers: per thread, a bound for the compiler (NVIDIA's alone); None for its own
+            choice.
 
     Raises:
         ValueError: `chunk` does not fit its code or a tile, or `block_c` a row of biases.
@@ -38,6 +40,7 @@ class Tiling:
     programs: int = 1
     chunk: int = 16
     block_c: int = 64
+    max_registers: int | None = None
 
     def __post_init__(self) -> None:
         longest = (1 << LENGTH_BITS) - 1
@@ -137,6 +140,29 @@ ATTEND_VARIANTS = {
             Row("sm_", (64,), Config(Tiling(128, 64, 8, 2))),
             Row("gfx", HEAD_DIMS, Config(Tiling(128, 64, 4, 1))),
             Row("interpreter", HEAD_DIMS, Config(Tiling(64, 64, 4, 1), Tiling(32, 64, 4, 1))),
+        )
+    ),
+    # Several programs of one warpgroup each share a multiprocessor, and overlap by chance.
+    "small": AttendVariant(
+        (
+            Row("sm_90", (128,), Config(Tiling(64, 32, 4, 3, programs=3))),
+            Row("sm_90", (64,), Config(Tiling(64, 64, 4, 2, programs=4))),
+            Row("interpreter", HEAD_DIMS, Config(Tiling(64, 32, 4, 1))),
+        )
+    ),
+    # Full tiles by the tensor memory accelerator, after the chunks.
+    "tma": AttendVariant(
+        (
+            Row(
+                "sm_90",
+                HEAD_DIMS,
+                Config(Tiling(128, 64, 8, 3), Tiling(64, 64, 4, 2, programs=2), attend="tma"),
+            ),
+            Row(
+                "interpreter",
+                HEAD_DIMS,
+                Config(Tiling(64, 64, 4, 1), Tiling(32, 64, 4, 1), attend="tma"),
+            ),
         )
     ),
     # One program fills a multiprocessor: a warp that copies and two warpgroups of 64 queries.
