@@ -25,6 +25,7 @@ from kernels.cluster_attention.fused import lists
 from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for, variants_for
 from kernels.impl import HEAD_DIMS
 from kernels.kmeans import fused as kmeans
+from kernels.machine_code import instructions_per_128_keys
 from kernels.permutation import fused as permutation
 from kernels.routing import fused as routing
 
@@ -40,7 +41,7 @@ SHARED_LIMITS = {
     "sm_120": 99 << 10,
     "gfx942": 64 << 10,
 }
-# The table has the attention variants with the least and the most options, and of the list kernel
+# The table has the attention builds with the least and the most options, and of the list kernel
 # the variant with the most.
 IN_TABLE = r"^(?!attend|list keys)|bf16$|bf16\+comp\+pairs\+perm$|K1024\+comp\+weights$"
 DTYPES = ("fp16", "bf16")
@@ -86,6 +87,13 @@ class Report:
     shared_bytes: int
     assembly: str
     binary: bytes
+
+    @property
+    def instructions(self) -> int | None:
+        """Per warp and 128 keys in the loop of full tiles; of attend kernels on sm_90 alone."""
+        if self.chip != "sm_90" or not self.build.name.startswith("attend"):
+            return None
+        return instructions_per_128_keys(self.binary, int(self.build.constants["D"]))
 
     @property
     def faults(self) -> list[str]:
@@ -259,11 +267,13 @@ def _read_number(pattern: str, text: str) -> int:
 
 
 def table(reports: list[Report]) -> str:
-    """Registers and shared memory by kernel and chip, as Markdown."""
+    """Registers, shared memory and instructions by kernel and chip, as Markdown."""
     chips = list(dict.fromkeys(report.chip for report in reports))
     by_name: dict[str, dict[str, str]] = {}
     for report in reports:
         cell = f"{report.registers} / {report.shared_bytes / 1024:.0f} KiB"
+        if report.instructions:
+            cell += f" / {report.instructions}"
         if report.spills:
             cell += f" / spills {report.spills}"
         name = f"{report.build.name}, {report.build.num_warps} warps"

@@ -12,6 +12,7 @@ if importlib.util.find_spec("triton") is None:
 
 from kernels import compile as offline
 from kernels.build import Build
+from kernels.machine_code import disassemble, loops_with
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +20,7 @@ CHIPS = tuple(offline.SHARED_LIMITS)
 TENSOR_CORES = {"sm_8": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "sm_120": "mma.sync"}
 # Each kernel once, in the variant with the most registers; `nightly` compiles all that ships.
 SOME = re.compile(
-    r"attend (main|tail) \S+ D128 bf16\+comp\+pairs\+perm$"
+    r"attend (\S+ )?(main|tail) \S+ D128 bf16\+comp\+pairs\+perm$"
     r"|(assign|update|gather|scatter).* D128|route \S+ D128 bf16\+pairs$"
     r"|list keys \S+ K1024\+comp\+weights$|list items|count|scan|place"
 )
@@ -63,6 +64,45 @@ def test_all_that_ships_is_sound(chip):
     reports = compiled(chip)
     assert len(reports) > 30
     assert_sound(reports)
+
+
+def test_instructions_of_the_loop_of_full_tiles():
+    """A loop holds the products of its tile, and the Gluon kernel has the shortest."""
+    found = {}
+    for report in compiled("sm_90", r"attend (gluon |tma )?main 128×\S+ D128 bf16$"):
+        for count, products in loops_with("HGMMA", disassemble(report.binary)):
+            assert count > products
+        found[report.build.name.split()[1]] = report.instructions
+    assert found.keys() == {"main", "tma", "gluon"}
+    assert all(200 < x < 900 for x in found.values())
+    assert found["gluon"] < found["main"]
+
+
+def test_loops_are_the_innermost():
+    text = """
+        .L_x_0:
+            /*0000*/ HGMMA R0 ;
+        .L_x_1:
+            /*0010*/ HGMMA R1 ;
+            /*0020*/ FADD R1, R1, R1 ;
+            /*0030*/ @P0 BRA `(.L_x_1) ;
+            /*0040*/ @P1 BRA `(.L_x_0) ;
+            /*0050*/ BRA `(.L_x_2) ;
+        .L_x_2:
+    """
+    assert loops_with("HGMMA", text) == [(3, 1)]
+    assert loops_with("QGMMA", text) == []
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_softmax_runs_beside_the_product_in_gluon(dim):
+    """Between the waits for scores and for values stand all exponentials of a tile."""
+    (report,) = compiled("sm_90", rf"attend gluon main \S+ D{dim} bf16$")
+    code = disassemble(report.binary)
+    assert len(re.findall(r"DEPBAR.LE gsb0, 0x1 ", code)) == 4
+    for part in re.split(r"DEPBAR.LE gsb0, 0x1 ", code)[1:]:
+        beside, *_ = re.split(r"DEPBAR.LE gsb0, 0x0 ", part)
+        assert beside.count("MUFU.EX2") >= 64
 
 
 def test_a_fault_is_found():

@@ -5,7 +5,7 @@ Errors are held against plain arithmetic in the same precision, on the same devi
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -65,6 +65,7 @@ class Call:
     compensate: bool
     permuted: bool
     impl: str
+    variant: str | None = None
 
     def __call__(self) -> tuple[Tensor, ...]:
         """The result in the order of the tokens, and the labels of queries and keys."""
@@ -86,6 +87,7 @@ class Call:
             stand_ins=stand_ins,
             q_perm=q_order.perm if self.permuted else None,
             impl=self.impl,
+            variant=self.variant,
         )
         if not self.permuted:
             out = kernels.unpermute(out, q_order, impl=self.impl)
@@ -133,6 +135,32 @@ def every_query_keeps_a_key(case: Case) -> bool:
     num_k = case.kept.shape[-1]
     sizes = kernels.sort_by_label(case.k_labels, num_k, impl="reference").sizes
     return bool((case.kept & (sizes > 0)[:, :, None]).any(-1).all())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "compensate", "permuted"),
+    grid((BF16, FP16), (64, 128), (False, True), (False, True)),
+)
+def test_each_attend_variant(device, dtype, dim, compensate, permuted):
+    call = make_call(device, dtype, dim, compensate, permuted)
+    expected, *_ = call()
+    variants = [None]
+    if device == "cuda":
+        from kernels.cluster_attention import fused
+
+        variants = list(fused.device_variants(torch.device("cuda", 0), dim))
+        assert "portable" in variants
+    for variant in variants:
+        call = replace(call, variant=variant)
+        call()  # compiles
+        with nothing_waits(device):
+            out, q_labels, k_labels = call()
+        case = Case(call.case.q, call.case.k, call.case.v, q_labels, k_labels, call.case.kept)
+        attention = compensated_attention if compensate else masked_attention
+        assert_as_exact_as(out, attention(case, dtype), attention(case))
+        # A race between warps would change the bits from call to call.
+        assert all(torch.equal(call()[0], out) for _ in range(5))
+        assert out.shape == expected.shape
 
 
 @pytest.mark.parametrize(("dtype", "dim"), grid((BF16, FP16), (64, 128)))

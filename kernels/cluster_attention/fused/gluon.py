@@ -191,7 +191,7 @@ def builds(config: Config, head_dim: int, dtype: str) -> Iterator[Build]:
                 absent += ("virtual_k_desc", "virtual_v_desc", "bias_ptr")
             options = "+comp" * compensate + "+pairs" * pairs + "+perm" * permuted
             yield Build(
-                f"attend gluon {tile} D{head_dim} {dtype}{options}",
+                f"attend gluon main {tile} D{head_dim} {dtype}{options}",
                 gluon_kernel,
                 dtype,
                 _constants(tiling, head_dim, permuted, compensate, pairs),
