@@ -93,7 +93,7 @@ class Report:
         """Per warp and 128 keys in the loop of full tiles; of attend kernels on sm_90 alone."""
         if self.chip != "sm_90" or not self.build.name.startswith("attend"):
             return None
-        return instructions_per_128_keys(self.binary, int(self.build.constants["D"]))
+        return instructions_per_128_keys(disassemble(self.binary), int(self.build.constants["D"]))
 
     @property
     def faults(self) -> list[str]:
@@ -245,18 +245,24 @@ def _is_aligned(name: str) -> bool:
     return name.startswith(("stride_", "bias_", "half_"))
 
 
+def disassemble(cubin: bytes) -> str:
+    """NVIDIA's machine code as text."""
+    return _run_on(cubin, triton.knobs.nvidia.nvdisasm.path, "-c")
+
+
 def _read_cubin(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of stack, from the report that the compiler leaves in the cubin."""
+    usage = _run_on(cubin, triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
+    return _read_number(r"REG:(\d+)", usage), _read_number(r"STACK:(\d+)", usage)
+
+
+def _run_on(cubin: bytes, *command: str) -> str:
+    """What one of NVIDIA's tools, as Triton brings them, says of machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-    return _read_number(r"REG:(\d+)", usage), _read_number(r"STACK:(\d+)", usage)
+        done = subprocess.run([*command, file.name], check=True, capture_output=True, text=True)
+    return done.stdout
 
 
 def _read_number(pattern: str, text: str) -> int:

@@ -1,23 +1,10 @@
-"""The loops of NVIDIA machine code: what a tile of keys costs in instructions."""
+"""The loops of NVIDIA machine code, as `nvdisasm` prints it: what keys cost in instructions."""
 
 import re
-import subprocess
-import tempfile
-
-import triton
 
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;")
 _BRANCH = re.compile(r"BRA\b.*`\((\.L_x_\d+)\)")
-
-
-def disassemble(cubin: bytes) -> str:
-    """The machine code as text, by the `nvdisasm` that Triton brings."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def loops_with(word: str, text: str) -> list[tuple[int, int]]:
@@ -42,7 +29,7 @@ def loops_with(word: str, text: str) -> list[tuple[int, int]]:
     ]
 
 
-def instructions_per_128_keys(cubin: bytes, head_dim: int) -> int | None:
+def instructions_per_128_keys(text: str, head_dim: int) -> int | None:
     """What one warp issues for 16 queries and 128 keys in the shortest loop of an attend kernel.
 
     A tile of n keys takes D / 16 + n / 16 `HGMMA` of 64 queries, which tells n. None where no
@@ -50,7 +37,7 @@ def instructions_per_128_keys(cubin: bytes, head_dim: int) -> int | None:
     """
     costs = [
         instructions * 128 / keys
-        for instructions, products in loops_with("HGMMA", disassemble(cubin))
+        for instructions, products in loops_with("HGMMA", text)
         if (keys := 16 * products - head_dim) > 0
     ]
     return round(min(costs)) if costs else None

@@ -12,7 +12,7 @@ if importlib.util.find_spec("triton") is None:
 
 from kernels import compile as offline
 from kernels.build import Build
-from kernels.machine_code import disassemble, loops_with
+from kernels.machine_code import loops_with
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def test_instructions_of_the_loop_of_full_tiles():
     """A loop holds the products of its tile, and the Gluon kernel has the shortest."""
     found = {}
     for report in compiled("sm_90", r"attend (gluon |tma )?main 128×\S+ D128 bf16$"):
-        for count, products in loops_with("HGMMA", disassemble(report.binary)):
+        for count, products in loops_with("HGMMA", offline.disassemble(report.binary)):
             assert count > products
         found[report.build.name.split()[1]] = report.instructions
     assert found.keys() == {"main", "tma", "gluon"}
@@ -98,7 +98,7 @@ def test_loops_are_the_innermost():
 def test_softmax_runs_beside_the_product_in_gluon(dim):
     """Between the waits for scores and for values stand all exponentials of a tile."""
     (report,) = compiled("sm_90", rf"attend gluon main \S+ D{dim} bf16$")
-    code = disassemble(report.binary)
+    code = offline.disassemble(report.binary)
     assert len(re.findall(r"DEPBAR.LE gsb0, 0x1 ", code)) == 4
     for part in re.split(r"DEPBAR.LE gsb0, 0x1 ", code)[1:]:
         beside, *_ = re.split(r"DEPBAR.LE gsb0, 0x0 ", part)

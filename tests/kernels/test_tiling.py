@@ -42,9 +42,9 @@ def test_a_chunk_must_divide_a_tile():
         Tiling(64, 64, 4, 2, chunk=24)
 
 
-@pytest.mark.parametrize("block_c", [0, 48, 128])
+@pytest.mark.parametrize("block_c", [0, 48, 256])
 def test_tiles_of_virtual_keys_must_divide_a_row_of_biases(block_c):
-    with pytest.raises(ValueError, match=f"block_c must divide 64, not be {block_c}"):
+    with pytest.raises(ValueError, match=f"block_c must divide 128, not be {block_c}"):
         Tiling(64, 64, 4, 2, block_c=block_c)
 
 

@@ -17,6 +17,8 @@ from kernels.cluster_attention.fused.tiling import Config, Tiling
 
 LENGTH_BITS = tl.constexpr(BITS)
 LENGTH_MASK = tl.constexpr((1 << BITS) - 1)
+# Below every logit, and finite: weights of -inf are 0 beside it, and whatever comes exceeds it.
+LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
@@ -26,12 +28,12 @@ def _accumulate(
     acc,  # [BLOCK_M, D]
     total,  # [BLOCK_M]
     highest,  # [BLOCK_M]
-    base,  # [BLOCK_M], finite: the new highest, or anything where that is -inf
+    new_highest,  # [BLOCK_M], finite
     PRECISION: tl.constexpr,
 ):
     """One step of the online softmax."""
-    p = tl.exp2(scores - base[:, None])
-    shrink = tl.exp2(highest - base)
+    p = tl.exp2(scores - new_highest[:, None])
+    shrink = tl.exp2(highest - new_highest)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
@@ -156,11 +158,10 @@ def attend_kernel(
                 place = tl.minimum(c, K - 1)[:, None] * D + d[None, :]
                 k = tl.load(virtual_k_ptr + first_virtual + place)
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + bias[None, :]
-                new_highest = tl.maximum(highest, tl.max(scores, 1))
-                # Where nothing is kept and these are not skipped, nothing has been seen yet.
-                base = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+                # Finite also where nothing is kept and these are not skipped.
+                new_highest = tl.maximum(tl.maximum(highest, tl.max(scores, 1)), LOWEST)
                 v = tl.load(virtual_v_ptr + first_virtual + place)
-                acc, total = _accumulate(scores, v, acc, total, highest, base, PRECISION)
+                acc, total = _accumulate(scores, v, acc, total, highest, new_highest, PRECISION)
                 highest = new_highest
 
         # A query that saw no key gets zeros.

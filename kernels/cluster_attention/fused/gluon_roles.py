@@ -19,6 +19,8 @@ LENGTH_BITS = gl.constexpr(BITS)
 LENGTH_MASK = gl.constexpr((1 << BITS) - 1)
 # Columns of 2 bytes that one swizzled row of 128 bytes holds. A wider tile is panels of as many.
 PANEL = gl.constexpr(64)
+# Below every logit, and finite: weights of -inf are 0 beside it, and whatever comes exceeds it.
+LOWEST = gl.constexpr(-1e30)
 NUM_CONSUMERS = gl.constexpr(2)
 
 # Names that changed between Triton 3.6 and 3.9.
@@ -168,13 +170,11 @@ def _step(
             bias = _chunk_bias(t, mask, qk_layout, CHUNK, BLOCK_N)
         scores = scores * scale + bias[None, :]
         new_highest = gl.maximum(highest, gl.max(scores, 1))
-        base = gl.where(new_highest == float("-inf"), 0.0, new_highest)
-        weights = gl.exp2(scores - base[:, None])
+        weights = gl.exp2(scores - new_highest[:, None])
     else:
         new_highest = gl.maximum(highest, gl.max(scores, 1) * scale)
-        base = new_highest
-        weights = gl.exp2(scores * scale - base[:, None])
-    shrink = gl.exp2(highest - base)
+        weights = gl.exp2(scores * scale - new_highest[:, None])
+    shrink = gl.exp2(highest - new_highest)
     total = total * shrink + gl.sum(weights, 1)
     # These values are here already. Waiting for them again ends a basic block, over which the
     # assembler moves nothing: else it waits for the product first, and only then comes softmax.
@@ -258,11 +258,10 @@ def consume(
         if COMPENSATE:
             bias = _virtual_bias(0, mask, qk_layout, BLOCK_N)
         scores = scores * scale + bias[None, :]
-        highest = gl.max(scores, 1)
-        base = gl.where(highest == float("-inf"), 0.0, highest)
-        weights = gl.exp2(scores - base[:, None])
+        highest = gl.maximum(gl.max(scores, 1), LOWEST)
+        weights = gl.exp2(scores - highest[:, None])
         total = gl.sum(weights, 1)
-        shrink = gl.exp2(base - base)
+        shrink = gl.exp2(highest - highest)
         p = gl.convert_layout(weights.to(q_smem.dtype), p_layout)
         acc = gl.zeros([BLOCK_M, D], gl.float32, pv_layout)
         count += 1

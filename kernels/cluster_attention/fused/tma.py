@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.build import Build
 from kernels.cluster_attention.fused import attend
-from kernels.cluster_attention.fused.attend import LENGTH_BITS, LENGTH_MASK, _accumulate
+from kernels.cluster_attention.fused.attend import LENGTH_BITS, LENGTH_MASK, LOWEST, _accumulate
 from kernels.cluster_attention.fused.problem import Lists, Problem
 from kernels.cluster_attention.fused.tiling import Config
 
@@ -143,11 +143,10 @@ def tma_kernel(
                 place = tl.minimum(c, K - 1)[:, None] * D + d[None, :]
                 k = tl.load(virtual_k_ptr + first_virtual + place)
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + bias[None, :]
-                new_highest = tl.maximum(highest, tl.max(scores, 1))
-                # Where nothing is kept and these are not skipped, nothing has been seen yet.
-                base = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+                # Finite also where nothing is kept and these are not skipped.
+                new_highest = tl.maximum(tl.maximum(highest, tl.max(scores, 1)), LOWEST)
                 v = tl.load(virtual_v_ptr + first_virtual + place)
-                acc, total = _accumulate(scores, v, acc, total, highest, base, PRECISION)
+                acc, total = _accumulate(scores, v, acc, total, highest, new_highest, PRECISION)
                 highest = new_highest
 
         # A query that saw no key gets zeros.
