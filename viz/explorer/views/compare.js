@@ -1,6 +1,6 @@
 // Dense and sparse, or two sparse runs, in step: one clock, two canvases.
 
-import { choice, clamp, el, fit, onFrame, put, seconds } from "../dom.js";
+import { choice, clamp, decibel, el, fit, onFrame, put, seconds } from "../dom.js";
 import { paint, pictureAt } from "../frames.js";
 import { term } from "../words.js";
 import { reusedNote } from "./gain.js";
@@ -21,6 +21,7 @@ const MODES = [
 export function makeCompare(app) {
   const { store } = app;
   const modes = choice("How to compare", MODES, (mode) => store.set({ compare: mode }));
+  const words = makeIntroduction(app);
   const beside = makeBeside(app);
   const stage = makeStage(app);
   const psnrLine = makePsnrLine(app);
@@ -33,7 +34,7 @@ export function makeCompare(app) {
     node: el(
       "section",
       { class: "view clipsfirst", "aria-labelledby": "compare-title" },
-      el("div", { class: "side" }, introduction(), beside?.node, modes.node, minis?.node, psnrLine.node),
+      el("div", { class: "side" }, words.node, beside?.node, modes.node, minis?.node, psnrLine.node),
       el("div", { class: "main" }, stage.node, stage.wipeRow, transport.node, outline?.node, trouble),
     ),
     draw() {
@@ -59,6 +60,7 @@ export function makeCompare(app) {
       if (["run", "against", "compare"].some((n) => changed.has(n))) {
         modes.show(state.compare);
         beside?.show(state);
+        words.show(state);
         showCaptions(stage, state.compare, sidesOf(app));
       }
       if (changed.has("wipe")) stage.wipe.value = Math.round(state.wipe * 100);
@@ -67,19 +69,27 @@ export function makeCompare(app) {
   };
 }
 
-function introduction() {
-  return [
-    el("h3", { id: "compare-title" }, "Compare"),
-    el(
-      "p",
-      {},
-      "Both clips start from the same noise. On the left every pair of a query and a key ",
-      term("token"),
-      " was computed; on the right only those that matter most, block by block, between ",
-      term("cluster", "clusters"),
-      " of tokens that are alike.",
-    ),
-  ];
+/** What the two clips have in common, and what sets them apart. */
+function makeIntroduction({ data }) {
+  const text = el("p", {});
+  const pairs = ["every pair of a query and a key ", term("token"), " was computed"];
+  const few = [" that matter most, block by block, between ", term("cluster", "clusters"), " of tokens that are alike"];
+  return {
+    node: [el("h3", { id: "compare-title" }, "Compare"), text],
+    show({ run, against }) {
+      if (against === null) {
+        put(text, "Both clips start from the same noise. On the left ", pairs, "; on the right only those", few, ".");
+        return;
+      }
+      const drift = (index) => decibel(data.runs[index].result.psnr_db);
+      put(
+        text,
+        "Two sparse runs from the same noise: each computed only the pairs",
+        few,
+        `. Against the dense clip the left one has ${drift(against)}, the right one ${drift(run)}.`,
+      );
+    },
+  };
 }
 
 /** Both canvases with their captions, and the wipe line's slider. */
@@ -135,13 +145,12 @@ function makeStage(app) {
 /** A choice of what stands on the left; null where there is one sparse run. */
 function makeBeside({ data, store }) {
   if (data.runs.length < 2) return null;
-  const label = "Beside it";
   const select = el("select", {
     "aria-label": "Clip on the left",
     onchange: () => store.set({ against: select.value === "" ? null : Number(select.value) }),
   });
   return {
-    node: el("label", { class: "beside" }, el("span", { class: "label" }, label), select),
+    node: el("label", { class: "beside" }, el("span", { class: "label" }, "On the left"), select),
     show({ run, against }) {
       const others = data.runs.filter((other) => other.index !== run);
       put(
@@ -203,8 +212,9 @@ function showCaptions(stage, mode, sides) {
   const [caption, label] = leftTexts(mode, sides);
   put(stage.leftName, caption, isSide ? took(sides.left) : null);
   put(stage.rightName, sides.right.name, took(sides.right));
-  put(stage.leftEnd, sides.left.short);
-  put(stage.rightEnd, sides.left.short === "dense" ? "sparse" : sides.right.short);
+  const hasDense = sides.left.short === "dense"; // names of runs are too long for the ends of a slider
+  put(stage.leftEnd, hasDense ? "dense" : "");
+  put(stage.rightEnd, hasDense ? "sparse" : "");
   stage.left.setAttribute("aria-label", label);
   stage.rightFigure.hidden = !isSide;
   stage.node.classList.toggle("single", !isSide);
