@@ -35,6 +35,18 @@ class NotFinite(RuntimeError):
     """Run with infinite or NaN latents or frames. The message says where, and what to try."""
 
 
+class GpuUnavailable(RuntimeError):
+    """GPU of a shared machine that was not given, or was taken away. The message says why.
+
+    Attributes:
+        dense: the `svg2.runs.dense_sparse.DenseRun` if it was complete, else None.
+    """
+
+    def __init__(self, message: str, dense: Any = None) -> None:
+        super().__init__(message)
+        self.dense = dense
+
+
 class SuiteUnavailable(RuntimeError):
     """Benchmark suite that can't run on this machine."""
 

@@ -77,7 +77,7 @@ def compare(
     check_sparse(pipe, run)
     if dense is None and in_turns and why_no_race(pipe) is None:
         dense, sparse = race(pipe, run, watch, policy)
-        return _compared(dense, sparse, watch, Order.IN_TURNS)
+        return compared(dense, sparse, watch, Order.IN_TURNS)
     order = Order.DENSE_FIRST if dense is None else Order.DENSE_EARLIER
     if dense is None:
         # For the time left, a sparse step counts as much as a dense one until it is measured.
@@ -88,10 +88,10 @@ def compare(
         sparse = generate_sparse(pipe, run, watch, policy)
     except Cancelled:
         raise Cancelled(dense) from None
-    return _compared(dense, sparse, watch, order)
+    return compared(dense, sparse, watch, order)
 
 
-def _compared(dense: DenseRun, sparse: SparseRun, watch: Watch, order: Order) -> Comparison:
+def compared(dense: DenseRun, sparse: SparseRun, watch: Watch, order: Order) -> Comparison:
     """The comparison of two complete runs.
 
     Raises:

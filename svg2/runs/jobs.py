@@ -30,6 +30,7 @@ class Studio:
 
     Attributes:
         model: id of the studio's own model, as `svg2.models.finding.model_spec` takes it.
+        has_others: whether a run may name the models of the catalogue too.
     """
 
     def __init__(self, model: str = "builtin") -> None:
@@ -37,11 +38,12 @@ class Studio:
         self._pipe: Any = None
         self._loaded: str | None = None
         self._lock = threading.Lock()
+        self.has_others = True
 
     @property
     def models(self) -> tuple[str, ...]:
         """Ids of the models that a run may name; the studio's own first."""
-        return tuple(dict.fromkeys((self.model, *MODELS)))
+        return tuple(dict.fromkeys((self.model, *(MODELS if self.has_others else ()))))
 
     @property
     def spec(self) -> ModelSpec:

@@ -39,7 +39,8 @@ class Progress:
     Attributes:
         run: `dense`, `stock` (dense as its pipeline does it, where that differs) or the method;
             empty while the model loads.
-        stage: `load`, `warm up`, `encode`, `denoise`, `decode` or `measure`.
+        stage: `gpu` (waiting for one), `load`, `warm up`, `encode`, `denoise`, `decode` or
+            `measure`.
         step, num_steps: denoising steps done and to do; 0 of 0 in other stages.
         eta_seconds: time left for all steps that were asked for, as the mean of the last three
             steps tells; None while unknown.

@@ -52,6 +52,25 @@ def check_numbers() -> None:
             )
 
 
+def is_on_zero_gpu() -> bool:
+    """Whether this is a ZeroGPU Space, as the package `spaces` reads it from the environment."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in {"1", "t", "true"}
+
+
+def import_spaces() -> None:
+    """On a ZeroGPU Space, load `spaces`: it must come before gradio and torch, which it changes.
+
+    Raises:
+        UsageError: it is not installed, or can't work here.
+    """
+    if not is_on_zero_gpu():
+        return
+    try:
+        import spaces  # noqa: F401
+    except (ImportError, AssertionError, RuntimeError) as error:
+        raise UsageError(f"SPACES_ZERO_GPU is set, but ZeroGPU can't be used: {error}") from error
+
+
 def check_upload_folder() -> None:
     """Make Gradio's folder for uploads if need be, and check that files can be written there.
 

@@ -10,7 +10,14 @@ from weakref import WeakValueDictionary
 
 import gradio as gr
 
-from svg2.errors import Cancelled, InputError, ModelUnavailable, NotFinite, TraceError
+from svg2.errors import (
+    Cancelled,
+    GpuUnavailable,
+    InputError,
+    ModelUnavailable,
+    NotFinite,
+    TraceError,
+)
 from svg2.runs.compare import Comparison
 from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
@@ -181,6 +188,9 @@ class Page:
             if stopped.dense is not None:
                 visit.dense = stopped.dense
                 final = (words.CANCELLED_AFTER_DENSE,)
+        except GpuUnavailable as error:
+            visit.dense = error.dense or visit.dense
+            final = (plain(error), "warn")
         except BAD_INPUT as error:
             final = (plain(error), "warn")
         except Exception:

@@ -37,6 +37,7 @@ RUN_TITLES = {
     **{method.name: method.title for method in METHODS.values()},
 }
 STAGES = {
+    "gpu": "waiting for a GPU",
     "load": "loading",
     "warm up": "warming up",
     "encode": "reading the prompt",
