@@ -17,8 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch lea
 from viz.page import environment
 
 with environment.refused_at_start(), environment.reaching_itself():
-    environment.check_numbers()
-    environment.import_spaces()
+    environment.before_gradio()
     import gradio as gr  # makes a client, and fails on a proxy that it can't use
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
@@ -31,7 +30,6 @@ from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
 from viz.page.handlers import BAD_INPUT, Page
 from viz.page.layout import Controls, Start, Workspace
 from viz.page.open_traces import OpenTraces, read_traces
-from viz.page.runner import Runner
 from viz.page.theme import HEAD, STYLE, theme
 from viz.page.visit import Visit
 from viz.page.wires import Wires
@@ -42,9 +40,9 @@ HOUR_SECONDS = 3600  # uploads are looked through each hour, and gone after a da
 log = logging.getLogger("app")
 
 
-def build_page(studio: Studio, traces: OpenTraces, runner: Runner | None = None) -> gr.Blocks:
+def build_page(studio: Studio, traces: OpenTraces) -> gr.Blocks:
     """Layout first, then the wires."""
-    start = Start.of(studio, traces)
+    page, start = Page(studio, traces), Start.of(studio, traces)  # a Page may load the model
     with gr.Blocks(
         title="SVG2 Lab", fill_width=True, delete_cache=(HOUR_SECONDS, 24 * HOUR_SECONDS)
     ) as blocks:
@@ -53,7 +51,7 @@ def build_page(studio: Studio, traces: OpenTraces, runner: Runner | None = None)
             controls = Controls.of(start)
             workspace = Workspace.of(start)
         wires = Wires({"visit": visit, **vars(controls), **vars(workspace)})
-        connect(wires, blocks, controls, workspace, Page(studio, traces, runner))
+        connect(wires, blocks, controls, workspace, page)
     return blocks
 
 
@@ -91,11 +89,9 @@ def connect(
     to([c.upload.upload], page.receive_trace, "visit upload", f"status {opened}")
 
 
-def launch(
-    studio: Studio, traces: OpenTraces, runner: Runner | None = None, **options: Any
-) -> gr.Blocks:
+def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
     """Serve the page; `options` go to Gradio."""
-    blocks = build_page(studio, traces, runner)
+    blocks = build_page(studio, traces)
     pictures = Mount("/bench", StaticFiles(directory=PICTURES, check_dir=False))
     with environment.reaching_itself(needs_network=bool(options.get("share"))):
         blocks.queue().launch(
@@ -144,15 +140,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             _ = studio.spec
         environment.check_upload_folder()
         traces = OpenTraces(read_traces(TRACES))
-        runner = None
-        if environment.is_on_zero_gpu():
-            from viz.page import zero_gpu
-
-            runner = zero_gpu.prepare(studio)
         options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
-        blocks = launch(studio, traces, runner, **options)
-    if runner is None:
-        load_in_background(studio)  # after the page is up, which needs none of it
+        blocks = launch(studio, traces, **options)
+    load_in_background(studio)  # after the page is up, which needs none of it
     blocks.block_thread()
 
 

@@ -35,6 +35,23 @@ def refused_at_start() -> Iterator[None]:
         sys.exit(f"python app.py: can't be served ({error}){advice}")
 
 
+def before_gradio() -> None:
+    """What must come before Gradio is loaded: its numbers are checked, and `spaces` comes first.
+
+    On a ZeroGPU Space `spaces` changes gradio and torch, so it must be there before both.
+
+    Raises:
+        UsageError: a number that Gradio would fail on, or no `spaces` where it is needed.
+    """
+    check_numbers()
+    if not is_on_zero_gpu():
+        return
+    try:
+        import spaces  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except (ImportError, AssertionError, RuntimeError) as error:
+        raise UsageError(f"SPACES_ZERO_GPU is set, but ZeroGPU can't be used: {error}") from error
+
+
 def check_numbers() -> None:
     """Check the numbers that Gradio reads from the environment, before it is loaded.
 
@@ -55,20 +72,6 @@ def check_numbers() -> None:
 def is_on_zero_gpu() -> bool:
     """Whether this is a ZeroGPU Space, as the package `spaces` reads it from the environment."""
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in {"1", "t", "true"}
-
-
-def import_spaces() -> None:
-    """On a ZeroGPU Space, load `spaces`: it must come before gradio and torch, which it changes.
-
-    Raises:
-        UsageError: it is not installed, or can't work here.
-    """
-    if not is_on_zero_gpu():
-        return
-    try:
-        import spaces  # noqa: F401
-    except (ImportError, AssertionError, RuntimeError) as error:
-        raise UsageError(f"SPACES_ZERO_GPU is set, but ZeroGPU can't be used: {error}") from error
 
 
 def check_upload_folder() -> None:

@@ -26,7 +26,7 @@ from svg2.trace.records import RecordingPolicy
 from viz.page import words
 from viz.page.address import CHOICES, NUMBERS, OF_METHOD, SETTINGS, read_address
 from viz.page.open_traces import OpenTraces
-from viz.page.runner import Runner, ThreadRunner
+from viz.page.runner import Runner, runner_for
 from viz.page.visit import Visit
 from viz.page.words import plain, say
 
@@ -49,7 +49,7 @@ class Page:
     def __init__(self, studio: Studio, traces: OpenTraces, runner: Runner | None = None) -> None:
         self.studio = studio
         self.traces = traces
-        self.runner = runner or ThreadRunner(studio)
+        self.runner = runner or runner_for(studio)
         self._visits: WeakValueDictionary[str, Visit] = WeakValueDictionary()
 
     # Coming and going ----------------------------------------------------------------------------

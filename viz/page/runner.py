@@ -1,4 +1,4 @@
-"""How the page has a run executed: one small interface, and a thread of this process behind it."""
+"""How the page has a run executed: one small interface, and what is behind it where."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from svg2.runs.jobs import Job, Studio
 from svg2.runs.progress import Progress
 from svg2.runs.run import Run
 from svg2.trace.records import RecordingPolicy
+from viz.page.environment import is_on_zero_gpu
 
 
 class Execution(Protocol):
@@ -59,3 +60,16 @@ class ThreadRunner:
                 run, report, should_cancel, dense, policy
             )
         )
+
+
+def runner_for(studio: Studio) -> Runner:
+    """The runner of this machine. On a ZeroGPU Space it loads the model first.
+
+    Raises:
+        UsageError: as `viz.page.zero_gpu.prepare`.
+    """
+    if not is_on_zero_gpu():
+        return ThreadRunner(studio)
+    from viz.page.zero_gpu import prepare
+
+    return prepare(studio)

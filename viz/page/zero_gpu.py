@@ -24,7 +24,6 @@ from svg2.errors import (
     RequestError,
     UsageError,
 )
-from svg2.runs.call import load
 from svg2.runs.compare import Comparison, compared
 from svg2.runs.dense_sparse import DenseRun, SparseRun, generate_dense, generate_sparse
 from svg2.runs.jobs import Studio
@@ -136,7 +135,8 @@ def _with_gpu(task: Callable[..., Generator[Message]]) -> Callable[..., Generato
     """The task as ZeroGPU calls it; elsewhere the task itself."""
     if not is_on_zero_gpu():
         return task
-    import spaces  # on a ZeroGPU Space `app.py` has loaded it, before gradio and torch
+    # `app.py` has loaded it, before gradio and torch.
+    import spaces  # pyright: ignore[reportMissingImports]
 
     return spaces.GPU(task, duration=seconds_for)
 
@@ -157,7 +157,7 @@ def prepare(studio: Studio) -> ZeroGpuRunner:
     studio.has_others = False
     spec = studio.spec
     try:
-        pipe = load(spec, Watch())
+        pipe = studio.pipe(studio.model, spec, Watch())
     except ModelUnavailable as error:
         raise UsageError(str(error)) from error
     parts = pipe.components.values()

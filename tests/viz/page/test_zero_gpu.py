@@ -210,9 +210,10 @@ def test_a_model_that_is_moved_in_parts_is_refused_in_a_sentence(
     studio: Studio, monkeypatch
 ) -> None:
     pipe = SimpleNamespace(components={"transformer": SimpleNamespace(_hf_hook=object())})
-    monkeypatch.setattr(zero_gpu, "load", lambda *_: pipe)
+    whole = Studio(studio.model)
+    monkeypatch.setattr(whole, "pipe", lambda *_: pipe)
     with pytest.raises(UsageError, match="does not fit the GPU"):
-        zero_gpu.prepare(Studio(studio.model))
+        zero_gpu.prepare(whole)
 
 
 def test_elsewhere_the_task_is_not_decorated() -> None:
