@@ -72,7 +72,7 @@ define install_torch
 	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null \
 	    && $(1) -c "import urllib.request as u; u.urlopen('$$url/torch/', timeout=5)" 2>/dev/null; \
 	then index="--extra-index-url $$url"; fi; \
-	$(1) $(PIP) "$$(grep '^torch' requirements.txt)" $$index
+	grep '^torch' requirements.txt | $(1) $(PIP) -r /dev/stdin $$index
 endef
 
 $(VENV)/.app-installed: requirements.txt | $(PY)
