@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.cluster_attention import reference
 from kernels.cluster_attention.stand_ins import StandIns
+from kernels.exact import check_first_call
 from kernels.impl import Impl, refuse_gradients, resolve_impl
 
 
@@ -36,7 +37,8 @@ def cluster_attention(
     Raises:
         ValueError: the shapes do not fit; an input requires a gradient; or the fused kernels are
             asked for more clusters or keys than they take.
-        ImplUnavailable: the implementation asked for cannot run here.
+        ImplUnavailable: the implementation asked for cannot run here, or the first fused result
+            on this chip was wrong.
     Source: SVG2, arXiv 2505.18875.
     """
     _check_shapes(q, k, v, q_offsets, k_offsets, kept, stand_ins, q_perm)
@@ -50,9 +52,11 @@ def cluster_attention(
     if resolve_impl(impl, q, is_matmul=True) == "fused":
         from kernels.cluster_attention import fused
 
-        return fused.cluster_attention(
+        out = fused.cluster_attention(
             q, k, v, q_offsets, k_offsets, kept, scale, keys, values, log_weights, q_perm
         )
+        check_first_call(out, q, k, v, q_offsets, k_offsets, kept, scale, stand_ins, q_perm)
+        return out
     return reference.cluster_attention(
         q, k, v, q_offsets, k_offsets, kept, scale, **virtual, q_perm=q_perm
     )

@@ -23,13 +23,14 @@ from kernels import (
     resolve_impl,
     sort_by_label,
 )
+from kernels.exact import ERROR_BUDGET
 from svg2.bench.baselines import (
     BaselineUnavailable,
     dense_baselines,
     flashinfer_blocks,
     flex_padded,
 )
-from svg2.bench.exact import ERROR_BUDGET, ExactRows
+from svg2.bench.exact import ExactRows
 from svg2.bench.harness import Progress, reason, save_record, suite_device
 from svg2.bench.race import race
 from svg2.bench.workload import (

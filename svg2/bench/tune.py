@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svg2.bench.exact import ERROR_BUDGET, ExactRows
+from kernels.exact import ERROR_BUDGET
+from svg2.bench.exact import ExactRows
 from svg2.bench.harness import Progress, reason, save_record, suite_device
 from svg2.bench.race import race
 from svg2.bench.workload import ClusteredWorkload, Workload, make_clustered, select_density
