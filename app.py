@@ -86,7 +86,7 @@ def connect(
     to([c.cancel.click, explorer.stop], page.stop, "visit", ran)
     to([c.ready.input], page.choose_trace, "visit ready", opened)
     to([explorer.select], page.follow_link, "visit", f"{opened} ready")
-    to([c.upload.upload], page.receive_trace, "visit upload", f"status {opened}")
+    to([c.upload.upload], page.receive_trace, "visit upload", f"{inputs} {ran}")
 
 
 def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:

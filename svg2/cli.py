@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         arguments = parse_arguments(argv)
+        if getattr(arguments, "like", None) is not None:
+            arguments = parse_arguments(argv, _arguments_like(arguments.like))
         return _COMMANDS[arguments.command](arguments)
     except InputError as error:
         print(f"svg2: {_one_line(error)}", file=sys.stderr)
@@ -60,6 +62,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise  # torch's error is matched by name, because torch may not be loaded
         print("svg2: Out of memory: ask for a smaller or shorter video.", file=sys.stderr)
         return 1
+
+
+def _arguments_like(path: str) -> dict[str, Any]:
+    """The arguments that make a clip again, as the clip itself tells them.
+
+    Raises:
+        UsageError: a file that can't be read. MediaError: one that does not tell.
+    """
+    from svg2.trace.clip_settings import MAX_BYTES, read_settings
+
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"The clip {path!r} can't be read: {reason}.") from error
+    request, config, started = read_settings(data)
+    for name in started:
+        print(
+            f"svg2: The clip started from a file that it does not hold: name it by --{name}.",
+            file=sys.stderr,
+        )
+    names = {"num_frames": "frames", "num_inference_steps": "steps"}
+    told = {names.get(name, name): value for name, value in request.items()}
+    budget = "top_p" if config.get("density") is None else "density"
+    of_their_own = {"method": config.get("method"), budget: config.get(budget)}
+    settings = [
+        f"{name}={value}"
+        for name, value in config.items()
+        if name not in ("method", "top_p", "density", "impl")
+    ]
+    return told | {k: v for k, v in of_their_own.items() if v is not None} | {"settings": settings}
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -123,6 +157,7 @@ def _compare_prompts(arguments: argparse.Namespace) -> int:
 def _keep_dense(stopped: Cancelled, run: Run, folder: Path) -> str:
     """Write the dense clip if it was complete, and return a clause that says what was kept."""
     from svg2.trace.atomic import write_atomic
+    from svg2.trace.clip_settings import tags_of
     from svg2.trace.video import encode_mp4
 
     if stopped.dense is None:
@@ -130,7 +165,8 @@ def _keep_dense(stopped: Cancelled, run: Run, folder: Path) -> str:
     # files of an earlier run would not belong to this dense clip
     for name in OUTPUTS:
         (folder / name).unlink(missing_ok=True)
-    write_atomic(folder / "dense.mp4", encode_mp4(stopped.dense.frames, run.spec.fps))
+    clip = encode_mp4(stopped.dense.frames, run.spec.fps, tags=tags_of(run.request.to_dict()))
+    write_atomic(folder / "dense.mp4", clip)
     return f"the dense clip was complete and is kept as {folder / 'dense.mp4'}"
 
 

@@ -22,6 +22,7 @@ from svg2.runs.race import race, why_no_race
 from svg2.runs.result import Order, result_record
 from svg2.runs.run import Run
 from svg2.trace.atomic import json_bytes, write_atomic
+from svg2.trace.clip_settings import tags_of
 from svg2.trace.file import trace_bytes
 from svg2.trace.metrics import psnr_per_frame
 from svg2.trace.records import VERSION, RecordingPolicy, Trace, TraceRun, policy_dict
@@ -125,7 +126,7 @@ def start_trace(dense: DenseRun, sparse: SparseRun) -> Trace:
             "backend": dense.backend,
             "dtype": dense.dtype,
         },
-        dense_mp4=encode_mp4(dense.frames, fps),
+        dense_mp4=encode_mp4(dense.frames, fps, tags=tags_of(dense.request.to_dict())),
     )
 
 
@@ -136,7 +137,11 @@ def add_run(trace: Trace, dense: DenseRun, sparse: SparseRun, result: dict[str, 
         method=sparse.run.method.name,
         config=sparse.run.config.to_dict(),
         result=result,
-        mp4=encode_mp4(sparse.frames, trace.request["fps"]),
+        mp4=encode_mp4(
+            sparse.frames,
+            trace.request["fps"],
+            tags=tags_of(trace.request, sparse.run.config.to_dict()),
+        ),
         psnr_frame=psnr_per_frame(dense.frames, sparse.frames),
         call=stats.call,
         density=stats.call_density,
@@ -165,7 +170,11 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[s
         f"dense  {result['dense_seconds']:.1f} s",
         f"{result['method']}  {result['svg2_seconds']:.1f} s  {psnr}",
     )
-    both = encode_mp4(side_by_side(dense.frames, sparse.frames, captions), trace.request["fps"])
+    both = encode_mp4(
+        side_by_side(dense.frames, sparse.frames, captions),
+        trace.request["fps"],
+        tags=tags_of(trace.request, trace.runs[0].config),
+    )
     contents = {
         "dense.mp4": trace.dense_mp4,
         "svg2.mp4": trace.runs[0].mp4,

@@ -3,8 +3,10 @@
 import functools
 import math
 import os
+import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,9 @@ _INSTALL = (
 )
 
 
-def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
+def encode_mp4(
+    frames: Frames, fps: float, crf: int = 12, tags: Mapping[str, str] | None = None
+) -> bytes:
     """The clip as H.264 in yuv420p (bt709), made for exact seeking in a browser.
 
     The index comes first, every 16th frame is a key frame, and there are no B frames.
@@ -34,6 +38,7 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
 
     Args:
         crf: x264's constant rate factor; 12 is visually lossless on small clips.
+        tags: `title` and `comment` of the file.
     Raises:
         MediaError: frames of another shape or type, none at all, or ffmpeg failed.
     """
@@ -54,6 +59,7 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
             "-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709",
             "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv",
             "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-g", "16", "-bf", "0",
+            *(f for name, text in (tags or {}).items() for f in ("-metadata", f"{name}={text}")),
             "-movflags", "+faststart", str(path),
             stdin=np.ascontiguousarray(frames).tobytes(),
         )
@@ -138,6 +144,25 @@ def shape_and_rate(path: str | os.PathLike) -> tuple[int, int, float]:
         raise MediaError("The video holds no frames.")
     frames, seconds = (int(part) for part in fields[b"F"].split(b":"))
     return int(fields[b"W"]), int(fields[b"H"]), frames / max(1, seconds)
+
+
+def read_tags(path: str | os.PathLike) -> dict[str, str]:
+    """Tags of an MP4 or MOV file by name, such as `title` and `comment`.
+
+    Raises:
+        MediaError: a file that is no MP4 or MOV video, or ffmpeg failed.
+    """
+    raw = _ffmpeg("-f", "mov", "-i", f"file:{Path(path).resolve()}", "-f", "ffmetadata", "-")
+    # A line for each tag; what means something in this format has a backslash before it.
+    found = re.findall(rb"((?:\\.|[^=\\\n])+)=((?:\\.|[^\\\n])*)", raw, flags=re.DOTALL)
+    texts = (
+        [
+            re.sub(rb"\\(.)", rb"\1", part, flags=re.DOTALL).decode(errors="replace")
+            for part in pair
+        ]
+        for pair in reversed(found)  # those of the file stand before those of its streams
+    )
+    return dict(texts)
 
 
 def side_by_side(left: Frames, right: Frames, captions: tuple[str, str] = ("", "")) -> Frames:

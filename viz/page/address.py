@@ -1,4 +1,4 @@
-"""The settings of the form in the page's address: written in the browser, read on arrival."""
+"""Settings of the form from elsewhere: the page's address, or a clip."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from svg2.errors import InputError, ModelUnavailable
 from svg2.runs.jobs import Studio
+from svg2.trace.clip_settings import read_settings
 from viz.page.words import KNOWN, plain
 
 NUMBERS: Mapping[str, type] = {
@@ -57,3 +58,31 @@ def read_address(studio: Studio, query: Mapping[str, str]) -> tuple[dict[str, An
         else:
             found[name] = value
     return found, complaint
+
+
+def read_clip(studio: Studio, data: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The form for a clip's settings, and what of them it can't have, each as a phrase.
+
+    Raises:
+        MediaError: a clip that does not tell.
+        InputError: settings that can't be run here, or a model that this page has not.
+    """
+    request, config, started = read_settings(data)
+    request.setdefault("model", studio.model)
+    form = request | {name: config[name] for name in ("method", *OF_METHOD) if name in config}
+    run = studio.run(form)  # checks it, and fills in the rest
+    found = {
+        name: getattr(run.request, name)
+        for name in (*NUMBERS, "prompt", "negative_prompt")
+        if hasattr(run.request, name)
+    }
+    found |= {name: getattr(run.config, name) for name in ("method", *OF_METHOD)}
+    found |= {"model": run.request.model, "preset": "published"}
+    left_out = [f"its {name}" for name in started]
+    made = run.config.to_dict() | run.request.to_dict()
+    left_out += [
+        f"{name} {value}"
+        for name, value in {**request, **config}.items()
+        if name not in found and made.get(name) != value
+    ]
+    return found, left_out

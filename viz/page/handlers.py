@@ -21,10 +21,11 @@ from svg2.errors import (
 from svg2.runs.compare import Comparison
 from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
+from svg2.trace.clip_settings import is_mp4
 from svg2.trace.file import load_trace
 from svg2.trace.records import RecordingPolicy
 from viz.page import words
-from viz.page.address import CHOICES, NUMBERS, OF_METHOD, SETTINGS, read_address
+from viz.page.address import CHOICES, NUMBERS, OF_METHOD, SETTINGS, read_address, read_clip
 from viz.page.open_traces import OpenTraces
 from viz.page.runner import Runner, runner_for
 from viz.page.visit import Visit
@@ -244,13 +245,26 @@ class Page:
         return update
 
     def receive_trace(self, visit: Visit, data: bytes | None) -> Update:
-        """Open an uploaded trace; a bad one changes nothing but the message."""
+        """Open an uploaded trace; a bad one changes nothing but the message.
+
+        A clip in its place fills the form with what it was made with.
+        """
+        if data is not None and is_mp4(data):
+            return self._like_clip(data)
         try:
             uploaded = self.traces.put(load_trace(data or b""), "upload")
         except TraceError as error:
             return _refusal(error)
         visit.show(uploaded)
         return {"status": say(words.TRACE_OPEN, "done"), **_workspace(visit)}
+
+    def _like_clip(self, data: bytes) -> Update:
+        """The form as it was for an uploaded clip; one that does not tell changes nothing."""
+        try:
+            found, left_out = read_clip(self.studio, data)
+        except BAD_INPUT as error:
+            return _refusal(error)
+        return {"status": say(words.like_clip(left_out), "warn" if left_out else "done"), **found}
 
 
 def _refusal(error: Exception) -> Update:

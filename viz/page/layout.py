@@ -219,6 +219,8 @@ def _run_part() -> dict[str, Any]:
 
 def _trace_part(start: Start) -> dict[str, Any]:
     with gr.Accordion("This trace", open=False, elem_id="traces"):
-        upload = gr.UploadButton("Open a trace file", type="binary", size="sm", elem_id="upload")
+        upload = gr.UploadButton(
+            "Open a trace or a clip", type="binary", size="sm", elem_id="upload"
+        )
         links = gr.HTML(links_to(start.visit.open_trace), elem_id="links")
     return {"upload": upload, "links": links}

@@ -78,6 +78,14 @@ FAILED = "The run failed. What was shown before stays."
 TRACE_OPEN = "The trace is open."
 
 
+def like_clip(left_out: list[str]) -> str:
+    """Said where a clip has filled the form."""
+    filled = "The form is as it was for this clip"
+    if not left_out:
+        return f"{filled}."
+    return f"{filled}, but for what the page can't take from it: {', '.join(left_out)}."
+
+
 _FIELDS = {
     "num_inference_steps": "steps",
     "num_frames": "frames",

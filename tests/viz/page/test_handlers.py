@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from svg2.errors import Cancelled, ModelUnavailable, NotFinite, TraceError
 from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
+from svg2.trace.clip_settings import tags_of
 from svg2.trace.file import trace_bytes
+from svg2.trace.video import encode_mp4
 from viz.page import words
 from viz.page.address import CHOICES, SETTINGS
 from viz.page.handlers import Page
@@ -235,6 +238,20 @@ def test_a_broken_upload_leaves_what_is_open(page: Page, visit: Visit) -> None:
     said = page.receive_trace(visit, trace_bytes(before.trace))
     assert visit.open_trace.mode == "upload"
     assert visit.open_trace.key in said["links"]
+
+
+def test_an_uploaded_clip_fills_the_form_and_leaves_what_is_open(page: Page, visit: Visit) -> None:
+    before = visit.open_trace
+    made = encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), 8)
+    said = page.receive_trace(visit, made)  # of another program
+    assert set(said) == {"status"}
+    assert "does not say what it was made with" in said["status"]
+    asked = {"prompt": "a blue cube", "model": page.studio.model, "seed": 4}
+    told = encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), 8, tags=tags_of(asked))
+    said = page.receive_trace(visit, told)
+    assert (said["prompt"], said["seed"]) == ("a blue cube", 4)
+    assert "as it was for this clip" in said["status"]
+    assert visit.open_trace is before
 
 
 def test_a_key_that_is_not_open_changes_nothing(page: Page, visit: Visit) -> None:
