@@ -113,6 +113,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     from svg2.runs.call import load_for
     from svg2.runs.compare import compare, save_comparison
+    from svg2.runs.outlook import forecast
+    from svg2.runs.progress import device_of
+    from svg2.runs.provenance import hardware
     from svg2.runs.race import why_no_race
 
     def keep_dense(stopped: Cancelled) -> str:
@@ -123,12 +126,15 @@ def _compare(arguments: argparse.Namespace) -> int:
     with running(keep_dense, shows_progress=share.is_first) as watch:
         pipe = load_for(run, watch)
         with joined(pipe) if share.world > 1 else nullcontext():
+            print(f"svg2: {forecast(run, hardware(device_of(pipe)))}", file=sys.stderr)
             if arguments.race and (reason := why_no_race(pipe)):
                 print(f"svg2: {reason}", file=sys.stderr)
             comparison = compare(run, pipe, watch=watch, in_turns=arguments.race)
         if share.is_first:
             save_comparison(comparison, folder)
     if share.is_first:
+        for sentence in comparison.result["warnings"]:
+            print(f"svg2: {sentence}", file=sys.stderr)
         _print_result(comparison.result)
     return 0
 

@@ -136,6 +136,9 @@ def test_compare_writes_five_files_and_ends_stdout_with_the_result(folder, tmp_p
         request, config, _ = read_settings((out / name).read_bytes())
         assert request == {name: result[name] for name in request}
         assert config == ({} if name == "dense.mp4" else result["config"])
+    assert "svg2: Gain or loss of" in captured.err
+    for sentence in result["warnings"]:
+        assert f"svg2: {sentence}" in captured.err
     assert "denoise 3/3" in captured.err or "svg2-comp denoise" in captured.err
 
 

@@ -206,3 +206,21 @@ def test_the_footer_names_the_machine_of_the_run_on_show(trace, open_page):
     text = foot.inner_text()
     assert "top-p 0.7: measured on Another Chip, 8 cores · torch 9.9 · commit abcdef012345" in text
     assert "triton" not in text
+
+
+@pytest.mark.parametrize(
+    ("device", "sparse", "dense", "said"),
+    [
+        ("cpu", 1 << 30, 3 << 28, "1.00 GiB of this process; dense 0.75 GiB"),
+        ("cuda", 5 << 30, 4 << 30, "5.00 GiB on the GPU; dense 4.00 GiB"),
+        ("cuda", None, 1 << 30, "not measured on the GPU; dense 1.00 GiB"),
+        ("cpu", 1 << 30, None, "1.00 GiB of this process; dense not measured"),
+    ],
+)
+def test_peak_memory_of_both_runs_stands_side_by_side(
+    device, sparse, dense, said, trace, open_page
+):
+    peaks = {"peak_memory_bytes": sparse, "dense_peak_memory_bytes": dense}
+    page = open_page(with_run(trace, device=device, **peaks))
+    shown = page.locator(".metric", has_text="Peak memory").inner_text()
+    assert said in " ".join(shown.split())

@@ -124,8 +124,7 @@ class Page:
             return _refusal(error)
         visit.cancel()  # a release gives way to a whole run
         visit.pending = run
-        is_builtin = run.request.model == "builtin"
-        note = words.grammar_note(run.request.prompt) if is_builtin else ""
+        note = words.before_run(run, self.traces.ready_made.values())
         return {"status": say(words.WAITING), "note": note, **_buttons(True)}
 
     # Runs ----------------------------------------------------------------------------------------
@@ -183,7 +182,8 @@ class Page:
                 visit.dense = made.dense
             else:
                 visit.add(made, self.traces)
-            final = (words.outcome(made.result), "done")
+            warned = made.result.get("warnings")
+            final = (words.outcome(made.result), "warn" if warned else "done")
         except Cancelled as stopped:
             final = (words.CANCELLED_RUN,)
             if stopped.dense is not None:

@@ -6,6 +6,7 @@ import base64
 import html
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from svg2.method.selection import METHODS
 from svg2.models.catalogue import MODELS
 from svg2.models.finding import BUILTIN_FOLDER
 from svg2.models.inputs import describe_cut, picture_of_cut
-from svg2.models.loading import availability
+from svg2.models.loading import availability, resolve_device
 from svg2.models.prompts import knowledge_of
 from svg2.runs.jobs import Studio
+from svg2.runs.outlook import budget_warning, forecast
 from svg2.runs.progress import Progress
+from svg2.runs.provenance import hardware
 from svg2.runs.run import Run
 from viz.bench_figures import page_markup
 from viz.frames import png_bytes
+from viz.page.environment import is_on_zero_gpu
 from viz.page.open_traces import OpenTrace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,12 +103,15 @@ _FIELD = re.compile(rf"(^|: |\. )?\b({'|'.join(_FIELDS)})\b")
 
 def plain(error: Exception) -> str:
     """The error's own sentence, with fields as the page names them and no folders of ours."""
+    return _as_named(str(error).replace(f"{ROOT}{os.sep}", ""))
 
+
+def _as_named(text: str) -> str:
     def as_named(found: re.Match[str]) -> str:
         start, name = found[1], _FIELDS[found[2]]
         return name if start is None else f"{start}{name[0].upper()}{name[1:]}"
 
-    return _FIELD.sub(as_named, str(error).replace(f"{ROOT}{os.sep}", ""))
+    return _FIELD.sub(as_named, text)
 
 
 def say(text: str, kind: str = "quiet") -> str:
@@ -230,7 +237,20 @@ def _data_url(picture: UInt8[ndarray, "Y X 3"]) -> str:
 def outcome(result: dict[str, Any]) -> str:
     psnr = result["psnr_db"]
     fidelity = "identical to dense" if psnr is None else f"{psnr:.1f} dB against dense"
-    return f"Done: {pace(result)}, {fidelity}."
+    return " ".join([f"Done: {pace(result)}, {fidelity}.", *result.get("warnings", ())])
+
+
+def before_run(run: Run, traces: Iterable[OpenTrace]) -> str:
+    """What to expect of a run: of its prompt, of its budget, and of its time on this machine."""
+    request = run.request
+    note = grammar_note(request.prompt) if request.model == "builtin" else ""
+    results = [of.result for open_trace in traces for of in open_trace.trace.runs]
+    warning = budget_warning(run, results)
+    if warning is not None:
+        note += say(_as_named(warning), "warn")
+    if not is_on_zero_gpu():  # the GPU is known inside a call alone
+        note += say(forecast(run, hardware(resolve_device(request.device))))
+    return note
 
 
 def pace(result: dict[str, Any]) -> str:

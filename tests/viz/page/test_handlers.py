@@ -152,7 +152,8 @@ def test_a_whole_run_takes_the_place_of_a_release(page: Page, visit: Visit) -> N
     assert visit.pending_release is None
     assert visit.pending.method.name == "svg2-comp"
     assert "Waiting for its turn." in said["status"]
-    assert said["note"] == ""  # said of the built-in model alone
+    assert "grammar" not in said["note"]  # said of the built-in model alone
+    assert "Gain or loss" in said["note"]
     assert list(page.run_release(visit)) == [{}]  # what was dropped runs no more
 
 

@@ -143,7 +143,18 @@ function metrics({ result: r }) {
     metric(term("psnr", "PSNR"), decibel(r.psnr_db), "against dense, raw frames"),
     metric(term("ssim", "SSIM"), plain(r.ssim), "against dense, 1 is equal"),
     metric(term("density", "Density"), percent(r.density), "token pairs kept in sparse calls"),
+    metric("Peak memory", gibibytes(r.peak_memory_bytes), memoryNote(r)),
   ];
+}
+
+function gibibytes(bytes) {
+  return isNumber(bytes) ? `${(bytes / 2 ** 30).toFixed(2)} GiB` : "not measured";
+}
+
+/** The dense side's peak beside it. On a CPU both are of the whole process. */
+function memoryNote({ dense_peak_memory_bytes: dense, device }) {
+  const whose = String(device).startsWith("cuda") ? "on the GPU" : "of this process";
+  return `${whose}; dense ${gibibytes(dense)}`;
 }
 
 /** The seconds of one denoising loop by what they went to, largest concern first. */
