@@ -10,7 +10,15 @@ from weakref import WeakValueDictionary
 
 import gradio as gr
 
-from svg2.errors import Cancelled, InputError, ModelUnavailable, NotFinite, TraceError
+from svg2.errors import (
+    Cancelled,
+    InputError,
+    ModelUnavailable,
+    NotFinite,
+    TooBusy,
+    TraceError,
+)
+from svg2.models.request import MAX_PROMPT_CHARS, MAX_SIDE_PX
 from svg2.runs.compare import Comparison
 from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
@@ -18,7 +26,7 @@ from svg2.trace.file import load_trace
 from svg2.trace.records import RecordingPolicy
 from viz.page import words
 from viz.page.address import CHOICES, NUMBERS, OF_METHOD, SETTINGS, read_address
-from viz.page.open_traces import OpenTraces
+from viz.page.open_traces import UPLOAD, OpenTraces
 from viz.page.runner import Runner, ThreadRunner
 from viz.page.visit import Visit
 from viz.page.words import plain, say
@@ -26,7 +34,7 @@ from viz.page.words import plain, say
 Update = dict[str, Any]
 """Component name to its new value; what is not named stays as it is."""
 
-BAD_INPUT = (InputError, ModelUnavailable, NotFinite)
+BAD_INPUT = (InputError, ModelUnavailable, NotFinite, TooBusy)
 RELEASE_POLICY = RecordingPolicy(max_bytes=2 << 20)
 
 log = logging.getLogger(__name__)
@@ -91,17 +99,19 @@ class Page:
 
     def hint(self, model: str, prompt: str) -> Update:
         """What the built-in model makes of the prompt as it is typed."""
-        return {"note": words.grammar_note(prompt) if model == "builtin" and prompt else ""}
+        is_asked = model == "builtin" and 0 < len(prompt) <= MAX_PROMPT_CHARS
+        return {"note": words.grammar_note(prompt) if is_asked else ""}
 
     def describe_method(self, method: str) -> Update:
         return {"about_method": words.about_method(method)}
 
     def show_cut(self, image: str | None, width: float | None, height: float | None) -> Update:
         """The start image as the video will have it: what is cut away is dimmed, and said."""
-        if not image or not width or not height or min(width, height) < 1:
+        sides = (width or 0, height or 0)
+        if not image or not all(1 <= side <= MAX_SIDE_PX for side in sides):
             return {"image_cut": ""}
         try:
-            return {"image_cut": words.image_cut(image, round(width), round(height))}
+            return {"image_cut": words.image_cut(image, *map(round, sides))}
         except BAD_INPUT as error:
             return {"image_cut": say(plain(error), "warn")}
 
@@ -112,6 +122,7 @@ class Page:
         """Check the form. A bad value changes nothing but the message."""
         try:
             run = self.studio.run(dict(zip((*SETTINGS, *CHOICES), values, strict=True)))
+            self.studio.admit(run)
         except BAD_INPUT as error:
             return _refusal(error)
         visit.cancel()  # a release gives way to a whole run
@@ -126,28 +137,38 @@ class Page:
         """The budget slider was let go: ask for a real run there. The newest request counts."""
         if visit.pending is not None or visit.is_comparing:
             return {"explorer": visit.view(notice=words.UNDER_WAY)}  # the status is the run's own
-        if visit.open_trace is None or event.trace != visit.open_trace.key:
+        if visit.open_trace is None or _sent(event, "trace") != visit.open_trace.key:
             return {"explorer": visit.view(notice=words.JUST_REPLACED)}
+        again = _sent(event, "again") is True
         try:
-            again = bool(getattr(event, "again", False))
-            top_p = None if again else event.top_p
-            visit.pending_release = visit.run_at(self.studio, event.run, top_p)
-            visit.wants_race = again
+            run = visit.run_at(
+                self.studio, _sent(event, "run"), None if again else _sent(event, "top_p"), again
+            )
+            self.studio.admit(run)
         except BAD_INPUT as error:
             return {**_refusal(error), "explorer": visit.view(notice=plain(error))}
-        text = f"{words.AGAIN}." if again else words.waiting_to_measure(event.top_p)
+        visit.pending_release, visit.wants_race = run, again
+        text = f"{words.AGAIN}." if again else words.waiting_to_measure(run.config.top_p)
         live = {"text": text, "done": 0, "release": True}
         return {"explorer": visit.view(live=live), "cancel": gr.update(visible=True)}
 
     def run_pending(self, visit: Visit) -> Generator[Update]:
         """The run that waits: both sides, or the sparse one where this visit has the dense one."""
-        run, visit.pending, visit.pending_release = visit.pending, None, None
-        yield from self._run(visit, run, is_release=False)
+        with visit.turn("run") as is_mine:
+            if is_mine:
+                run, visit.pending, visit.pending_release = visit.pending, None, None
+                yield from self._run(visit, run, is_release=False)
+            else:
+                yield {}
 
     def run_release(self, visit: Visit) -> Generator[Update]:
         """The run that the budget slider asked for."""
-        run, visit.pending_release = visit.pending_release, None
-        yield from self._run(visit, run, is_release=True)
+        with visit.turn("release") as is_mine:
+            if is_mine:
+                run, visit.pending_release = visit.pending_release, None
+                yield from self._run(visit, run, is_release=True)
+            else:
+                yield {}
 
     def stop(self, visit: Visit) -> Update:
         """Cancel what runs and what waits."""
@@ -218,7 +239,7 @@ class Page:
 
     # Traces --------------------------------------------------------------------------------------
 
-    def choose_trace(self, visit: Visit, key: str) -> Update:
+    def choose_trace(self, visit: Visit, key: Any) -> Update:
         """Open the trace of a key; the open one stays where there is none."""
         chosen = self.traces.get(key) if isinstance(key, str) else None
         if chosen is None:
@@ -228,7 +249,7 @@ class Page:
 
     def follow_link(self, visit: Visit, event: gr.EventData) -> Update:
         """A link in the browser opened another trace."""
-        update = self.choose_trace(visit, event.trace)
+        update = self.choose_trace(visit, _sent(event, "trace"))
         if visit.open_trace is not None and visit.open_trace.key in self.traces.ready_made:
             update["ready"] = visit.open_trace.key
         return update
@@ -236,11 +257,16 @@ class Page:
     def receive_trace(self, visit: Visit, data: bytes | None) -> Update:
         """Open an uploaded trace; a bad one changes nothing but the message."""
         try:
-            uploaded = self.traces.put(load_trace(data or b""), "upload")
+            uploaded = self.traces.put(load_trace(data or b""), UPLOAD)
         except TraceError as error:
             return _refusal(error)
         visit.show(uploaded)
         return {"status": say(words.TRACE_OPEN, "done"), **_workspace(visit)}
+
+
+def _sent(event: gr.EventData, name: str) -> Any:
+    """A field of what the browser sent, which may be anything; None where it is missing."""
+    return getattr(event, name, None)
 
 
 def _refusal(error: Exception) -> Update:

@@ -25,6 +25,7 @@ from viz.payload import check_showable, explorer_payload, payload_bytes
 
 MAX_OPEN = 24
 READY_MADE = "ready-made trace"
+UPLOAD = "upload"
 
 log = logging.getLogger(__name__)
 

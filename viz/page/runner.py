@@ -7,7 +7,7 @@ from typing import Protocol
 
 from svg2.runs.compare import Comparison
 from svg2.runs.dense_sparse import DenseRun
-from svg2.runs.jobs import Job, Studio
+from svg2.runs.jobs import LINE, Job, Studio
 from svg2.runs.progress import Progress
 from svg2.runs.run import Run
 from svg2.trace.records import RecordingPolicy
@@ -20,7 +20,7 @@ class Execution(Protocol):
     def is_cancelled(self) -> bool: ...
 
     def cancel(self) -> None:
-        """Stop after the current step; a second call does nothing."""
+        """Stop soon, or never begin; a second call does nothing."""
         ...
 
     def __iter__(self) -> Iterator[Progress]: ...
@@ -41,7 +41,11 @@ class Runner(Protocol):
     def start(
         self, run: Run, dense: DenseRun | None = None, policy: RecordingPolicy | None = None
     ) -> Execution:
-        """Start a run, or its sparse side alone where `dense` is given."""
+        """Start a run, or its sparse side alone where `dense` is given.
+
+        Raises:
+            TooBusy: as many runs wait as may.
+        """
         ...
 
 
@@ -57,5 +61,16 @@ class ThreadRunner:
         return Job(
             lambda report, should_cancel: self._studio.compare(
                 run, report, should_cancel, dense, policy
-            )
+            ),
+            seconds=self._studio.seconds_for(run, with_dense=dense is None),
         )
+
+
+def is_busy() -> bool:
+    """Whether a run computes in this process now, whose timing other work would disturb."""
+    return LINE.is_busy
+
+
+def wait_until_idle(timeout: float) -> bool:
+    """Wait until no run computes here, for at most `timeout` seconds; whether that came."""
+    return LINE.wait_until_idle(timeout)

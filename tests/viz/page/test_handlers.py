@@ -84,13 +84,15 @@ def test_a_closed_tab_cancels_its_run(page: Page, visit: Visit) -> None:
     page.leave(tab)  # a second unload finds nothing
 
 
-def test_cancel_says_that_a_step_is_still_to_end(page: Page, studio: Studio, visit: Visit) -> None:
+def test_cancel_says_that_a_layer_is_still_to_end(
+    page: Page, studio: Studio, visit: Visit
+) -> None:
     visit.pending = studio.run({"prompt": "a red ball", "num_inference_steps": 60})
     making = page.run_pending(visit)
     next(making)
     said = page.stop(visit)
-    assert "Stopping after this step." in said["status"]
-    assert said["explorer"]["live"]["text"] == "Stopping after this step."
+    assert "Stopping after this layer." in said["status"]
+    assert said["explorer"]["live"]["text"] == "Stopping after this layer."
     assert said["cancel"]["interactive"] is False
     *_, last = making
     assert "Cancelled. What was shown before stays." in last["status"]
