@@ -31,6 +31,7 @@ export function writeLink(state, trace) {
   }
   for (const name of Object.keys(CHOICES)) query.set(name, state[name]);
   for (const name of SHARES) query.set(name, String(Number(state[name].toPrecision(6))));
+  if (state.against !== null) query.set("against", String(state.against + 1));
   if (state.zoom) query.set("zoom", "1");
   if (state.tour !== null) query.set("tour", String(state.tour + 1));
   return query.toString();
@@ -46,7 +47,7 @@ export function readLink(text) {
   const problems = [];
   const complain = (name) =>
     problems.push(`“${name}=${query.get(name).slice(0, 20)}” can't be read`);
-  for (const [name, to] of [["run", "run"], ...COUNTED, ["tour", "tour"]]) {
+  for (const [name, to] of [["run", "run"], ["against", "against"], ...COUNTED, ["tour", "tour"]]) {
     if (!query.has(name)) continue;
     const number = Number(query.get(name));
     if (Number.isInteger(number) && number >= 1 && number < 1e6) wanted[to] = number - 1;
@@ -74,7 +75,7 @@ export function readLink(text) {
 export function missing(data, wanted, place) {
   const found = [];
   const say = (name, at) => found.push(`${name} ${at + 1}`);
-  if (wanted.run >= data.runs.length) say("run", wanted.run);
+  for (const name of ["run", "against"]) if (wanted[name] >= data.runs.length) say("run", wanted[name]);
   if (wanted.frame >= data.frameCount) say("frame", wanted.frame);
   for (const name of ["step", "layer", "branch", "head"]) {
     if (isNumber(wanted[name]) && place && place[name] !== wanted[name]) say(name, wanted[name]);

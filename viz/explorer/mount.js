@@ -49,7 +49,8 @@ export function mount(host, options) {
     inspect() {
       const { app } = page.workspace;
       const { dense, sparse } = app.clips;
-      const clips = [dense, sparse(app.store.get().run)];
+      const { run, against } = app.store.get();
+      const clips = [against === null ? dense : sparse(against), sparse(run)];
       return {
         decoded: clips.map((clip) => clip.pictures.map(Boolean)),
         methods: [...app.data.methods.values()],
