@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import threading
@@ -26,7 +25,9 @@ from svg2.models.catalogue import MODELS
 from svg2.process import keep_freed_memory
 from svg2.runs.jobs import Studio
 from viz.bench_figures import PICTURES
+from viz.page import service
 from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
+from viz.page.api import Api
 from viz.page.handlers import BAD_INPUT, Page
 from viz.page.layout import Controls, Start, Workspace
 from viz.page.open_traces import OpenTraces, read_traces
@@ -35,6 +36,7 @@ from viz.page.visit import Visit
 from viz.page.wires import Wires
 
 TRACES = Path(__file__).resolve().parent / "assets" / "traces"
+MAX_EVENTS = 100  # of all visitors at once; a run that waits or goes on is one of them
 HOUR_SECONDS = 3600  # uploads are looked through each hour, and gone after a day
 
 log = logging.getLogger("app")
@@ -51,7 +53,9 @@ def build_page(studio: Studio, traces: OpenTraces) -> gr.Blocks:
             controls = Controls.of(start)
             workspace = Workspace.of(start)
         wires = Wires({"visit": visit, **vars(controls), **vars(workspace)})
-        connect(wires, blocks, controls, workspace, Page(studio, traces))
+        page = Page(studio, traces)
+        connect(wires, blocks, controls, workspace, page)
+        Api(studio, traces, page.runner).register()
     return blocks
 
 
@@ -94,14 +98,15 @@ def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
     blocks = build_page(studio, traces)
     pictures = Mount("/bench", StaticFiles(directory=PICTURES, check_dir=False))
     with environment.reaching_itself(needs_network=bool(options.get("share"))):
-        blocks.queue().launch(
+        blocks.queue(max_size=MAX_EVENTS).launch(
             theme=theme(),
             css_paths=STYLE,
             head=HEAD,
             footer_links=[],
             ssr_mode=False,
             max_file_size="64mb",
-            app_kwargs={"routes": [traces.route(), pictures]},
+            max_threads=MAX_EVENTS,
+            app_kwargs={"routes": [traces.route(), pictures, service.health_route(studio)]},
             **options,
         )
     return blocks
@@ -121,29 +126,24 @@ def load_in_background(studio: Studio) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is stopped."""
-    parser = argparse.ArgumentParser(prog="python app.py", description="Serve the SVG2 Lab page.")
-    parser.add_argument(
-        "--model",
-        default=os.environ.get("SVG2_MODEL", "builtin"),
-        help="a menu name, a pipeline's folder or a hub id (default: SVG2_MODEL or builtin)",
-    )
-    parser.add_argument(
-        "--port", type=int, help="default: GRADIO_SERVER_PORT or the first free one from 7860"
-    )
-    parser.add_argument("--share", action="store_true", help="also make Gradio's public link")
-    args = parser.parse_args(argv)
+    asked = service.parse_options(argv)
     keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    studio = Studio(args.model)
+    service.log_as_json()
+    studio = service.studio_of(asked)
     with environment.refused_at_start():
+        service.check_mcp(asked)
         if studio.model not in MODELS:
             _ = studio.spec
         environment.check_upload_folder()
         traces = OpenTraces(read_traces(TRACES))
-        options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
-        blocks = launch(studio, traces, **options)
+        options = {
+            "server_port": asked.port,
+            "share": asked.share,
+            "mcp_server": asked.mcp or None,
+        }
+        blocks = launch(studio, traces, prevent_thread_lock=True, **options)
     load_in_background(studio)  # after the page is up, which needs none of it
-    blocks.block_thread()
+    service.serve_until_told(blocks)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,11 @@ class Studio:
         return tuple(dict.fromkeys((self.model, *MODELS)))
 
     @property
+    def loaded(self) -> str | None:
+        """The model that is loaded; None where none is."""
+        return self._loaded
+
+    @property
     def spec(self) -> ModelSpec:
         """The spec of the studio's own model.
 
@@ -274,7 +279,9 @@ class Job(Generic[Result]):
     def _run(self) -> None:
         try:
             with LINE.turn(self._place, self._cancelled.is_set, self._tell_waiting):
-                self._outcome = self._work(self._report, self._cancelled.is_set)
+                self._outcome = self._work(
+                    self._report, lambda: self.is_cancelled or LINE.is_closed
+                )
         except BaseException as error:  # `result` raises it again
             self._error = error
         finally:

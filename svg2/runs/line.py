@@ -35,12 +35,15 @@ class Line:
 
     Args:
         most_waiting: places behind the first.
+    Attributes:
+        is_closed: whether all who wait and the one who has the turn are to end.
     """
 
     def __init__(self, most_waiting: int = MOST_WAITING) -> None:
         self._most_waiting = most_waiting
         self._places: list[Place] = []
         self._changed = threading.Condition()
+        self.is_closed = False
 
     @property
     def is_busy(self) -> bool:
@@ -52,13 +55,18 @@ class Line:
         """How many wait for their turn."""
         return max(0, len(self._places) - 1)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may wait."""
+        return len(self._places) <= self._most_waiting
+
     def check_room(self) -> None:
         """Check that one more may wait.
 
         Raises:
             TooBusy: as many wait as may.
         """
-        if len(self._places) > self._most_waiting:
+        if not self.has_room:
             raise TooBusy(
                 f"{self._most_waiting} runs wait here already, which is as many as may: try again "
                 "in some minutes."
@@ -91,6 +99,12 @@ class Line:
         with self._changed:
             self._changed.notify_all()
 
+    def close(self, timeout: float = 10.0) -> bool:
+        """Have all places given up, and wait for that, at most `timeout` s; whether it came."""
+        self.is_closed = True
+        self.look_again()
+        return self.wait_until_idle(timeout)
+
     @contextmanager
     def turn(
         self, place: Place, is_cancelled: Callable[[], bool], on_wait: OnWait
@@ -101,14 +115,18 @@ class Line:
             on_wait: called at once where somebody goes first, at each change, and in between.
 
         Raises:
-            Cancelled: it was cancelled before its turn came.
+            Cancelled: it was cancelled before its turn came, or the line was closed.
         """
+
+        def is_over() -> bool:
+            return self.is_closed or is_cancelled()
+
         try:
             with self._changed:
-                while (ahead := self._places.index(place)) and not is_cancelled():
+                while (ahead := self._places.index(place)) and not is_over():
                     on_wait(ahead, self._seconds_of(ahead))
                     self._changed.wait(_TELL_SECONDS)
-            if is_cancelled():
+            if is_over():
                 raise Cancelled
             yield
         finally:
