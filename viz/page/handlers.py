@@ -24,6 +24,7 @@ from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
 from svg2.trace.file import load_trace
 from svg2.trace.records import RecordingPolicy
+from svg2.trace.scratch import is_full
 from viz.page import words
 from viz.page.address import CHOICES, NUMBERS, OF_METHOD, SETTINGS, read_address
 from viz.page.open_traces import UPLOAD, OpenTraces
@@ -204,9 +205,10 @@ class Page:
                 final = (words.CANCELLED_AFTER_DENSE,)
         except BAD_INPUT as error:
             final = (plain(error), "warn")
-        except Exception:
-            log.exception("A run failed.")
-            final = (words.FAILED, "warn")
+        except Exception as error:
+            hidden = (run.request.prompt, run.request.negative_prompt)
+            log.exception("A run failed.", extra={"hidden": hidden})
+            final = (words.DISK_FULL if is_full(error) else words.FAILED, "warn")
         finally:  # a visitor who went away closes this where it waits
             visit.is_comparing = False
         yield _end(visit, *final)

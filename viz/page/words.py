@@ -73,6 +73,10 @@ CANCELLED_AFTER_DENSE = (
     "Cancelled. The dense run is done and kept: the same video again makes the sparse side alone."
 )
 FAILED = "The run failed. What was shown before stays."
+DISK_FULL = (
+    "The run was made, but there is no room for its clips: the disk of this server is full. What "
+    "was shown before stays."
+)
 TRACE_OPEN = "The trace is open."
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from svg2.errors import Cancelled, ModelUnavailable, NotFinite, TraceError
+from svg2.errors import Cancelled, ModelUnavailable, NotFinite, TooBusy, TraceError
 from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
 from svg2.trace.file import trace_bytes
@@ -176,6 +177,9 @@ def test_a_bad_form_changes_nothing_but_the_message(page: Page, visit: Visit) ->
     [
         (MemoryError("of an allocator"), "The run failed. What was shown before stays."),
         (KeyError("who knows"), "The run failed. What was shown before stays."),
+        (OSError(errno.ENOSPC, "who knows"), "the disk of this server is full"),
+        (OSError(errno.EACCES, "who knows"), "The run failed. What was shown before stays."),
+        (TooBusy("16 runs wait here already."), "16 runs wait here already."),
         (ModelUnavailable("There is no such GPU here."), "There is no such GPU here."),
         (NotFinite("The latents became infinite."), "The latents became infinite."),
         (Cancelled(), "Cancelled. What was shown before stays."),
