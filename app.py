@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from viz.bench_figures import PICTURES
 from viz.page import service
 from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
 from viz.page.api import Api
-from viz.page.handlers import BAD_INPUT, Page
+from viz.page.handlers import Page
 from viz.page.layout import Controls, Start, Workspace
 from viz.page.open_traces import OpenTraces, read_traces
 from viz.page.theme import HEAD, STYLE, theme
@@ -38,8 +36,6 @@ from viz.page.wires import Wires
 TRACES = Path(__file__).resolve().parent / "assets" / "traces"
 MAX_EVENTS = 100  # of all visitors at once; a run that waits or goes on is one of them
 HOUR_SECONDS = 3600  # uploads are looked through each hour, and gone after a day
-
-log = logging.getLogger("app")
 
 
 def build_page(studio: Studio, traces: OpenTraces) -> gr.Blocks:
@@ -112,18 +108,6 @@ def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
     return blocks
 
 
-def load_in_background(studio: Studio) -> None:
-    """Have the model ready by the time somebody asks; what fails then is said when they do."""
-
-    def load() -> None:
-        try:
-            studio.preload()
-        except BAD_INPUT as error:
-            log.warning("%s", error)
-
-    threading.Thread(target=load, name="load-model", daemon=True).start()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is stopped."""
     asked = service.parse_options(argv)
@@ -141,9 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             "share": asked.share,
             "mcp_server": asked.mcp or None,
         }
+        told = service.told_to_end()
         blocks = launch(studio, traces, prevent_thread_lock=True, **options)
-    load_in_background(studio)  # after the page is up, which needs none of it
-    service.serve_until_told(blocks)
+    service.load_in_background(studio)  # after the page is up, which needs none of it
+    service.serve_until_told(blocks, told)
 
 
 if __name__ == "__main__":

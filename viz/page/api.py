@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +16,13 @@ from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
 from svg2.runs.run import Run
 from svg2.trace.records import Trace
+from svg2.trace.scratch import is_full
 from viz.page.handlers import BAD_INPUT, RELEASE_POLICY
 from viz.page.open_traces import OpenTrace, OpenTraces
 from viz.page.runner import Runner
-from viz.page.words import plain
+from viz.page.words import DISK_FULL, FAILED, plain
+
+log = logging.getLogger(__name__)
 
 MAX_SWEEP_RUNS = 40
 Said = dict[str, Any]
@@ -79,7 +83,7 @@ class Api:
             the fields of result.json.
         """
         given = {name: value for name, value in locals().items() if name != "self"}
-        with _refused_in_a_sentence():
+        with _refused_in_a_sentence(prompt, negative_prompt):
             run = self._studio.run(given)
             self._studio.admit(run)
             made = yield from self._made(run)
@@ -119,7 +123,7 @@ class Api:
         """
         given = {name: value for name, value in locals().items() if name != "self"}
         del given["methods"], given["top_ps"]
-        with _refused_in_a_sentence():
+        with _refused_in_a_sentence(prompt):
             _check_lists(methods, top_ps)
             runs = [
                 self._studio.run({**given, "method": method, "top_p": top_p})
@@ -167,9 +171,10 @@ class Api:
         Returns:
             `request`, `runs` (method, config and result of each) and `files` to download.
         """
-        opened = self._traces.get(key)
+        opened = self._traces.get(key) if isinstance(key, str) else None
         if opened is None:
-            raise gr.Error(f"There is no open trace {key[:80]!r} here.", print_exception=False)
+            said = f"There is no open trace {str(key)[:80]!r} here."
+            raise gr.Error(said, print_exception=False)
         runs = [
             {"method": run.method, "config": run.config, "result": run.result}
             for run in opened.trace.runs
@@ -212,10 +217,17 @@ def _where(opened: OpenTrace) -> Said:
 
 
 @contextmanager
-def _refused_in_a_sentence() -> Iterator[None]:
+def _refused_in_a_sentence(*hidden: str) -> Iterator[None]:
+    """What goes wrong is one sentence for the caller; `hidden` stays out of the log."""
     try:
         yield
     except BAD_INPUT as error:
         raise gr.Error(str(error), print_exception=False) from error
     except Cancelled as error:
         raise gr.Error("The run was cancelled.", print_exception=False) from error
+    except gr.Error:
+        raise
+    except Exception as error:
+        log.exception("A run failed.", extra={"hidden": hidden})
+        sentence = DISK_FULL if is_full(error) else FAILED
+        raise gr.Error(sentence, print_exception=False) from error

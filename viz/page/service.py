@@ -19,10 +19,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from svg2.errors import UsageError
+from svg2.errors import Cancelled, UsageError
 from svg2.runs.jobs import LINE, Studio
 from svg2.runs.limits import NO_LIMITS, Limits
 from svg2.runs.provenance import commit, versions
+from viz.page.handlers import BAD_INPUT
+
+log = logging.getLogger(__name__)
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -129,11 +132,30 @@ def log_as_json() -> None:
     logging.getLogger("viz.page").setLevel(logging.INFO)
 
 
-def serve_until_told(blocks: Any) -> None:
-    """Serve a page that is up until Ctrl-C or SIGTERM, then end its runs and close it."""
+def load_in_background(studio: Studio) -> None:
+    """Have the model ready by the time somebody asks; what fails then is said when they do."""
+
+    def load() -> None:
+        try:
+            studio.preload()
+        except BAD_INPUT as error:
+            log.warning("%s", error)
+        except Cancelled:  # the server ends
+            pass
+
+    threading.Thread(target=load, name="load-model", daemon=True).start()
+
+
+def told_to_end() -> threading.Event:
+    """An event that SIGTERM sets from now on."""
     told = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: told.set())
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    return told
+
+
+def serve_until_told(blocks: Any, told: threading.Event) -> None:
+    """Serve a page that is up until Ctrl-C or SIGTERM, then end its runs and close it."""
+    signal.signal(signal.SIGINT, lambda *_: told.set())
     told.wait()
     LINE.close()
     blocks.close(verbose=False)

@@ -64,7 +64,7 @@ class Wires:
             @wraps(handler)
             def stream(*args: Any) -> Any:
                 # A lost connection ends the run too.
-                with _in_a_sentence(handler), closing(handler(*args)) as updates:
+                with in_a_sentence(handler.__name__), closing(handler(*args)) as updates:
                     for update in updates:
                         yield keyed(update)
 
@@ -72,19 +72,19 @@ class Wires:
 
         @wraps(handler)
         def call(*args: Any) -> Any:
-            with _in_a_sentence(handler):
+            with in_a_sentence(handler.__name__):
                 return keyed(handler(*args))
 
         return call
 
 
 @contextmanager
-def _in_a_sentence(handler: Callable) -> Iterator[None]:
-    """What no handler foresaw is logged, and the visitor reads one sentence."""
+def in_a_sentence(name: str) -> Iterator[None]:
+    """What the handler of this name did not foresee is logged, and the caller reads a sentence."""
     try:
         yield
     except gr.Error:
         raise
     except Exception as error:
-        log.exception("The handler %s failed.", handler.__name__)
+        log.exception("The handler %s failed.", name)
         raise gr.Error(FAILED, print_exception=False) from error
