@@ -98,7 +98,7 @@ class Studio:
         preset = fields.pop("preset", "published")
         settings = {name: _whole(fields.pop(name)) for name in _SETTINGS if name in fields}
         spec = self.spec_of(model)
-        request = Request(model=model, **fields)
+        request = Request(**{"prompt": "", "model": model, **fields})
         return self.within_limits(Run.of(request, spec=spec, preset=preset, settings=settings))
 
     def within_limits(self, run: Run, num_dense: int = 1, num_sparse: int = 1) -> Run:

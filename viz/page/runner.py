@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from svg2.runs.compare import Comparison
 from svg2.runs.dense_sparse import DenseRun
 from svg2.runs.jobs import LINE, Job, Studio
-from svg2.runs.progress import Progress
+from svg2.runs.progress import OnProgress, Progress, ShouldCancel
 from svg2.runs.run import Run
 from svg2.trace.records import RecordingPolicy
+
+log = logging.getLogger(__name__)
 
 
 class Execution(Protocol):
@@ -58,12 +63,32 @@ class ThreadRunner:
     def start(
         self, run: Run, dense: DenseRun | None = None, policy: RecordingPolicy | None = None
     ) -> Job[Comparison]:
-        return Job(
-            lambda report, should_cancel: self._studio.compare(
-                run, report, should_cancel, dense, policy
-            ),
-            seconds=self._studio.seconds_for(run, with_dense=dense is None),
-        )
+        def work(report: OnProgress, should_cancel: ShouldCancel) -> Comparison:
+            with _logged(run):
+                return self._studio.compare(run, report, should_cancel, dense, policy)
+
+        return Job(work, self._studio.seconds_for(run, with_dense=dense is None))
+
+
+@contextmanager
+def _logged(run: Run) -> Iterator[None]:
+    """One line of the log per run that had its turn: what it was and how it ended."""
+    started, end = time.monotonic(), "done"
+    try:
+        yield
+    except Exception as error:
+        end = type(error).__name__
+        raise
+    finally:
+        facts = {
+            "model": run.request.model,
+            "method": run.method.name,
+            "tokens": run.n_tokens,
+            "steps": run.request.num_inference_steps,
+            "seconds": round(time.monotonic() - started, 1),
+            "end": end,
+        }
+        log.info("run", extra={"facts": facts})
 
 
 def is_busy() -> bool:
