@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         told = service.told_to_end()
         blocks = launch(studio, traces, prevent_thread_lock=True, **options)
+        service.check_mcp_is_up(blocks)
     service.load_in_background(studio)  # after the page is up, which needs none of it
     service.serve_until_told(blocks, told)
 

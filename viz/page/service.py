@@ -132,6 +132,16 @@ def log_as_json() -> None:
     logging.getLogger("viz.page").setLevel(logging.INFO)
 
 
+def check_mcp_is_up(blocks: Any) -> None:
+    """Check that MCP tools are served, where they were asked for.
+
+    Raises:
+        UsageError: they are not, as with another version of the package.
+    """
+    if blocks.mcp_error:
+        raise UsageError(f"--mcp can't be served ({blocks.mcp_error}): pip install 'gradio[mcp]'.")
+
+
 def load_in_background(studio: Studio) -> None:
     """Have the model ready by the time somebody asks; what fails then is said when they do."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import app
 from svg2.runs.jobs import LINE, Job, Studio
 from svg2.runs.limits import Limits
 from svg2.trace.file import load_trace
+from tests.tree import ROOT
 from viz.page.open_traces import OpenTraces
 
 SMALL = {"num_inference_steps": 2, "width": 64, "height": 32}
@@ -45,6 +47,17 @@ def health(address: str) -> dict:
     with urllib.request.urlopen(f"{address}health") as answer:
         assert answer.headers["Cache-Control"] == "no-store"
         return json.load(answer)
+
+
+def test_the_example_of_the_guide_runs(address: str, capsys) -> None:
+    guide = (ROOT / "viz" / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    assert example.count("http://127.0.0.1:7860") == 1
+    exec(example.replace("http://127.0.0.1:7860", address))
+    said = capsys.readouterr().out
+    assert "denoise 4" in said
+    assert "lab/" in said
+    assert said.rstrip().endswith("a red ball rolling to the right")
 
 
 def test_the_endpoints_are_named_and_typed(client: Client) -> None:
