@@ -205,6 +205,8 @@ class Studio:
             made = compare(run, pipe, watch=watch, dense=dense, policy=policy)
         if dense is None:
             self._pace.note(run, made.result)
+        if LINE.is_disturbed:
+            made.result["is_disturbed"] = True
         return made
 
     @contextmanager

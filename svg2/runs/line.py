@@ -24,10 +24,12 @@ class Place:
 
     Attributes:
         seconds: what the turn takes, or what is left of it once it has come; None while unknown.
+        is_disturbed: whether other work of this process ran during the turn.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
+        self.is_disturbed = False
 
 
 class Line:
@@ -131,6 +133,31 @@ class Line:
             yield
         finally:
             self.leave(place)
+
+    @contextmanager
+    def aside(self, patience: float) -> Iterator[None]:
+        """Do work that is no run: after the present turn, and before those who wait.
+
+        Where the present turn takes longer than `patience` seconds, both go on at the same time,
+        and the place that has the turn is marked as disturbed.
+        """
+        place = Place(None)
+        with self._changed:
+            self._places.insert(min(1, len(self._places)), place)
+            if not self._changed.wait_for(lambda: self._places[0] is place, patience):
+                self._places[0].is_disturbed = True
+                self._places.remove(place)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            self.leave(place)
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether the present turn was disturbed so far."""
+        with self._changed:
+            return bool(self._places) and self._places[0].is_disturbed
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Wait until nothing computes, for at most `timeout` seconds; whether that came."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from viz.page.words import DISK_FULL, FAILED, plain
 
 log = logging.getLogger(__name__)
 
+KEPT = 8  # traces that programs made
 MAX_SWEEP_RUNS = 40
 Said = dict[str, Any]
 
@@ -35,6 +37,7 @@ class Api:
         self._studio = studio
         self._traces = traces
         self._runner = runner
+        self._kept: deque[OpenTrace] = deque(maxlen=KEPT)  # no visit holds them
 
     def register(self) -> None:
         """Add the endpoints to the page that is laid out now."""
@@ -87,7 +90,7 @@ class Api:
             run = self._studio.run(given)
             self._studio.admit(run)
             made = yield from self._made(run)
-            opened = self._traces.put(made.trace, "service")
+            opened = self._opened(made.trace)
         yield {"result": made.result, **_where(opened)}
 
     def sweep(
@@ -144,7 +147,7 @@ class Api:
                     else add_run(trace, dense, made.sparse, made.result)
                 )
             assert trace is not None
-            opened = self._traces.put(trace, "service")
+            opened = self._opened(trace)
         yield {"points": points, **_where(opened)}
 
     def models(self) -> list[dict]:
@@ -180,6 +183,12 @@ class Api:
             for run in opened.trace.runs
         ]
         return {"request": opened.trace.request, "runs": runs, **_where(opened)}
+
+    def _opened(self, trace: Trace) -> OpenTrace:
+        """Open what was made, for as long as few others are made after it."""
+        opened = self._traces.put(trace, "service")
+        self._kept.append(opened)
+        return opened
 
     def _made(
         self, run: Run, dense: DenseRun | None = None, done: int = 0, count: int = 1

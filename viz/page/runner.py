@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from svg2.runs.compare import Comparison
@@ -14,6 +14,8 @@ from svg2.runs.jobs import LINE, Job, Studio
 from svg2.runs.progress import OnProgress, Progress, ShouldCancel
 from svg2.runs.run import Run
 from svg2.trace.records import RecordingPolicy
+
+PATIENCE_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,10 @@ def is_busy() -> bool:
     return LINE.is_busy
 
 
-def wait_until_idle(timeout: float) -> bool:
-    """Wait until no run computes here, for at most `timeout` seconds; whether that came."""
-    return LINE.wait_until_idle(timeout)
+def beside_runs() -> AbstractContextManager[None]:
+    """Around heavy work that is no run, such as an export: it comes between two runs.
+
+    Whoever asks for it waits at most a minute; then the run that still goes on says that its
+    timing was disturbed.
+    """
+    return LINE.aside(PATIENCE_SECONDS)

@@ -11,6 +11,7 @@ from svg2.method.selection import METHODS
 from svg2.models.catalogue import MODELS
 from svg2.models.finding import model_spec
 from svg2.models.request import Request
+from svg2.runs import jobs
 from svg2.runs.jobs import LINE, Job, Studio
 from svg2.runs.limits import Limits, Pace, work_of
 from svg2.runs.line import Line
@@ -118,6 +119,50 @@ def test_jobs_go_in_the_order_of_arrival() -> None:
     for job in jobs:
         job.result()
     assert done == list(range(8))
+
+
+def test_other_work_comes_between_two_runs(studio: Studio) -> None:
+    log, go_on = [], threading.Event()
+    first = Job(lambda report, is_cancelled: go_on.wait(10) and log.append("first"))
+    second = Job(lambda report, is_cancelled: log.append("second"))
+
+    def export() -> None:
+        with LINE.aside(patience=10):
+            log.append("export begins")
+            threading.Event().wait(0.2)
+            log.append("export ends")
+
+    thread = threading.Thread(target=export)
+    thread.start()
+    while LINE.waiting < 2:
+        threading.Event().wait(0.01)
+    go_on.set()
+    for job in (first, second):
+        job.result()
+    thread.join(10)
+    assert log == ["first", "export begins", "export ends", "second"]
+
+
+@pytest.mark.parametrize("is_disturbed", [False, True])
+def test_a_run_that_was_disturbed_says_so(studio: Studio, monkeypatch, is_disturbed) -> None:
+    run = studio.run({"prompt": "a red ball", "num_inference_steps": 2})
+    compare = jobs.compare
+
+    def beside(*arguments, **names):
+        made = compare(*arguments, **names)
+        made.result["is_disturbed"] = False
+        if is_disturbed:
+            with LINE.aside(patience=0.05):
+                pass
+        return made
+
+    monkeypatch.setattr(jobs, "compare", beside)
+    made = Job(lambda report, stop: studio.compare(run, report, stop)).result()
+    assert made.result["is_disturbed"] is is_disturbed
+    assert made.trace.runs[0].result["is_disturbed"] is is_disturbed
+    monkeypatch.undo()
+    with LINE.aside(patience=0.0):  # where nothing runs there is nothing to disturb
+        assert not LINE.is_disturbed
 
 
 def test_no_more_wait_than_may(monkeypatch: pytest.MonkeyPatch, studio: Studio) -> None:
