@@ -84,7 +84,7 @@ class Studio:
         return model_spec(model)
 
     def run(self, values: Mapping[str, Any]) -> Run:
-        """Make a checked run from the fields of a page.
+        """Make a checked run from the fields of a page, within `limits`.
 
         Args:
             values: `model`, `preset`, fields of `Request` and settings of the method, by name.
@@ -93,13 +93,17 @@ class Studio:
         Raises:
             InputError: an invalid value, or more than `limits` allow.
         """
+        return self.within_limits(self.unlimited_run(values))
+
+    def unlimited_run(self, values: Mapping[str, Any]) -> Run:
+        """As `run`, whatever it may cost."""
         fields = {name: value for name, value in values.items() if value is not None}
         model = fields.pop("model", self.model)
         preset = fields.pop("preset", "published")
         settings = {name: _whole(fields.pop(name)) for name in _SETTINGS if name in fields}
         spec = self.spec_of(model)
         request = Request(**{"prompt": "", "model": model, **fields})
-        return self.within_limits(Run.of(request, spec=spec, preset=preset, settings=settings))
+        return Run.of(request, spec=spec, preset=preset, settings=settings)
 
     def within_limits(self, run: Run, num_dense: int = 1, num_sparse: int = 1) -> Run:
         """The run, checked against `limits`.

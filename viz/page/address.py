@@ -51,9 +51,14 @@ def read_address(studio: Studio, query: Mapping[str, str]) -> tuple[dict[str, An
             complaint = complaint or f"In this page's address: {name} must be a number."
             continue
         try:
-            studio.run({"prompt": KNOWN.examples[0], name: value})
+            studio.unlimited_run({"prompt": KNOWN.examples[0], name: value})
         except (InputError, ModelUnavailable) as error:
             complaint = complaint or f"In this page's address: {plain(error)}"
         else:
             found[name] = value
+    try:  # a small video may take many steps
+        if found:
+            studio.run({"prompt": KNOWN.examples[0], **found})
+    except (InputError, ModelUnavailable) as error:
+        complaint = complaint or f"In this page's address: {plain(error)}"
     return found, complaint
