@@ -15,11 +15,11 @@ import { openWorkspace } from "./workspace.js";
 /**
  * Put the explorer into an element. Returns what the page around it may call:
  * `load(payload)`, `loadBase64(text)`, `receive(value)` (see `explorer_value` in explorer_page.py),
- * `selection()`, `select(patch)`, `link()`.
+ * `selection()`, `select(patch)`, `selectBudget(top_p)`, `link()`.
  *
  * Options: `css` (the style sheet), `standalone` (the page is nothing but the explorer: keys and the
  * system's colour scheme are its own), `onRelease({top_p, method, run, trace, again})`, `onCancel()`,
- * `onOpen({trace})`.
+ * `onOpen({trace})`, `onBudget(top_p)` (the budget on show has changed).
  */
 export function mount(host, options) {
   const page = {
@@ -44,6 +44,7 @@ export function mount(host, options) {
       return Object.fromEntries([...SELECTION, ...LOOKS, "tour"].map((n) => [n, state[n]]));
     },
     select: (patch) => page.workspace.app.store.set(patch),
+    selectBudget: (top_p) => page.workspace?.app.selectBudget(top_p),
     link: () => address(page),
     /** What is drawn, as numbers, and which frames are decoded: for tests and for reading out. */
     inspect() {
@@ -128,9 +129,10 @@ async function copyLink(page) {
 }
 
 function workspaceOptions(page) {
-  const { onRelease, standalone } = page.options;
+  const { onRelease, onBudget, standalone } = page.options;
   return {
     standalone,
+    onBudget,
     slide: page.slide,
     onRelease: onRelease && ((asked) => onRelease({ ...asked, trace: traceOf(page.openSrc) })),
     onState: () => page.workspace && history.replaceState(history.state, "", address(page)),
@@ -150,6 +152,7 @@ function show(page, data, wanted) {
     throw error;
   }
   page.workspace?.close();
+  if (page.workspace) next.shareBudget(); // the first trace leaves what the page around opened with
   page.workspace = next;
 }
 
@@ -233,7 +236,7 @@ function onHash(page) {
 /** Take what the page around says: the trace to show, a run in progress, a notice about a release. */
 function receive(page, value) {
   if (!value) return;
-  page.extras.can_run = value.can_run;
+  Object.assign(page.extras, { can_run: value.can_run, has_dense: value.has_dense });
   showLive(page, value);
   if (!value.notice) clearNotice(page, value);
   if (!value.src || value.src === page.askedSrc) {

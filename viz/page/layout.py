@@ -111,7 +111,9 @@ class Workspace:
             return cls(
                 nothing=gr.HTML(EMPTY, visible=not is_open, elem_id="nothing"),
                 explorer=gr.HTML(
-                    **explorer_component(start.visit.view()), visible=is_open, elem_id="explorer"
+                    **explorer_component(start.visit.view(), "#top_p input[type=number]"),
+                    visible=is_open,
+                    elem_id="explorer",
                 ),
                 beyond=gr.HTML(BEYOND, elem_id="beyond"),
             )
@@ -177,8 +179,8 @@ def _method_part(start: Start) -> dict[str, Any]:
     top_p = gr.Slider(
         *(0, 1),
         value=start.defaults.get("top_p", 0.9),
-        step=0.01,
-        label="Budget of the next run (top-p)",
+        step=0.005,
+        label="Budget (top-p)",
         info="Share of the attention mass. It sets how many pairs are computed.",
         elem_id="top_p",
     )
