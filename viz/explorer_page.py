@@ -6,6 +6,7 @@ import base64
 import json
 import posixpath
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def explorer_html(trace: Trace | dict[str, Any], mode: str = "trace") -> str:
 
 
 def explorer_component(
-    value: dict[str, Any] | None = None, budget_field: str = ""
+    value: dict[str, Any] | None = None, form: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Keyword arguments for `gr.HTML`. See `explorer_value` for what its value is.
 
@@ -104,7 +105,8 @@ def explorer_component(
     progress is to stop; `select` with `trace` when a link opened another one.
 
     Args:
-        budget_field: CSS selector of a number field that holds the same budget as the slider.
+        form: CSS selectors of the form beside it: `budget`, a number field that holds the same
+            budget as the slider, and `generate`, a button that starts a run.
     """
     return {
         "value": value,
@@ -112,7 +114,7 @@ def explorer_component(
         "css_template": "",
         "apply_default_css": False,
         "js_on_load": f"{explorer_js()}\nconst css = {_css_string()};\n"
-        f"const budgetField = {json.dumps(budget_field)};\n{_GRADIO_GLUE}",
+        f"const form = {json.dumps(dict(form or {}))};\n{_GRADIO_GLUE}",
     }
 
 
@@ -153,15 +155,16 @@ const explorer = svg2Explorer.mount(host, {
   onRelease: (detail) => trigger('release', detail),
   onCancel: () => trigger('stop'),
   onOpen: (detail) => trigger('select', detail),
+  onAgain: form.generate && (() => document.querySelector(form.generate)?.click()),
   onBudget(budget) {
-    const field = budgetField && document.querySelector(budgetField);
+    const field = form.budget && document.querySelector(form.budget);
     if (!field || Number(field.value) === budget) return;
     field.value = budget;
     field.dispatchEvent(new Event('input', { bubbles: true }));
   },
 });
 document.addEventListener('input', ({ target }) => {
-  const block = budgetField && document.querySelector(budgetField)?.closest('.block');
+  const block = form.budget && document.querySelector(form.budget)?.closest('.block');
   const budget = Number(target.value);
   if (block?.contains(target) && budget > 0 && budget <= 1) explorer.selectBudget(budget);
 });

@@ -36,7 +36,7 @@ def demo(trace, tmp_path):
         )
         explorer = gr.HTML(
             **explorer_component(
-                explorer_value(address("a"), can_run=True), "#form input[type=number]"
+                explorer_value(address("a"), can_run=True), {"budget": "#form input[type=number]"}
             )
         )
         heard = gr.Textbox(label="heard")

@@ -49,6 +49,7 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
     forecast: makeForecast(data, current, summaries),
     colours: palette.colours,
     copyLink: options.copyLink,
+    fetchFile: options.fetchFile,
     runsOnRelease: () => Boolean(extras.can_run && options.onRelease),
     measureAgain: () => options.onRelease({ ...releaseOf(app), again: true }),
     startTour: (step = 0, keepSelection = false) => tell("startTour", step, keepSelection),
@@ -71,6 +72,22 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
   return {
     app,
     shareBudget,
+    /** The view in the middle of the window, by name; null while the head of the page is in sight. */
+    viewInSight() {
+      const middle = innerHeight / 2;
+      const covers = ({ node }) => {
+        const { top, bottom } = node.getBoundingClientRect();
+        return top <= middle && bottom >= middle;
+      };
+      const name = scrollY > 0 ? views.find((view) => view.node && covers(view))?.node.dataset.view : null;
+      return VIEWS.some((entry) => entry.isSlide && entry.name === name) ? name : null;
+    },
+    /** Scroll to a view once it is laid out; a name that no view has is passed over. */
+    bringIntoSight(name) {
+      const entry = VIEWS.find((one) => one.isSlide && one.name === name);
+      const node = entry && root.querySelector(`[data-view=${entry.name}]`);
+      if (node) requestAnimationFrame(() => node.scrollIntoView({ block: "start" }));
+    },
     redraw() {
       palette.forget();
       redraw();

@@ -17,6 +17,8 @@ from viz.page.open_traces import OpenTraces
 from viz.page.visit import Visit
 from viz.page.words import BEYOND, EMPTY, KNOWN, MASTHEAD, about_method, links_to, model_title
 
+FORM = {"budget": "#top_p input[type=number]", "generate": "#generate"}
+
 
 @dataclass(frozen=True)
 class Start:
@@ -111,7 +113,7 @@ class Workspace:
             return cls(
                 nothing=gr.HTML(EMPTY, visible=not is_open, elem_id="nothing"),
                 explorer=gr.HTML(
-                    **explorer_component(start.visit.view(), "#top_p input[type=number]"),
+                    **explorer_component(start.visit.view(), FORM),
                     visible=is_open,
                     elem_id="explorer",
                 ),
