@@ -84,9 +84,11 @@ function makeShell(host, options) {
   put(shadow, el("style", {}, options.css), root);
   makeGlossary(root);
   const query = new URLSearchParams(location.search);
-  const isEmbedded = query.get("embed") === "1";
+  const isPresented = query.get("present") === "1";
+  const isEmbedded = isPresented || query.get("embed") === "1";
   if (isEmbedded) root.dataset.embed = "";
-  return { root, banners, panel, ended, topSlot, notice, body, slide: isEmbedded ? query.get("view") : null };
+  if (isPresented) root.dataset.present = "";
+  return { root, banners, panel, ended, topSlot, notice, body, slide: isEmbedded ? query.get("view") : null, isPresented };
 }
 
 /** The page's theme where it sets one, else the system's where the explorer is the whole page. */
@@ -139,6 +141,7 @@ function workspaceOptions(page) {
     standalone,
     onBudget,
     slide: page.slide,
+    isPresented: page.isPresented,
     onRelease: onRelease && ((asked) => onRelease({ ...asked, trace: traceOf(page.openSrc) })),
     onState: () => page.workspace && history.replaceState(history.state, "", address(page)),
     copyLink: (view) => copyLink(page, view),

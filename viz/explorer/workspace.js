@@ -5,6 +5,7 @@ import { forecastAt } from "./forecast.js";
 import { KEYS, listenToKeys } from "./keys.js";
 import { makeSave } from "./picture.js";
 import { makeClips, makeClock } from "./playback.js";
+import { makePresentation } from "./present.js";
 import { makeMoves, makeCurrent, makeSummaries } from "./current.js";
 import { makeLater, makeRelease, releaseOf } from "./release.js";
 import { follow, makeStore, openingState, recordAt, recordedRun } from "./state.js";
@@ -68,7 +69,7 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
   const resize = new ResizeObserver(redraw);
   resize.observe(root);
   const forgetKeys = listenToKeys(app, options.standalone ? document : root);
-  begin(app, wanted, { clock, summaries });
+  begin(app, options.isPresented ? { ...wanted, tour: undefined } : wanted, { clock, summaries });
   return {
     app,
     shareBudget,
@@ -108,13 +109,11 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
 }
 
 /** Make the views and put them into the body of the page, with what stands below them. */
-function fillBody(app, root, { slide: slideName }) {
-  const slide = VIEWS.find((entry) => entry.isSlide && entry.name === slideName);
-  const views = VIEWS.filter((entry) => app.hasRecords || !entry.needsRecords).map((entry) => {
+function fillBody(app, root, { slide: slideName, isPresented }) {
+  const entries = VIEWS.filter((entry) => app.hasRecords || !entry.needsRecords);
+  const views = entries.map((entry) => {
     const view = entry.make(app);
     view.node.dataset.view = entry.name;
-    const isOff = slide && entry !== slide && !entry.besideSlide?.(slide);
-    view.node.classList.toggle("offslide", Boolean(isOff));
     if (view.picture) view.node.querySelector(".side").append(makeSave(app, entry.name, view));
     return view;
   });
@@ -133,7 +132,25 @@ function fillBody(app, root, { slide: slideName }) {
         ),
     el("footer", { class: "foot small" }, foot, el("p", {}, KEYS)),
   );
-  return [...views, { update: (state, changed) => changed.has("run") && showOrigin(state) }];
+  const origin = { update: (state, changed) => changed.has("run") && showOrigin(state) };
+  const showSlide = (name) => {
+    const slide = entries.find((entry) => entry.isSlide && entry.name === name);
+    entries.forEach((entry, i) => {
+      const isOff = slide && entry !== slide && !entry.besideSlide?.(slide, isPresented);
+      views[i].node.classList.toggle("offslide", Boolean(isOff));
+      if (slide && !isOff) views[i].draw?.(); // what is hidden has no size to be drawn at
+    });
+  };
+  if (!isPresented) {
+    showSlide(slideName);
+    return [...views, origin];
+  }
+  const slides = entries.flatMap(({ name, isSlide }, i) =>
+    isSlide ? [{ name, title: views[i].node.querySelector("h3").textContent }] : [],
+  );
+  const presentation = makePresentation(slides, slideName, showSlide);
+  root.querySelector(".body").prepend(presentation.node);
+  return [...views, origin, { close: presentation.close }];
 }
 
 /** Pass each change of the state on to the views, the clock, the summaries and the link. */
