@@ -13,6 +13,7 @@ from svg2.method.selection import METHODS, ROUTED_METHOD
 from svg2.models.spec import PRESETS
 from svg2.runs.jobs import Studio
 from viz.explorer_page import explorer_component
+from viz.lessons import worksheets
 from viz.page.open_traces import OpenTraces
 from viz.page.visit import Visit
 from viz.page.words import BEYOND, EMPTY, KNOWN, MASTHEAD, about_method, links_to, model_title
@@ -110,7 +111,7 @@ class Workspace:
         """Lay it out in the row at hand."""
         is_open = start.visit.open_trace is not None
         with gr.Column(elem_id="workspace", min_width=280):
-            return cls(
+            workspace = cls(
                 nothing=gr.HTML(EMPTY, visible=not is_open, elem_id="nothing"),
                 explorer=gr.HTML(
                     **explorer_component(start.visit.view(), FORM),
@@ -119,6 +120,11 @@ class Workspace:
                 ),
                 beyond=gr.HTML(BEYOND, elem_id="beyond"),
             )
+            with gr.Column(elem_id="lessons"):
+                for title, text in worksheets().items():
+                    with gr.Accordion(title, open=False):
+                        gr.Markdown(text)
+            return workspace
 
 
 def _prompt_part(start: Start) -> dict[str, Any]:
