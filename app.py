@@ -16,16 +16,14 @@ from viz.page import environment
 with environment.refused_at_start(), environment.reaching_itself():
     environment.check_numbers()
     import gradio as gr  # makes a client, and fails on a proxy that it can't use
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
 
 from svg2.models.catalogue import MODELS
 from svg2.process import keep_freed_memory
 from svg2.runs.jobs import Studio
-from viz.bench_figures import PICTURES
 from viz.page import service
 from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
 from viz.page.api import Api
+from viz.page.files import routes
 from viz.page.handlers import Page
 from viz.page.layout import Controls, Start, Workspace
 from viz.page.open_traces import OpenTraces, read_traces
@@ -92,7 +90,6 @@ def connect(
 def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
     """Serve the page; `options` go to Gradio."""
     blocks = build_page(studio, traces)
-    pictures = Mount("/bench", StaticFiles(directory=PICTURES, check_dir=False))
     with environment.reaching_itself(needs_network=bool(options.get("share"))):
         blocks.queue(max_size=MAX_EVENTS).launch(
             theme=theme(),
@@ -102,7 +99,7 @@ def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
             ssr_mode=False,
             max_file_size="64mb",
             max_threads=MAX_EVENTS,
-            app_kwargs={"routes": [traces.route(), pictures, service.health_route(studio)]},
+            app_kwargs={"routes": [*routes(traces), service.health_route(studio)]},
             **options,
         )
     return blocks
