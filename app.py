@@ -21,7 +21,7 @@ from svg2.models.catalogue import MODELS
 from svg2.process import keep_freed_memory
 from svg2.runs.jobs import Studio
 from viz.page import service
-from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
+from viz.page.address import CHOICES, FIND_TICKET, OF_METHOD, SETTINGS, WRITE_ADDRESS
 from viz.page.api import Api
 from viz.page.files import routes
 from viz.page.handlers import Page
@@ -43,10 +43,11 @@ def build_page(studio: Studio, traces: OpenTraces) -> gr.Blocks:
         title="SVG2 Lab", fill_width=True, delete_cache=(HOUR_SECONDS, 24 * HOUR_SECONDS)
     ) as blocks:
         visit = gr.State(start.visit, delete_callback=Visit.cancel)
+        ticket = gr.Textbox(visible=False)
         with gr.Row(elem_id="lab"):
             controls = Controls.of(start)
             workspace = Workspace.of(start)
-        wires = Wires({"visit": visit, **vars(controls), **vars(workspace)})
+        wires = Wires({"visit": visit, "ticket": ticket, **vars(controls), **vars(workspace)})
         page = Page(studio, traces)
         connect(wires, blocks, controls, workspace, page)
         Api(studio, traces, page.runner).register()
@@ -64,7 +65,9 @@ def connect(
     ran = "status explorer nothing links generate cancel"
     checked, asked = "status note generate cancel", "status explorer cancel"
 
-    to([blocks.load], page.arrive, "visit", f"{settings} status")
+    found = f"{settings} status {opened} cancel generate"
+    arrived = to([blocks.load], page.arrive, "visit ticket", found, js=FIND_TICKET)
+    wires.then(arrived, page.resume, "visit", ran)
     to([blocks.load], page.list_models, "", "menu")
     blocks.unload(page.leave)
     models = [c.model.input, c.preset.input]

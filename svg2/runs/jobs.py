@@ -302,16 +302,17 @@ class Job(Generic[Result]):
         self._reports.put(Progress("", "wait", ahead=ahead, eta_seconds=seconds))
 
     def _newest(self) -> Progress | None:
+        """The newest report; None at the end, for every reader."""
         report = self._reports.get()
         while report is not None:
             try:
                 newer = self._reports.get_nowait()
             except Empty:
-                break
-            if newer is None:  # keep the end for the next call, so that the last report is seen
-                self._reports.put(None)
-                break
+                return report
+            if newer is None:
+                break  # the last report is seen before the end
             report = newer
+        self._reports.put(None)
         return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from collections.abc import Generator
 from typing import Any
 from weakref import WeakValueDictionary
@@ -28,7 +29,7 @@ from svg2.trace.scratch import is_full
 from viz.page import words
 from viz.page.address import CHOICES, NUMBERS, OF_METHOD, SETTINGS, read_address
 from viz.page.open_traces import UPLOAD, OpenTraces
-from viz.page.runner import Runner, ThreadRunner
+from viz.page.runner import Execution, Runner, ThreadRunner
 from viz.page.visit import Visit
 from viz.page.words import plain, say
 
@@ -36,6 +37,7 @@ Update = dict[str, Any]
 """Component name to its new value; what is not named stays as it is."""
 
 BAD_INPUT = (InputError, ModelUnavailable, NotFinite, TooBusy)
+GRACE_SECONDS = 600.0  # for a tab that comes back, as from a phone that slept
 RELEASE_POLICY = RecordingPolicy(max_bytes=2 << 20)
 
 log = logging.getLogger(__name__)
@@ -53,20 +55,64 @@ class Page:
         self.traces = traces
         self.runner = runner or ThreadRunner(studio)
         self._visits: WeakValueDictionary[str, Visit] = WeakValueDictionary()
+        self._kept: dict[str, tuple[Visit, threading.Timer]] = {}  # by ticket
+        self._keeping = threading.Lock()
 
     # Coming and going ----------------------------------------------------------------------------
 
-    def arrive(self, visit: Visit, request: gr.Request) -> Update:
-        """Fill the form from the address."""
+    def arrive(self, visit: Visit, ticket: str, request: gr.Request) -> Update:
+        """Fill the form from the address, and find the run that this tab left behind."""
         self._visits[str(request.session_hash)] = visit
         found, complaint = read_address(self.studio, dict(request.query_params))
-        return found | ({"status": say(complaint, "warn")} if complaint else {})
+        update = found | ({"status": say(complaint, "warn")} if complaint else {})
+        visit.ticket = ticket if isinstance(ticket, str) and 8 <= len(ticket) <= 80 else ""
+        with self._keeping:
+            left, timer = self._kept.pop(visit.ticket, (None, None))
+        if left is None or timer is None:
+            return update
+        timer.cancel()
+        visit.take_over(left)
+        return {**update, **_workspace(visit), **_buttons(True)}
+
+    def resume(self, visit: Visit) -> Generator[Update]:
+        """Show a run that goes on since before the page was loaded again."""
+        execution = visit.execution
+        if execution is None or visit.doing is None:
+            yield {}
+            return
+        run, _, is_release = visit.doing
+        with visit.turn("run") as is_mine:
+            if is_mine:
+                yield from self._run(visit, run, is_release, execution)
+            else:
+                yield {}
 
     def leave(self, request: gr.Request) -> None:
-        """The tab was closed: cancel its run and free its state."""
+        """The tab was closed, or a phone sleeps: cancel its run, if it does not come back."""
         gone = self._visits.pop(str(request.session_hash), None)
-        if gone is not None:
+        if gone is not None and (gone.execution is None or not self._keep(gone)):
             gone.cancel()
+
+    def _keep(self, visit: Visit) -> bool:
+        """Keep a visit and its run for a while, in case its tab comes back; whether it can."""
+        ticket = visit.ticket
+        if not ticket:
+            return False
+
+        def give_up() -> None:
+            with self._keeping:
+                kept, _ = self._kept.get(ticket, (None, None))
+                if kept is visit:
+                    del self._kept[ticket]
+            visit.cancel()
+
+        with self._keeping:
+            if self._kept.get(ticket, (None, None))[0] is not visit:
+                timer = threading.Timer(GRACE_SECONDS, give_up)
+                timer.daemon = True
+                timer.start()
+                self._kept[ticket] = (visit, timer)
+        return True
 
     # The form ------------------------------------------------------------------------------------
 
@@ -184,15 +230,21 @@ class Page:
             "explorer": visit.view(live=live),
         }
 
-    def _run(self, visit: Visit, run: Run | None, is_release: bool) -> Generator[Update]:
-        """Execute a run, and show what came of it in one sentence; whatever fails, all stays."""
+    def _run(
+        self, visit: Visit, run: Run | None, is_release: bool, started: Execution | None = None
+    ) -> Generator[Update]:
+        """Execute a run, and show what came of it in one sentence; whatever fails, all stays.
+
+        Args:
+            started: the run, where it goes on already.
+        """
         if run is None:  # refused, replaced by a newer one, or cancelled while it waited
             yield {}
             return
         before = visit.open_trace
         visit.is_comparing = not is_release
         try:
-            made = yield from self._execute(visit, run, is_release)
+            made = yield from self._execute(visit, run, is_release, started)
             if is_release and visit.open_trace is not before:  # its trace is not the open one
                 visit.dense = made.dense
             else:
@@ -214,16 +266,22 @@ class Page:
         yield _end(visit, *final)
 
     def _execute(
-        self, visit: Visit, run: Run, is_release: bool
+        self, visit: Visit, run: Run, is_release: bool, started: Execution | None
     ) -> Generator[Update, None, Comparison]:
         """Show the progress of a run, and return what it made; raises whatever stopped it."""
-        dense = None if is_release and visit.wants_race else visit.dense_of(run)
+        if started is None:
+            dense = None if is_release and visit.wants_race else visit.dense_of(run)
+            policy = RELEASE_POLICY if is_release else None
+            visit.execution = self.runner.start(run, dense, policy)
+            visit.doing = (run, dense, is_release)
+        _, dense, _ = visit.doing or (None, None, None)
+        execution = started or visit.execution
+        assert execution is not None
         lead = words.measuring(run.config.top_p) if is_release else ""
         if is_release and visit.wants_race:
             lead = f"{words.AGAIN}: "
         runs = words.runs_of(run, with_dense=dense is None)
-        policy = RELEASE_POLICY if is_release else None
-        execution = visit.execution = self.runner.start(run, dense, policy)
+        is_kept = False
         try:
             for progress in execution:
                 if execution.is_cancelled:
@@ -235,9 +293,13 @@ class Page:
                     "explorer": visit.view(live=words.live_of(progress, done, lead)),
                 }
             return execution.result()
+        except GeneratorExit:  # the connection was lost; the tab may have come back before
+            is_kept = visit.execution is not execution or self._keep(visit)
+            raise
         finally:
-            execution.cancel()
-            visit.execution = None
+            if not is_kept:
+                execution.cancel()
+                visit.execution = visit.doing = None
 
     # Traces --------------------------------------------------------------------------------------
 

@@ -38,7 +38,9 @@ class Visit:
         dense: the last complete dense run of this visit.
         pending: the checked run that waits for its turn; pending_release: the same for one that
             the budget slider asked for.
-        execution: what runs now.
+        ticket: names the tab also after it was loaded again; empty where none is known.
+        execution: what runs now, of `doing`: the run, its dense side, and whether it is a
+            release's.
         is_comparing: whether that is a whole run, and not a release's.
         wants_race: whether the release makes the dense side again too, since its timing was
             disturbed.
@@ -49,7 +51,9 @@ class Visit:
         self.dense: DenseRun | None = None
         self.pending: Run | None = None
         self.pending_release: Run | None = None
+        self.ticket = ""
         self.execution: Execution | None = None
+        self.doing: tuple[Run, DenseRun | None, bool] | None = None
         self.is_comparing = False
         self.wants_race = False
         self._turn = threading.Lock()
@@ -64,6 +68,12 @@ class Visit:
         self.open_trace = open_trace
         self.num_given = len(open_trace.trace.runs) if open_trace else 0
         self.made_by: Run | None = None
+
+    def take_over(self, other: Visit) -> None:
+        """Go on with what another visit of the same tab shows and runs."""
+        for name in ("open_trace", "num_given", "made_by", "dense", "execution", "doing"):
+            setattr(self, name, getattr(other, name))
+        other.execution = None  # no longer the other's to cancel
 
     def cancel(self) -> None:
         """Drop what waits, and stop what runs."""

@@ -113,7 +113,7 @@ def is_said(update: dict[str, Any] | None) -> bool:
 @given(query=st.dictionaries(st.sampled_from(SETTINGS) | TEXT, TEXT, max_size=8))
 def test_any_link_opens_the_page(page: Page, visit: Visit, query: dict[str, str]) -> None:
     tab = SimpleNamespace(session_hash="tab", query_params=query)
-    update = page.arrive(visit, tab)
+    update = page.arrive(visit, query.get("seed", ""), tab)
     assert set(update) <= {*SETTINGS, "status"}
     for name in NUMBERS:
         assert isinstance(update.get(name, 0), int | float)
