@@ -141,7 +141,7 @@ def test_a_whole_run_takes_the_buttons_over_from_a_release(made) -> None:
 
 def test_a_run_goes_on_where_the_page_is_loaded_again(visit) -> None:
     """As Gradio does it after a lost connection, and a phone that slept."""
-    page = visit(f"?num_inference_steps={STEPS}&width=128&height=128&seed=9")
+    page = visit(f"?num_inference_steps={STEPS}&width=128&height=128&seed=9", checked=False)
     larger(page)
     page.click("#generate")
     page.locator("#status .progress", has_text=re.compile(r"step [1-9]")).wait_for()
