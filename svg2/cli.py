@@ -21,12 +21,14 @@ from svg2.errors import Cancelled, InputError, SuiteUnavailable, UsageError
 from svg2.process import keep_freed_memory
 from svg2.runs.distributed import joined, processes
 from svg2.terminal import Stopped, running
+from svg2.trace.scratch import is_full
 
 if TYPE_CHECKING:
     from svg2.runs.run import Run
 
 _BUDGETS = (0.08, 0.12, 0.15, 0.2, 0.3, 0.4)
 
+DISK_FULL = "The disk is full: free some space and run the same command again."
 OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
 
 
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("svg2: Interrupted.", file=sys.stderr)
         return 130
     except OSError as error:  # a full disk, a folder that went away
-        print(f"svg2: {_one_line(error)}", file=sys.stderr)
+        advice = "" if not is_full(error) else f" {DISK_FULL}"
+        print(f"svg2: {_one_line(error)}{advice}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
@@ -162,17 +165,15 @@ def _compare_prompts(arguments: argparse.Namespace) -> int:
 
 def _keep_dense(stopped: Cancelled, run: Run, folder: Path) -> str:
     """Write the dense clip if it was complete, and return a clause that says what was kept."""
-    from svg2.trace.atomic import write_atomic
+    from svg2.trace.atomic import write_or_keep
     from svg2.trace.clip_settings import tags_of
     from svg2.trace.video import encode_mp4
 
     if stopped.dense is None:
         return "nothing was written"
     # files of an earlier run would not belong to this dense clip
-    for name in OUTPUTS:
-        (folder / name).unlink(missing_ok=True)
     clip = encode_mp4(stopped.dense.frames, run.spec.fps, tags=tags_of(run.request.to_dict()))
-    write_atomic(folder / "dense.mp4", clip)
+    write_or_keep(folder, {"dense.mp4": clip}, instead_of=OUTPUTS)
     return f"the dense clip was complete and is kept as {folder / 'dense.mp4'}"
 
 
@@ -253,19 +254,24 @@ def _bench(arguments: argparse.Namespace) -> int:
     _output_folder(str(path.parent))
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
-    if arguments.toy and arguments.suite in ("cpu", "calls"):
+    if arguments.toy and arguments.suite in ("cpu", "calls", "timings"):
         raise UsageError("--toy is for the suites gpu and e2e.")
 
     from svg2.bench.calls import run_calls_suite
     from svg2.bench.cpu import run_cpu_suite
     from svg2.bench.e2e import run_e2e_suite
     from svg2.bench.gpu import run_gpu_suite
+    from svg2.bench.timings import run_timings_suite
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        on_cpu = {"cpu": run_cpu_suite, "calls": run_calls_suite}.get(arguments.suite)
+        on_cpu = {
+            "cpu": run_cpu_suite,
+            "calls": run_calls_suite,
+            "timings": run_timings_suite,
+        }.get(arguments.suite)
         if on_cpu is not None:
             record = on_cpu(path, say)
         else:

@@ -13,7 +13,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from svg2.runs.jobs import Studio
 from tests.tree import ROOT
+from viz.page.service import health_route
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -64,6 +66,12 @@ def test_a_page_that_is_gone_is_not_healthy() -> None:
     with answering(200) as port:
         pass
     assert not is_healthy(port)
+
+
+def test_the_page_serves_what_the_health_check_asks_for() -> None:
+    asked = re.search(r"'(/\w+)'", health_check()[-1])
+    assert asked is not None
+    assert health_route(Studio()).path == asked[1]
 
 
 def test_the_image_runs_as_the_user_of_spaces_and_serves_to_the_outside() -> None:

@@ -3,7 +3,7 @@
 import { choice, clamp, decibel, el, fit, onFrame, put, seconds } from "../dom.js";
 import { paint, pictureAt } from "../frames.js";
 import { term } from "../words.js";
-import { reusedNote } from "./gain.js";
+import { reusedNote } from "./timebars.js";
 import { makeMiniMasks } from "./minimasks.js";
 import { makeOutline } from "./outline.js";
 import { makePsnrLine } from "./psnrline.js";
@@ -46,7 +46,8 @@ export function makeCompare(app) {
       minis?.close();
     },
     drawClips: draw,
-    picture: () => pictureOf(app, stage),
+    picture: () => pictureOf(app, stage, outline),
+    files: ["GIF", "WebP"],
     tick: () => store.get().compare === "blink" && draw(),
     failClips(text) {
       trouble.hidden = false;
@@ -191,7 +192,7 @@ function leftTexts(mode, { left, right }) {
   }[mode];
 }
 
-function pictureOf(app, stage) {
+function pictureOf(app, stage, outline) {
   const { frame, compare } = app.store.get();
   const sides = sidesOf(app);
   const isSide = compare === "side";
@@ -201,7 +202,7 @@ function pictureOf(app, stage) {
     parts: figures.map((side) => ({ canvas: stage[side], label: stage[`${side}Name`].firstChild?.textContent })),
     columns: figures.length,
     cell: 480,
-    place: `frame ${frame + 1} of ${app.data.frameCount}`,
+    place: [`frame ${frame + 1} of ${app.data.frameCount}`, isSide && outline?.name()].filter(Boolean).join(", "),
   };
 }
 
