@@ -19,7 +19,7 @@ from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
 from svg2.bench.harness import Progress, reason, save_record, suite_device
-from svg2.bench.race import race
+from svg2.bench.turns import time_in_turns
 from svg2.config import SVG2Config, ceil_fraction
 from svg2.hooks.enable import Handle, enable, measure_dense
 from svg2.hooks.stats import RunStats
@@ -246,7 +246,7 @@ class _Bench:
         with self._enabled(config):
             self._forward()  # compiles kernels
         with self._enabled(config) as handle:
-            (cold_ms,) = race({"cold": self._forward}, 1, self.device, warm_ups=0)["cold"]
+            (cold_ms,) = time_in_turns({"cold": self._forward}, 1, self.device, warm_ups=0)["cold"]
             cold = handle.stats
             warm_ms, peak_bytes = self._timed()
             stats = handle.stats
@@ -308,7 +308,7 @@ class _Bench:
             try:
                 self.transformer.set_attention_backend(name)
                 with measure_dense(self.pipe):
-                    times = race({name: self._forward}, 1, self.device, warm_ups=1)
+                    times = time_in_turns({name: self._forward}, 1, self.device, warm_ups=1)
             except (RuntimeError, ValueError) as error:
                 self.backend_errors[name] = reason(error)
                 continue
@@ -317,7 +317,7 @@ class _Bench:
 
     def _timed(self) -> tuple[float, int | None]:
         with peak_memory(self.device) as peak:
-            times = race({"forward": self._forward}, self.rounds, self.device, warm_ups=1)
+            times = time_in_turns({"forward": self._forward}, self.rounds, self.device, warm_ups=1)
         return statistics.median(times["forward"]), peak.nbytes
 
     def _calibrate(self, config: SVG2Config, density: float) -> float:

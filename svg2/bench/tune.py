@@ -20,7 +20,7 @@ from torch import Tensor
 
 from svg2.bench.exact import ERROR_BUDGET, ExactRows
 from svg2.bench.harness import Progress, reason, save_record, suite_device
-from svg2.bench.race import race
+from svg2.bench.turns import time_in_turns
 from svg2.bench.workload import ClusteredWorkload, Workload, make_clustered, select_density
 from svg2.errors import SuiteUnavailable
 from svg2.runs.provenance import provenance
@@ -125,7 +125,7 @@ def run_tuning(
                 continue
             record["left_out"].append({**what, "name": name, "why": fault})
             on_progress(f"  {name} left out: {fault}")
-        ms = race(runs, rounds, device, warm_ups=0 if toy else 2)
+        ms = time_in_turns(runs, rounds, device, warm_ups=0 if toy else 2)
         for name, times in ms.items():
             row = {
                 **what,

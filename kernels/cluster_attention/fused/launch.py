@@ -114,7 +114,7 @@ def _check_limits(scale: float, num_keys: int, num_k_clusters: int) -> None:
 @cache
 def device_config(device: torch.device, head_dim: int) -> Config:
     """The configuration for the chip behind a device."""
-    return config_for("interpreter" if INTERPRETING else chip_of(device), head_dim)
+    return config_for(chip_of(device), head_dim)
 
 
 @cache

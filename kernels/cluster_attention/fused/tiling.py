@@ -1,13 +1,14 @@
 """Which attend kernel runs on which chip, and with which tiles."""
 
-import importlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from kernels.build import Build
 from kernels.cluster_attention.fused.problem import Lists, Problem
 from kernels.impl import HEAD_DIMS
+from kernels.winners import winner
 
 # A chunk is one int32: where it starts, and in the low bits its length.
 LENGTH_BITS = 6
@@ -114,7 +115,29 @@ TABLE = (
 
 
 def config_for(chip: str, head_dim: int) -> Config:
-    """The configuration for a chip, named "sm_90" or "gfx942".
+    """The configuration for a chip, named "sm_90" or "gfx942": what won there, or the default.
+
+    Raises:
+        ValueError: the table has none.
+    """
+    return winner(f"attend D{head_dim}", chip, config_of) or default_config(chip, head_dim)
+
+
+def config_of(fields: dict[str, Any]) -> Config:
+    """A configuration from its fields as plain values, as `winners.json` holds them.
+
+    Raises:
+        TypeError, ValueError: unknown fields, or values that do not fit each other.
+    """
+    tilings = {name: fields[name] and Tiling(**fields[name]) for name in ("main", "tail")}
+    config = Config(**{**fields, **tilings})
+    if importlib.util.find_spec(f"{__package__}.{config.attend}") is None:
+        raise ValueError(f"there is no attend kernel {config.attend!r}")
+    return config
+
+
+def default_config(chip: str, head_dim: int) -> Config:
+    """The configuration where no race was run.
 
     Raises:
         ValueError: the table has none.

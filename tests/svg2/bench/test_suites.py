@@ -47,7 +47,7 @@ def test_cpu_ratios_are_those_of_the_times(tmp_path, monkeypatch):
     def race(contestants, rounds):
         return {name: [ms.get(name, 1.0)] * rounds for name in contestants}
 
-    monkeypatch.setattr(cpu, "race", race)
+    monkeypatch.setattr(cpu, "time_in_turns", race)
     record = cpu.run_cpu_suite(tmp_path / "x", lambda _: None, workloads=[SMALL], rounds=2)
     plain, compensated = record["attention"][-2:]  # at density 1
     assert (plain["speedup"], plain["kernel_gain"], plain["sparsity_speedup"]) == (5, 1.25, 4)
@@ -86,7 +86,9 @@ def test_gpu_suite_runs_whole_at_toy_sizes_and_says_so(toy_gpu):
 
 def test_gpu_ratios_are_those_of_the_times(tmp_path, monkeypatch):
     ms = {"svg2": 2.0, "svg2-comp": 4.0}
-    monkeypatch.setattr(gpu, "race", lambda runs, *_: {name: [ms.get(name, 8.0)] for name in runs})
+    monkeypatch.setattr(
+        gpu, "time_in_turns", lambda runs, *_: {name: [ms.get(name, 8.0)] for name in runs}
+    )
     monkeypatch.setattr(gpu, "TOY_CASES", gpu.TOY_CASES[:1])
     record = run_gpu_suite(tmp_path / "gpu.json", lambda text: None, toy=True, rounds=1)
     for row in record["attention"]:
@@ -142,7 +144,7 @@ def test_a_run_is_put_together_from_its_forwards(tmp_path, monkeypatch):
         return next(forwards_ms), None
 
     monkeypatch.setattr(e2e, "TOY_MODELS", (toy,))
-    monkeypatch.setattr(e2e, "race", race)
+    monkeypatch.setattr(e2e, "time_in_turns", race)
     monkeypatch.setattr(e2e._Bench, "_timed", timed)
     monkeypatch.setattr(e2e, "_BISECTIONS", 1)
     monkeypatch.setattr(e2e, "speedup_limit", lambda *_: 2.0)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 
-def race(
+def time_in_turns(
     contestants: Mapping[str, Callable[[], object]],
     rounds: int,
     device: torch.device | str = "cpu",
