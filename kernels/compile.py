@@ -23,7 +23,13 @@ from triton.compiler import ASTSource
 
 from kernels.build import Build
 from kernels.cluster_attention.fused import lists
-from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for
+from kernels.cluster_attention.fused.tiling import (
+    RACED,
+    Config,
+    attend_kernel,
+    config_for,
+    variants_for,
+)
 from kernels.impl import HEAD_DIMS
 from kernels.kmeans import fused as kmeans
 from kernels.permutation import fused as permutation
@@ -101,13 +107,14 @@ class Report:
 
 
 def shipped_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Build]:
-    """Every kernel that can run on a chip, in every variant.
+    """Every kernel that runs on a chip, in every variant, with its default tiles.
 
     Kernels that only move or list tokens are built for one dtype, of 2 bytes.
     """
     for dtype in dtypes:
         for head_dim in HEAD_DIMS:
-            yield from attention_builds(config_for(chip, head_dim), head_dim, dtype)
+            for config in variants_for(chip, head_dim).values():
+                yield from attention_builds(config, head_dim, dtype)
             yield from kmeans_builds(chip, head_dim, dtype)
             yield from routing.builds(chip, head_dim, dtype)
     yield from list_builds(chip)
@@ -121,7 +128,7 @@ def attention_builds(config: Config, head_dim: int, dtype: str) -> Iterator[Buil
 
 def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
     """Assignment and update of k-means."""
-    yield assign_build(kmeans.tiling_for(chip, head_dim), head_dim, dtype)
+    yield assign_build(kmeans.default_tiling(chip), head_dim, dtype)
     no_centroids = ("centroids_ptr", "half_norms_ptr")
     for name, absent in (
         ("update", ()),
@@ -151,13 +158,13 @@ def assign_build(tiling: kmeans.Tiling, head_dim: int, dtype: str) -> Build:
 
 def list_builds(chip: str) -> Iterator[Build]:
     """The list kernels of attention, for each tile size that runs on a chip."""
-    for config in dict.fromkeys(config_for(chip, head_dim) for head_dim in HEAD_DIMS):
-        yield from lists.builds(config)
+    configs = [x for head_dim in HEAD_DIMS for x in variants_for(chip, head_dim).values()]
+    yield from {build.name: build for x in configs for build in lists.builds(x)}.values()
 
 
 def permutation_builds(chip: str) -> Iterator[Build]:
     """The counting sort, and moving tokens."""
-    tiling = permutation.tiling_for(chip)
+    tiling = permutation.default_tiling(chip)
     block_n = tiling.block_n
     yield count_build(tiling)
     yield Build(
@@ -189,8 +196,10 @@ def count_build(tiling: permutation.Tiling) -> Build:
 
 
 def raced_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Build]:
-    """What a race times beside the default tilings of k-means, sort and routing, at D 128."""
+    """What a race times beside the default tiles, at D 128, in the order of the kernels."""
     for dtype in dtypes:
+        for config in RACED.values() if chip == "sm_90" else ():
+            yield from attention_builds(config, 128, dtype)
         for tiling in kmeans.RACED:
             build = assign_build(tiling, 128, dtype)
             yield replace(build, name=f"{build.name}{', per tile' * tiling.per_tile}")
@@ -307,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
         help="block_m=…,block_n=…,num_warps=…,num_stages=… of another main attention tiling",
     )
     parser.add_argument(
-        "--raced", action="store_true", help="the tilings that a race times beside the defaults"
+        "--raced", action="store_true", help="what a race times beside the default tiles"
     )
     parser.add_argument("--attend", help="another attend kernel, by the name of its module")
     arguments = parser.parse_args(argv)

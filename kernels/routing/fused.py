@@ -253,9 +253,9 @@ def builds(chip: str, head_dim: int, dtype: str, tiling: Tiling | None = None) -
     """Routing with and without stand-ins for each pair of clusters.
 
     Args:
-        tiling: the one of the chip if not given.
+        tiling: the default of the chip if not given.
     """
-    tiling = tiling or tiling_for(chip, head_dim)
+    tiling = tiling or default_tiling(chip)
     for per_pair in (False, True):
         yield Build(
             f"route {tiling.block_m}×{tiling.block_n} D{head_dim} {dtype}{'+pairs' * per_pair}",

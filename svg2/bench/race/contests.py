@@ -1,7 +1,7 @@
 """The contests of a race: what each op's variants are given, and what their results must be."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -131,13 +131,17 @@ def attend_contest(
     )
 
 
-def step_contests(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) -> list[Contest]:
+def step_contests(
+    place: Place,
+    chip: str,
+    case: Case,
+    clustered: ClusteredWorkload,
+    keys: list[dict[str, Any]],
+) -> Iterator[Contest]:
     """One k-means iteration of the keys, the sort of their labels, and routing of two heads."""
-    return [
-        _kmeans(place, chip, case, clustered),
-        _sort(place, chip, case, clustered),
-        _route(place, chip, case, clustered),
-    ]
+    for key, make in zip(step_keys(case), (_kmeans, _sort, _route), strict=True):
+        if key in keys:
+            yield make(place, chip, case, clustered)
 
 
 def step_keys(case: Case) -> list[dict[str, Any]]:
@@ -181,7 +185,9 @@ def _sort(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) -> 
     expected = labels.argsort(dim=-1, stable=True)
 
     def fault(perm: Tensor) -> tuple[str | None, float | None]:
-        return (None if torch.equal(perm, expected) else "the order is not that of a stable sort"), None
+        return (
+            None if torch.equal(perm, expected) else "the order is not that of a stable sort"
+        ), None
 
     return Contest(
         key=step_keys(case)[1],
@@ -219,20 +225,19 @@ def _route(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) ->
         key=step_keys(case)[2],
         work=float(q_centroids.shape[2] * video),
         entries=entries,
-        run=lambda name: fused.route_with(q_centroids, k, v, offsets, scale, True, entries[name])[0],
+        run=lambda name: fused.route_with(q_centroids, k, v, offsets, scale, True, entries[name])[
+            0
+        ],
         fault=fault,
     )
-
-
-def without(contest: Contest, names: set[str]) -> Contest:
-    """The contest without some variants."""
-    return replace(contest, entries={n: e for n, e in contest.entries.items() if n not in names})
 
 
 def _close_to(exact: ExactRows, dtype: torch.dtype) -> Callable:
     def fault(out: Tensor) -> tuple[str | None, float | None]:
         error = exact.error_of(out)
-        wrong = None if error <= ERROR_BUDGET[dtype] else f"wrong result: relative error {error:.2e}"
+        wrong = (
+            None if error <= ERROR_BUDGET[dtype] else f"wrong result: relative error {error:.2e}"
+        )
         return wrong, None if error != error else error
 
     return fault

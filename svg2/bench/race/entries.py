@@ -10,8 +10,8 @@ from torch import Tensor
 
 from svg2.bench.race.record import Place
 
-DEFAULT = "default"
-"""The name of the variant that runs where no race was run."""
+_DEFAULT = "default"
+_REHEARSED = "portable, no tail"
 
 # Variants that a rehearsal makes fail, so that it shows what a failure does.
 WRONG, CRASHES, HANGS, CRASHES_LATE = (
@@ -26,19 +26,32 @@ def attend_op(head_dim: int) -> str:
 
 
 def attend_entries(place: Place, chip: str, head_dim: int) -> dict[str, Any]:
-    """Configurations of cluster attention."""
-    from kernels.cluster_attention.fused import tiling as attend
+    """Configurations of cluster attention by name, the portable one first."""
+    from kernels.cluster_attention.fused.tiling import PORTABLE, RACED, variants_for
 
-    found = {DEFAULT: attend.default_config(chip, head_dim)}
-    if place.is_rehearsal:
-        found["128×128"] = attend.Config(attend.Tiling(128, 128, 4, 1))
-        return found | dict.fromkeys(_CONTROLS if place.has_controls else (), found[DEFAULT])
-    raise NotImplementedError
+    variants = variants_for(chip, head_dim)
+    found = {PORTABLE: variants[PORTABLE], **variants, **RACED}
+    if place.is_rehearsal:  # one more: the interpreter is slow
+        found = {PORTABLE: found[PORTABLE], _REHEARSED: RACED[_REHEARSED]}
+        if place.has_controls:
+            found |= dict.fromkeys(_CONTROLS, found[PORTABLE])
+    return found
+
+
+def choice_of(op: str, name: str, entry: Any) -> dict[str, Any]:
+    """A variant as the file of winners holds it."""
+    if not op.startswith("attend"):
+        return asdict(entry)
+    from kernels.cluster_attention.fused.tiling import ATTEND_VARIANTS
+
+    if name in ATTEND_VARIANTS:
+        return {"variant": name}
+    return {part: value for part, value in asdict(entry).items() if part != "attend"}
 
 
 def named(tilings: tuple[Any, ...], default: Any) -> dict[str, Any]:
     """Tilings by names made of their fields, after the default."""
-    return {DEFAULT: default} | {
+    return {_DEFAULT: default} | {
         ", ".join(f"{field} {value}" for field, value in asdict(tiling).items()): tiling
         for tiling in tilings
         if tiling != default

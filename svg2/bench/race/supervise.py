@@ -141,7 +141,9 @@ def stop_with_parent() -> None:
 
 def add_place(parser: argparse.ArgumentParser) -> None:
     """The options that all processes of a race share."""
-    parser.add_argument("--out", type=Path, help="folder of the results; assets/bench if not given")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results; assets/bench if not given"
+    )
     parser.add_argument(
         "--rehearse",
         action="store_true",
