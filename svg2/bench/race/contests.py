@@ -16,7 +16,7 @@ from svg2.bench.baselines import (
 )
 from svg2.bench.exact import ERROR_BUDGET, ExactRows
 from svg2.bench.gpu import CASES, Case
-from svg2.bench.race.entries import attend_entries, attend_op, behave, named
+from svg2.bench.race.entries import attend_op, behave, entries_of
 from svg2.bench.race.record import Place
 from svg2.bench.workload import ClusteredWorkload, Workload, select_density
 
@@ -88,7 +88,8 @@ def attend_contest(
 
     top_p, kept, found = select_density(clustered, density)
     q, head_dim = clustered.q_sorted, case.workload.head_dim
-    entries = attend_entries(place, chip, head_dim)
+    key = attend_key(case, density)
+    entries = entries_of(place, chip, key["op"])
 
     def run(name: str) -> Tensor:
         return behave(
@@ -115,7 +116,7 @@ def attend_contest(
         except Exception as error:  # another's kernel: whatever it is leaves it out
             absent[name] = " ".join(str(error).split())[:300]
     return Contest(
-        key=attend_key(case, density),
+        key=key,
         work=attend_work(case, density),
         entries=entries,
         run=run,
@@ -155,8 +156,8 @@ def _kmeans(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) -
     from kernels.kmeans import fused
 
     x, centroids = clustered.k, clustered.k_clusters.centroids
-    raced = (fused.Tiling(64, 32, 4, 1, per_tile=True),) if place.is_rehearsal else fused.RACED
-    entries = named(raced, fused.default_tiling(chip))
+    key = step_keys(case)[0]
+    entries = entries_of(place, chip, key["op"])
     head = x[0, 0, :_CHECKED].double()
     rounded = centroids.to(x.dtype)[0, 0].double()
     scores = head @ rounded.t() - rounded.square().sum(-1) / 2
@@ -168,7 +169,7 @@ def _kmeans(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) -
         return (None if miss <= slack else f"a token is not nearest to its centroid: {miss}"), None
 
     return Contest(
-        key=step_keys(case)[0],
+        key=key,
         work=float(centroids.shape[2] * x.shape[1] * x.shape[2]),
         entries=entries,
         run=lambda name: fused.lloyd(x, centroids, 1, entries[name])[0],
@@ -180,8 +181,8 @@ def _sort(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) -> 
     from kernels.permutation import fused
 
     labels, num_clusters = clustered.k_clusters.labels, case.workload.num_k_clusters
-    raced = (fused.Tiling(64, 64, 4),) if place.is_rehearsal else fused.RACED
-    entries = named(raced, fused.default_tiling(chip))
+    key = step_keys(case)[1]
+    entries = entries_of(place, chip, key["op"])
     expected = labels.argsort(dim=-1, stable=True)
 
     def fault(perm: Tensor) -> tuple[str | None, float | None]:
@@ -190,7 +191,7 @@ def _sort(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) -> 
         ), None
 
     return Contest(
-        key=step_keys(case)[1],
+        key=key,
         work=float(labels.numel()),
         entries=entries,
         run=lambda name: fused.counting_sort(labels, num_clusters, entries[name])[0],
@@ -209,8 +210,8 @@ def _route(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) ->
     offsets = clustered.k_offsets[:, heads, : clustered.k_clusters.sizes.shape[-1] + 1]
     q_centroids = clustered.q_clusters.centroids[:, heads]
     scale = k.shape[-1] ** -0.5
-    raced = (fused.Tiling(32, 16, 4, 1),) if place.is_rehearsal else fused.RACED
-    entries = named(raced, fused.default_tiling(chip))
+    key = step_keys(case)[2]
+    entries = entries_of(place, chip, key["op"])
     rounded = q_centroids[:, :1].to(k.dtype).float()
     expected = route(
         rounded, k[:, :1].float(), v[:, :1].float(), offsets[:, :1], impl="reference"
@@ -222,7 +223,7 @@ def _route(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) ->
         return (None if right else f"wrong result: relative error {error:.2e}"), error
 
     return Contest(
-        key=step_keys(case)[2],
+        key=key,
         work=float(q_centroids.shape[2] * video),
         entries=entries,
         run=lambda name: fused.route_with(q_centroids, k, v, offsets, scale, True, entries[name])[

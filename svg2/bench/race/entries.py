@@ -25,7 +25,7 @@ def attend_op(head_dim: int) -> str:
     return f"attend D{head_dim}"
 
 
-def attend_entries(place: Place, chip: str, head_dim: int) -> dict[str, Any]:
+def _attend_entries(place: Place, chip: str, head_dim: int) -> dict[str, Any]:
     """Configurations of cluster attention by name, the portable one first."""
     from kernels.cluster_attention.fused.tiling import PORTABLE, RACED, variants_for
 
@@ -38,6 +38,35 @@ def attend_entries(place: Place, chip: str, head_dim: int) -> dict[str, Any]:
     return found
 
 
+def entries_of(place: Place, chip: str, op: str) -> dict[str, Any]:
+    """The variants of an op by name, the default first. Each is what the op takes as its tiling.
+
+    Args:
+        op: as the file of winners names it.
+    """
+    kind, _, head_dim = op.partition(" D")
+    if kind == "attend":
+        return _attend_entries(place, chip, int(head_dim))
+    if kind == "assign":
+        from kernels.kmeans import fused as of_op
+
+        toy = (of_op.Tiling(64, 32, 4, 1, per_tile=True),)
+    elif kind == "sort":
+        from kernels.permutation import fused as of_op
+
+        toy = (of_op.Tiling(64, 64, 4),)
+    else:
+        from kernels.routing import fused as of_op
+
+        toy = (of_op.Tiling(32, 16, 4, 1),)
+    default = of_op.default_tiling(chip)
+    return {_DEFAULT: default} | {
+        ", ".join(f"{field} {value}" for field, value in asdict(tiling).items()): tiling
+        for tiling in (toy if place.is_rehearsal else of_op.RACED)
+        if tiling != default
+    }
+
+
 def choice_of(op: str, name: str, entry: Any) -> dict[str, Any]:
     """A variant as the file of winners holds it."""
     if not op.startswith("attend"):
@@ -47,15 +76,6 @@ def choice_of(op: str, name: str, entry: Any) -> dict[str, Any]:
     if name in ATTEND_VARIANTS:
         return {"variant": name}
     return {part: value for part, value in asdict(entry).items() if part != "attend"}
-
-
-def named(tilings: tuple[Any, ...], default: Any) -> dict[str, Any]:
-    """Tilings by names made of their fields, after the default."""
-    return {_DEFAULT: default} | {
-        ", ".join(f"{field} {value}" for field, value in asdict(tiling).items()): tiling
-        for tiling in tilings
-        if tiling != default
-    }
 
 
 def behave(name: str, run: Callable[[], Tensor], *, is_timed: bool) -> Tensor:

@@ -136,7 +136,7 @@ class Record:
 def sources_digest() -> str:
     """Identifies the kernels and what times them, also outside a git checkout."""
     digest = hashlib.sha256()
-    for folder in (ROOT / "kernels", Path(__file__).parent):
+    for folder in (ROOT / "kernels", ROOT / "svg2/bench", ROOT / "svg2/method"):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -157,8 +158,13 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def place_of(arguments: argparse.Namespace) -> Place:
-    """The place that the options name."""
-    return Place(arguments.out.resolve(), arguments.rehearse, arguments.controls)
+    """The place that the options name; a rehearsal without a folder writes to a temporary one."""
+    folder = arguments.out or (
+        Path(tempfile.gettempdir()) / "svg2-race-rehearsal"
+        if arguments.rehearse
+        else ROOT / "assets" / "bench"
+    )
+    return Place(folder.resolve(), arguments.rehearse, arguments.controls)
 
 
 def _environment(place: Place) -> dict[str, str]:

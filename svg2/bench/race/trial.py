@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels import StandIns, cluster_attention, route, sort_by_label
 from svg2.bench.exact import ERROR_BUDGET, ExactRows
 from svg2.bench.harness import reason
-from svg2.bench.race.entries import attend_entries, behave
+from svg2.bench.race.entries import attend_op, behave, entries_of
 from svg2.bench.race.record import Place
 from svg2.bench.race.supervise import add_place, place_of, stop_with_parent
 from svg2.bench.workload import ClusteredWorkload, Workload, make_clustered, select_density
@@ -60,16 +60,17 @@ def _with_options(place: Place, name: str, config: Any) -> float:
         clustered.k_offsets, impl="reference",
     )  # fmt: skip
     worst = 0.0
+    # Rounded as the kernels would round them, so that what is compared is attention alone.
     for what, stand_ins in (
         ("no stand-ins", None),
-        ("stand-ins of clusters", clustered.stand_ins),
-        ("stand-ins of pairs", routes.stand_ins),
+        ("stand-ins of clusters", _moved(clustered.stand_ins, place.device, place.dtype)),
+        ("stand-ins of pairs", _moved(routes.stand_ins, place.device, place.dtype)),
     ):
         in_fp32 = cluster_attention(
             *(x.float().cpu() for x in (clustered.q_sorted, clustered.k_sorted)),
             clustered.v_sorted.float().cpu(),
             *(x.cpu() for x in (clustered.q_offsets, clustered.k_offsets, kept)),
-            stand_ins=_moved(stand_ins, "cpu", torch.float32),
+            stand_ins=_moved(stand_ins, torch.device("cpu"), torch.float32),
             impl="reference",
         )
         for perm in (None, q_order.perm):
@@ -116,7 +117,9 @@ def _attend(
     )  # fmt: skip
 
 
-def _moved(stand_ins: StandIns | None, device: str, dtype: torch.dtype) -> StandIns | None:
+def _moved(
+    stand_ins: StandIns | None, device: torch.device, dtype: torch.dtype
+) -> StandIns | None:
     if stand_ins is None:
         return None
     weights = stand_ins.log_weights
@@ -136,8 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     stop_with_parent()
     place = place_of(arguments)
-    head_dim = (_TOY if place.is_rehearsal else _SMALL).head_dim
-    config = attend_entries(place, arguments.chip, head_dim)[arguments.name]
+    op = attend_op((_TOY if place.is_rehearsal else _SMALL).head_dim)
+    config = entries_of(place, arguments.chip, op)[arguments.name]
     try:
         with torch.inference_mode():
             outcome = {"error": try_variant(place, arguments.name, config)}

@@ -139,7 +139,7 @@ def test_a_run_is_put_together_from_its_forwards(tmp_path, monkeypatch):
         forward()
         return {name: [70.0] for name in contestants}
 
-    def timed(bench):
+    def timed(bench, what):
         bench._forward()
         return next(forwards_ms), None
 
