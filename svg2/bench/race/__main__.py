@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from typing import Any
 import torch
 
 from svg2.bench.harness import Progress
-from svg2.bench.race.contests import race_cases
-from svg2.bench.race.entries import attend_op, entries_of
+from svg2.bench.race.contests import attend_key, race_cases, step_keys
+from svg2.bench.race.entries import entries_of
 from svg2.bench.race.plan import Budget
 from svg2.bench.race.record import Place, Record
 from svg2.bench.race.supervise import add_place, place_of, run_process, watch
@@ -32,7 +33,7 @@ from svg2.errors import SuiteUnavailable, UsageError
 _KERNELS_SHARE = 0.7  # of the time, where blocks of transformers follow
 _LAST_SECONDS = 2.0  # to end processes and write what won
 _STEP_SECONDS = {False: 90.0, True: 300.0}  # without a sign of life; True in a rehearsal
-_MAX_TRIALS = 8  # at a time
+_MAX_TRIALS = 12  # at a time
 _NO_GPU = (
     "The race needs an NVIDIA GPU, and none was found; --rehearse tries it out at toy sizes in "
     "Triton's interpreter."
@@ -75,35 +76,51 @@ class Race:
         return path
 
     def _try_variants(self, record: Record, budget: Budget) -> None:
-        """Each attend variant in a process of its own, several at a time."""
-        op = attend_op(race_cases(self.place)[0].workload.head_dim)
-        tried = record.content["tried"]
+        """Each attend variant in a process of its own; all kernels are compiled beside it."""
+        case = race_cases(self.place)[0]
+        op, chip, tried = (
+            attend_key(case, 0)["op"],
+            record.content["chip"],
+            record.content["tried"],
+        )
         names = [
             name
-            for name in entries_of(self.place, record.content["chip"], op)
+            for name in entries_of(self.place, chip, op)
             if name not in tried and not record.is_dropped(op, name)
         ]
+        warmed = [key["op"] for key in step_keys(case) if record.contest(key) is None]
+        seconds: list[float] = []
 
-        def attempt(name: str) -> tuple[str, dict[str, Any]]:
-            limit = self.trial_seconds
+        def limit() -> float:
+            # The last ones need not be waited for longer than the others let expect.
+            if len(seconds) * 2 < len(names):
+                return self.trial_seconds
+            return min(self.trial_seconds, 20 + 2 * max(seconds))
 
-            def stall(waited: float) -> str | None:
-                return f"not done in {limit:.0f} s" if waited > limit else None
+        def stall(waited: float) -> str | None:
+            return f"not done in {limit():.0f} s" if waited > limit() else None
 
+        def attempt(what: tuple[str, str | None]) -> dict[str, Any]:
+            began = time.monotonic()
+            arguments = [what[0], *(() if what[1] is None else (what[1],)), "--chip", chip]
             ending = run_process(
                 "svg2.bench.race.trial",
-                [name, "--chip", record.content["chip"], *self.place.arguments],
+                [*arguments, *self.place.arguments],
                 self.place,
                 seconds=budget.left,
                 stall=stall,
             )
-            if ending.fault and budget.left <= 0:
-                return name, {}
-            return name, {"why": ending.fault} if ending.fault else json.loads(ending.last_line)
+            if ending.fault:
+                return {"why": ending.fault} if budget.left > 0 else {}
+            seconds.append(time.monotonic() - began)
+            return json.loads(ending.last_line)
 
-        workers = max(1, min(_MAX_TRIALS, (os.cpu_count() or 2) // 2))
+        tasks = [*((op, name) for name in names), *((other, None) for other in warmed)]
+        workers = max(1, min(_MAX_TRIALS, (os.cpu_count() or 2) - 1))
         with ThreadPoolExecutor(workers) as pool:
-            for name, outcome in pool.map(attempt, names):
+            for (_, name), outcome in zip(tasks, pool.map(attempt, tasks), strict=True):
+                if name is None:
+                    continue
                 if "error" in outcome:
                     tried[name] = outcome["error"]
                     record.save()

@@ -60,11 +60,21 @@ def entries_of(place: Place, chip: str, op: str) -> dict[str, Any]:
 
         toy = (of_op.Tiling(32, 16, 4, 1),)
     default = of_op.default_tiling(chip)
-    return {_DEFAULT: default} | {
-        ", ".join(f"{field} {value}" for field, value in asdict(tiling).items()): tiling
-        for tiling in (toy if place.is_rehearsal else of_op.RACED)
-        if tiling != default
-    }
+    raced = toy if place.is_rehearsal else of_op.RACED
+    return {_DEFAULT: default} | {_title(x): x for x in raced if x != default}
+
+
+def _title(tiling: Any) -> str:
+    """A tiling in words, such as "128×64, 8 warps, 2 stages, per tile"."""
+    fields = asdict(tiling)
+    parts = ["×".join(str(fields.pop(name)) for name in list(fields) if name.startswith("block_"))]
+    for name, value in fields.items():
+        words = name.removeprefix("num_").replace("_", " ")
+        if value is True:
+            parts.append(words)
+        elif value is not False:
+            parts.append(f"{value} {words}")
+    return ", ".join(parts)
 
 
 def choice_of(op: str, name: str, entry: Any) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """One attend variant in a process of its own: is it right, with every option and every time?
 
-    python -m svg2.bench.race.trial NAME --out FOLDER
+    python -m svg2.bench.race.trial OP NAME --chip CHIP --out FOLDER
+    python -m svg2.bench.race.trial OP --chip CHIP --out FOLDER
 
 The last line on stdout is the largest relative error as JSON, or why the variant is out. A crash
-or a hang ends this process alone.
+or a hang ends this process alone. Without NAME all variants of an op run once, so that they are
+compiled when their turn comes.
 """
 
 import argparse
 import json
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +20,10 @@ from torch import Tensor
 
 from kernels import StandIns, cluster_attention, route, sort_by_label
 from svg2.bench.exact import ERROR_BUDGET, ExactRows
+from svg2.bench.gpu import Case
 from svg2.bench.harness import reason
-from svg2.bench.race.entries import attend_op, behave, entries_of
+from svg2.bench.race.contests import step_contests, step_keys
+from svg2.bench.race.entries import behave, entries_of
 from svg2.bench.race.record import Place
 from svg2.bench.race.supervise import add_place, place_of, stop_with_parent
 from svg2.bench.workload import ClusteredWorkload, Workload, make_clustered, select_density
@@ -131,19 +136,35 @@ def _moved(
     )
 
 
+def compile_all(place: Place, chip: str, op: str) -> None:
+    """Run each variant of a step once; what fails is found when it is raced."""
+    workload = _TOY if place.is_rehearsal else _SMALL
+    case = Case("trial", workload)
+    (key,) = (key for key in step_keys(case) if key["op"] == op)
+    clustered = make_clustered(workload, place.device.type, place.dtype, "fused")
+    (contest,) = step_contests(place, chip, case, clustered, [key])
+    for name in contest.entries:
+        with suppress(Exception):
+            contest.run(name)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m svg2.bench.race.trial")
-    parser.add_argument("name")
+    parser.add_argument("op")
+    parser.add_argument("name", nargs="?")
     parser.add_argument("--chip", required=True)
     add_place(parser)
     arguments = parser.parse_args(argv)
     stop_with_parent()
-    place = place_of(arguments)
-    op = attend_op((_TOY if place.is_rehearsal else _SMALL).head_dim)
-    config = entries_of(place, arguments.chip, op)[arguments.name]
+    place, op, name = place_of(arguments), arguments.op, arguments.name
+    outcome: dict[str, Any] = {}
     try:
         with torch.inference_mode():
-            outcome = {"error": try_variant(place, arguments.name, config)}
+            if name is None:
+                compile_all(place, arguments.chip, op)
+            else:
+                config = entries_of(place, arguments.chip, op)[name]
+                outcome = {"error": try_variant(place, name, config)}
     except Exception as error:  # whatever it is rules this variant out
         outcome = {"why": reason(error)}
     print(json.dumps(outcome), flush=True)
