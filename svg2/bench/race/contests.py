@@ -212,13 +212,13 @@ def _route(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) ->
     scale = k.shape[-1] ** -0.5
     key = step_keys(case)[2]
     entries = entries_of(place, chip, key["op"])
-    rounded = q_centroids[:, :1].to(k.dtype).float()
-    routes = route(rounded, k[:, :1].float(), v[:, :1].float(), offsets[:, :1], impl="reference")
+    head = (q_centroids[:, :1].to(k.dtype), k[:, :1], v[:, :1])
+    routes = route(*(x.float().cpu() for x in head), offsets[:, :1].cpu(), impl="reference")
     expected = {0: routes.mass, 1: routes.error, 3: routes.stand_ins.values}
 
     def fault(found: tuple[Tensor, ...]) -> tuple[str | None, float | None]:
         errors = [
-            ((found[i][:, :1].float() - right).norm() / right.norm()).item()
+            ((found[i][:, :1].float().cpu() - right).norm() / right.norm()).item()
             for i, right in expected.items()
         ]
         budget = ERROR_BUDGET[k.dtype]
@@ -229,9 +229,7 @@ def _route(place: Place, chip: str, case: Case, clustered: ClusteredWorkload) ->
         key=key,
         work=float(q_centroids.shape[2] * video),
         entries=entries,
-        run=lambda name: fused.route_with(q_centroids, k, v, offsets, scale, True, entries[name])[
-            0
-        ],
+        run=lambda name: fused.route_with(q_centroids, k, v, offsets, scale, True, entries[name]),
         fault=fault,
     )
 

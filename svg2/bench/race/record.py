@@ -85,7 +85,7 @@ class Record:
             if all(record.content.get(key) == header[key] for key in same):
                 return record
         empty = {"tried": {}, "dropped": [], "absent": {}, "contests": [], "left_out": []}
-        record = cls(path, {**header, **empty, "is_done": False})
+        record = cls(path, {**header, **empty})
         record.save()
         return record
 

@@ -57,13 +57,14 @@ def _with_options(place: Place, name: str, config: Any) -> float:
     """Every kind of stand-ins, with and without `q_perm`, against the reference in fp32."""
     clustered = _clustered(place, _TOY if place.is_rehearsal else _SMALL)
     _, kept, _ = select_density(clustered, 0.3)
-    q_order = sort_by_label(
-        clustered.q_clusters.labels, clustered.q_clusters.centroids.shape[2], impl="reference"
-    )
+    q_clusters = clustered.q_clusters
+    num_clusters = q_clusters.centroids.shape[2]
+    q_perm = sort_by_label(q_clusters.labels.cpu(), num_clusters, impl="reference").perm
     routes = route(
-        clustered.q_clusters.centroids, clustered.k_sorted.float(), clustered.v_sorted.float(),
-        clustered.k_offsets, impl="reference",
-    )  # fmt: skip
+        *(x.float().cpu() for x in (q_clusters.centroids, clustered.k_sorted)),
+        *(clustered.v_sorted.float().cpu(), clustered.k_offsets.cpu()),
+        impl="reference",
+    )
     worst = 0.0
     # Rounded as the kernels would round them, so that what is compared is attention alone.
     for what, stand_ins in (
@@ -78,7 +79,7 @@ def _with_options(place: Place, name: str, config: Any) -> float:
             stand_ins=_moved(stand_ins, torch.device("cpu"), torch.float32),
             impl="reference",
         )
-        for perm in (None, q_order.perm):
+        for perm in (None, q_perm.to(place.device)):
             out = _attend(name, config, clustered, kept, stand_ins, perm).float().cpu()
             if perm is not None:
                 out = out.gather(2, perm.cpu()[..., None].expand(out.shape))
@@ -97,7 +98,8 @@ def _checked(what: str, error: float, place: Place) -> float:
 
 
 def _clustered(place: Place, workload: Workload) -> ClusteredWorkload:
-    return make_clustered(workload, place.device.type, place.dtype, "reference")
+    impl = "reference" if place.is_rehearsal else "fused"
+    return make_clustered(workload, place.device.type, place.dtype, impl)
 
 
 def _attend(
