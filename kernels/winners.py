@@ -27,13 +27,14 @@ def winner(op: str, chip: str, build: Callable[[dict[str, Any]], T]) -> T | None
         chip: its full name, "sm_90" or "gfx942".
     """
     try:
-        return build(json.loads(PATH.read_text())[chip][op]["choice"])
-    except (FileNotFoundError, KeyError):
+        row = json.loads(PATH.read_text()).get(chip, {}).get(op)
+        return None if row is None else build(row["choice"])
+    except FileNotFoundError:
         return None
-    except (AttributeError, OSError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         warnings.warn(
-            f"the winner of {op} on {chip} in {PATH} can't be used, so the default runs: {error}; "
-            "python -m svg2.bench.race finds another",
+            f"the winner of {op} on {chip} in {PATH} can't be used, so the default runs: "
+            f"{error!r}; python -m svg2.bench.race finds another",
             stacklevel=2,
         )
         return None
