@@ -113,7 +113,8 @@ def assign_kernel(
         half_norms = tl.load(half_norms_ptr + first + c)
         scores = tl.dot(x, tl.trans(centroids), input_precision=PRECISION) - half_norms[None, :]
         if PER_TILE:
-            highest, column = tl.max(scores, 1, return_indices=True)
+            highest = tl.max(scores, 1)
+            column = tl.min(tl.where(scores == highest[:, None], c[None, :], BLOCK_C), 1)
             best_at = tl.where(highest > best, first + column, best_at)
             best = tl.maximum(best, highest)
         else:

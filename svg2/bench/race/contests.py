@@ -16,12 +16,14 @@ from svg2.bench.baselines import (
 )
 from svg2.bench.exact import ERROR_BUDGET, ExactRows
 from svg2.bench.gpu import CASES, Case
+from svg2.bench.harness import reason
 from svg2.bench.race.entries import attend_op, behave, entries_of
-from svg2.bench.race.record import Place
+from svg2.bench.race.record import Place, Record
 from svg2.bench.workload import ClusteredWorkload, Workload, select_density
 
 DENSITIES = (0.3, 0.1)
 _CHECKED = 512
+_FLASH_4 = "flash_attention_4"
 _TOY_CASES = (Case("toy", Workload((3, 6, 8), 4, 8, DENSITIES, heads=1, head_dim=64)),)
 
 
@@ -77,12 +79,12 @@ def attend_contest(
     case: Case,
     clustered: ClusteredWorkload,
     density: float,
-    absent: dict[str, str],
+    record: Record,
 ) -> Contest:
     """Cluster attention at one density, beside dense and other sparse kernels.
 
     Args:
-        absent: gets the kernels of others that can't run here, with the reason.
+        record: gets the kernels of others that can't run here, with the reason.
     """
     from kernels.cluster_attention.fused import attend_with
 
@@ -104,17 +106,19 @@ def attend_contest(
     others: dict[str, Attend] = {}
     dense = dense_baselines(clustered, "fused")
     for name, build in (
-        ("flash_attention_4", lambda: flash_attention_4(clustered)),
+        (_FLASH_4, lambda: flash_attention_4(clustered)),
         ("flashinfer", lambda: flashinfer_blocks(clustered, kept)),
     ):
-        if name in absent:
+        absent, kind = record.content["absent"], "dense" if name == _FLASH_4 else "others"
+        if name in absent or record.is_dropped(kind, name):
             continue
+        record.start(kind, name, "build")
         try:
-            (dense if name == "flash_attention_4" else others)[name] = build()
+            (dense if kind == "dense" else others)[name] = build()
         except BaselineUnavailable:
             absent[name] = "not installed"
         except Exception as error:  # another's kernel: whatever it is leaves it out
-            absent[name] = " ".join(str(error).split())[:300]
+            absent[name] = reason(error)
     return Contest(
         key=key,
         work=attend_work(case, density),

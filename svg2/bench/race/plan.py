@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 SHORT_ROUNDS = 3
 MIN_LONG_ROUNDS, MAX_LONG_ROUNDS = 3, 15
@@ -59,6 +59,19 @@ def finalists(ms: Mapping[str, float], always: str) -> list[str]:
     ranked = sorted(ms, key=ms.__getitem__)
     best = ranked[: math.ceil(len(ranked) * _FINALISTS)]
     return best + [name for name in ranked if name == always and name not in best]
+
+
+def trial_limit(finished: Sequence[float], count: int, most: float) -> float:
+    """Seconds that a trial may take: once half of them are over, the others have a limit by those.
+
+    Args:
+        finished: seconds of the trials that are over.
+        count: trials in all.
+        most: seconds at most.
+    """
+    if not finished or 2 * len(finished) < count:
+        return most
+    return min(most, 10 + 1.5 * max(finished))
 
 
 def winner_of(contests: list[Mapping[str, float]], default: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from svg2.bench.harness import Progress
 from svg2.bench.race.contests import attend_key, race_cases, step_keys
 from svg2.bench.race.entries import entries_of
-from svg2.bench.race.plan import Budget
+from svg2.bench.race.plan import Budget, trial_limit
 from svg2.bench.race.record import Place, Record
 from svg2.bench.race.supervise import run_process, watch
 from svg2.bench.race.winners import decide, write_winners
@@ -20,8 +20,8 @@ from svg2.bench.race.work import DEVICE_LOST
 from svg2.errors import SuiteUnavailable
 
 _KERNELS_SHARE = 0.7  # of the time, where blocks of transformers follow
-_LAST_SECONDS = 2.0  # to end processes and write what won
-_STEP_SECONDS = {False: 90.0, True: 300.0}  # without a sign of life; True in a rehearsal
+_LAST_SECONDS = 5.0  # to end processes and write what won
+_STEP_SECONDS = {False: 60.0, True: 300.0}  # without a sign of life; True in a rehearsal
 _MAX_TRIALS = 12  # at a time
 _NO_GPU = (
     "The race needs an NVIDIA GPU, and none was found; --rehearse tries it out at toy sizes in "
@@ -78,16 +78,12 @@ class Race:
             if name not in tried and not record.is_dropped(op, name)
         ]
         warmed = [key["op"] for key in step_keys(case) if record.contest(key) is None]
+        tasks = [*((op, name) for name in names), *((other, None) for other in warmed)]
         seconds: list[float] = []
 
-        def limit() -> float:
-            # The last ones need not be waited for longer than the others let expect.
-            if len(seconds) * 2 < len(names):
-                return self.trial_seconds
-            return min(self.trial_seconds, 20 + 2 * max(seconds))
-
         def stall(waited: float) -> str | None:
-            return f"not done in {limit():.0f} s" if waited > limit() else None
+            limit = trial_limit(seconds, len(tasks), self.trial_seconds)
+            return f"not done in {limit:.0f} s" if waited > limit else None
 
         def attempt(what: tuple[str, str | None]) -> dict[str, Any]:
             began = time.monotonic()
@@ -104,7 +100,6 @@ class Race:
             seconds.append(time.monotonic() - began)
             return json.loads(ending.last_line)
 
-        tasks = [*((op, name) for name in names), *((other, None) for other in warmed)]
         workers = max(1, min(_MAX_TRIALS, (os.cpu_count() or 2) - 1))
         with ThreadPoolExecutor(workers) as pool:
             for (_, name), outcome in zip(tasks, pool.map(attempt, tasks), strict=True):
@@ -178,4 +173,5 @@ def run_race(
         "dropped": content["dropped"],
         "absent": content["absent"],
         "left_out": content["left_out"],
+        "seconds_left": round(budget.left, 1),
     }

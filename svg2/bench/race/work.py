@@ -75,7 +75,7 @@ class Worker:
         self, case: made.Case, clustered: ClusteredWorkload, later: float, *, has_steps: bool
     ) -> None:
         """The contests of one input; `later` is the weight of those that follow."""
-        chip, absent = self.record.content["chip"], self.record.content["absent"]
+        chip = self.record.content["chip"]
         for done, density in enumerate(made.DENSITIES):
             key = made.attend_key(case, density)
             work = made.attend_work(case, density)
@@ -83,7 +83,7 @@ class Worker:
                 continue
             self.record.start("setup", case.name, "select")
             began = time.monotonic()
-            contest = made.attend_contest(self.place, chip, case, clustered, density, absent)
+            contest = made.attend_contest(self.place, chip, case, clustered, density, self.record)
             here = len(made.DENSITIES) - done + 3 * _STEP_WEIGHT * has_steps
             self._contest(contest, self.budget.share(1.0, here + later))
             self.costs.learn("attend", work, time.monotonic() - began)
