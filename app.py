@@ -19,14 +19,12 @@ from viz.page import environment
 with environment.refused_at_start(), environment.reaching_itself():
     environment.check_numbers()
     import gradio as gr  # makes a client, and fails on a proxy that it can't use
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
 
 from svg2.models.catalogue import MODELS
 from svg2.process import keep_freed_memory
 from svg2.runs.jobs import Studio
-from viz.bench_figures import PICTURES
 from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
+from viz.page.files import routes
 from viz.page.handlers import BAD_INPUT, Page
 from viz.page.layout import Controls, Start, Workspace
 from viz.page.open_traces import OpenTraces, read_traces
@@ -92,7 +90,6 @@ def connect(
 def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
     """Serve the page; `options` go to Gradio."""
     blocks = build_page(studio, traces)
-    pictures = Mount("/bench", StaticFiles(directory=PICTURES, check_dir=False))
     with environment.reaching_itself(needs_network=bool(options.get("share"))):
         blocks.queue().launch(
             theme=theme(),
@@ -101,7 +98,7 @@ def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
             footer_links=[],
             ssr_mode=False,
             max_file_size="64mb",
-            app_kwargs={"routes": [traces.route(), pictures]},
+            app_kwargs={"routes": routes(traces)},
             **options,
         )
     return blocks

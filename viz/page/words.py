@@ -66,7 +66,7 @@ BEYOND = f"""
 
 WAITING = "Waiting for its turn."
 UNDER_WAY = "A run is under way; the budget can be run after it."
-JUST_REPLACED = "A newer run was just opened: let go of the slider again to measure there."
+JUST_REPLACED = "A newer run was just opened: measure the budget there."
 STOPPING = "Stopping after this step."
 CANCELLED = "Cancelled."
 CANCELLED_RUN = "Cancelled. What was shown before stays."
