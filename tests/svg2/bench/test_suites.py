@@ -163,11 +163,12 @@ def test_speedup_limit():
 @pytest.mark.parametrize(("name", "toy"), [("gpu.json", "toy_gpu"), ("e2e.json", "toy_e2e")])
 def test_no_toy_number_reaches_the_readme(tmp_path, request, name, toy):
     record = request.getfixturevalue(toy)
+    nothing = tables(tmp_path)
     (tmp_path / name).write_text(json.dumps(record))
-    assert tables(tmp_path).count("not measured.") == 7
+    assert tables(tmp_path) == nothing
     (tmp_path / name).write_text(json.dumps(record | {"toy": False}))
     text = tables(tmp_path)
-    assert text.count("not measured.") == 6
+    assert text.count("not measured.") == nothing.count("not measured.") - 1
     assert "| toy |" in text
 
 
