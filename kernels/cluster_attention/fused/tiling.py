@@ -13,7 +13,7 @@ from kernels.winners import winner
 # A chunk is one int32: where it starts, and in the low bits its length.
 LENGTH_BITS = 6
 # The length of a row of biases is a multiple of this: tiles of virtual keys need no mask.
-BIAS_UNIT = 64
+BIAS_UNIT = 128
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,16 @@ ATTEND_VARIANTS = {
             Row("sm_", (64,), Config(Tiling(128, 64, 8, 2))),
             Row("gfx", HEAD_DIMS, Config(Tiling(128, 64, 4, 1))),
             Row("interpreter", HEAD_DIMS, Config(Tiling(64, 64, 4, 1), Tiling(32, 64, 4, 1))),
+        )
+    ),
+    # One program fills a multiprocessor: a warp that copies and two warpgroups of 64 queries.
+    "gluon": AttendVariant(
+        (
+            Row(
+                "sm_90",
+                HEAD_DIMS,
+                Config(Tiling(128, 128, 4, 2), Tiling(64, 64, 4, 2, programs=2), attend="gluon"),
+            ),
         )
     ),
 }
