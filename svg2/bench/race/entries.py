@@ -17,7 +17,7 @@ _REHEARSED = "portable, no tail"
 WRONG, CRASHES, HANGS, CRASHES_LATE = (
     f"{what} on purpose" for what in ("wrong", "crashes", "hangs", "crashes when timed")
 )
-_CONTROLS = (WRONG, CRASHES, HANGS, CRASHES_LATE)
+_CONTROLS = (WRONG, CRASHES, CRASHES_LATE, HANGS)
 
 
 def attend_op(head_dim: int) -> str:

@@ -78,7 +78,7 @@ class Race:
             if name not in tried and not record.is_dropped(op, name)
         ]
         warmed = [key["op"] for key in step_keys(case) if record.contest(key) is None]
-        tasks = [*((op, name) for name in names), *((other, None) for other in warmed)]
+        tasks = [*((other, None) for other in warmed), *((op, name) for name in names)]
         seconds: list[float] = []
 
         def stall(waited: float) -> str | None:
