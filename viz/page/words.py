@@ -278,19 +278,25 @@ def model_note(studio: Studio, model: str) -> str:
 
 
 def model_list(studio: Studio) -> str:
-    """Every model of the menu, and what keeps it from running here."""
-    rows = []
+    """Every model of the menu; those that can't run here are folded into one line."""
+    here, elsewhere = [], []
     for model in studio.models:
         try:
             missing = availability(studio.spec_of(model))
         except RequestError as error:
             missing = plain(error)
-        state = "runs here" if missing is None else missing
-        rows.append(
+        (here if missing is None else elsewhere).append(
             f"<li><strong>{html.escape(model_title(studio, model))}</strong>: "
-            f"{html.escape(state)}</li>"
+            f"{html.escape(missing or 'runs here')}</li>"
         )
-    return f"<ul>{''.join(rows)}</ul>"
+    shown = f"<ul>{''.join(here)}</ul>" if here else ""
+    if not elsewhere:
+        return shown
+    verb = "model" if len(elsewhere) == 1 else "models"
+    return (
+        f"{shown}<details><summary>{len(elsewhere)} {verb} of the menu can't run here</summary>"
+        f"<ul>{''.join(elsewhere)}</ul></details>"
+    )
 
 
 def links_to(open_trace: OpenTrace | None) -> str:

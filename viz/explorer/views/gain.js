@@ -40,7 +40,7 @@ export function makeGain(app) {
       put(introduction, howTimed(run.result));
       put(kernel, ranOn(run.result, app.data.provenance));
       put(numbers, ...metrics(run));
-      put(sentence, ...sentenceOf(run));
+      put(sentence, whereTimeWent(run));
       draw();
     },
   };
@@ -152,10 +152,10 @@ function staysDense({ call, config }) {
   return `${capital(parts.join(" and "))} ${isOne ? "stays" : "stay"} dense`;
 }
 
-/** Where the time went, in a sentence: why the loop gains less than the work does. */
-function sentenceOf(run) {
+/** Where the time went, in words: why the loop gains less than the work does. Empty where it was not timed. */
+export function whereTimeWent(run) {
   const found = sharesOf(run);
-  if (!found) return [];
+  if (!found) return "";
   const { sparse } = found;
   const { compute_density, speedup } = run.result;
   const dwarfed = isNumber(compute_density) && isNumber(speedup) && speedup < 1 / compute_density;
@@ -165,5 +165,5 @@ function sentenceOf(run) {
     stays ? `${stays} (${seconds(sparse.warm)} of attention); clustering` : "Clustering",
     `, sorting and selecting take ${seconds(sparse.clustering)}.`,
     dwarfed ? " So time gains less than work." : "",
-  ];
+  ].join("");
 }

@@ -28,6 +28,7 @@ export function makeMasks(app) {
     picture: () => board.picture(),
     summarised: budget.readout,
     say: budget.say,
+    playSorting: sorting.play,
     close() {
       clearTimeout(waiting);
       sorting.close();
