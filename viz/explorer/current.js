@@ -98,7 +98,7 @@ export function makeCurrent(data, store) {
 /** Changes of the state that are more than one value. */
 export function makeMoves(data, store, current) {
   const { source } = current;
-  const recorded = (name) => placesOf(data, source(), name).recorded;
+  const recorded = (name) => placesOf(data, source(), name, store.get()).recorded;
   const moves = {
     selectRun(index) {
       const state = store.get();

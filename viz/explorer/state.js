@@ -109,9 +109,15 @@ export function nearestPlace(data, wanted, run) {
 
 const unique = (values) => [...new Set(values)].sort((a, b) => a - b);
 
-/** All values that a part of `PLACE` takes in the sparse calls of a run, and those recorded there. */
-export function placesOf(data, run, name) {
-  const recorded = unique(data.index.filter((r) => r.run === run).map((r) => r[name]));
+/**
+ * All values that a part of `PLACE` takes in the sparse calls of a run, and those recorded there. Each
+ * layer has recorded heads of its own: those of the call `at`.
+ */
+export function placesOf(data, run, name, at = null) {
+  const own = data.index.filter((r) => r.run === run);
+  const isThere = (r) => ["step", "layer", "branch"].every((n) => r[n] === at[n]);
+  const found = name === "head" && at ? own.filter(isThere) : own;
+  const recorded = unique(found.map((r) => r[name]));
   const { call, heads } = data.runs[run];
   if (name === "head") return { all: unique([...Array(heads).keys(), ...recorded]), recorded };
   const column = { step: 0, layer: 1, branch: 2 }[name];
