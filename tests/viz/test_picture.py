@@ -76,7 +76,7 @@ def test_a_mask_is_saved_without_moire(page):
             "(c) => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
         )
     ).reshape(bins, bins, 4)[..., :3]
-    top, left, side = 2 * (MARGIN + 26 + 16 + 25), 2 * MARGIN, 2 * 560
+    top, left, side = 2 * (MARGIN + 26 + 16 + 25), 2 * (MARGIN + 42), 2 * (560 - 42)  # axes
     centres = ((np.arange(bins) + 0.5) * side / bins).astype(int)
     found = picture[top + centres][:, left + centres]
     close = np.abs(found - small).sum(-1) < 12

@@ -1,7 +1,7 @@
 // What the state selects: the record on show, the mask at its budget, and the ways to move on.
 
 import { budget, isNumber } from "./dom.js";
-import { curve, heaviestBlock, measure, selectionAt, TICKS } from "./select.js";
+import { curve, heaviestBlock, leastKept, measure, neededAt, selectionAt, TICKS } from "./select.js";
 import { measuredBudget, nearestPlace, PLACE, placesOf, recordAt, recordedRun } from "./state.js";
 
 /** What the views read of the state. */
@@ -73,6 +73,22 @@ export function makeCurrent(data, store) {
     stats() {
       current.kept();
       return memo.stats;
+    },
+    /**
+     * What every query cluster keeps whatever top-p asks for: `least` key clusters, a `share` of them; null
+     * where that is the heaviest alone, or top-p is not the rule. `binds` of `rows` have enough mass with fewer.
+     */
+    floor() {
+      const { rule } = current.method();
+      const { config } = current.shownRun();
+      const record = current.record();
+      const share = current.minKeepRatio();
+      const least = leastKept(record, share);
+      if (rule !== "top_p" || isNumber(config.density) || least < 2) return null;
+      const top_p = current.isOwnMask() ? current.measuredBudget() : store.get().top_p;
+      const rows = [...record.q.sizes.keys()].filter((q) => record.q.sizes[q] > 0);
+      const binds = rows.filter((q) => neededAt(record, q, top_p) < least).length;
+      return { least, share, top_p, binds, rows: rows.length };
     },
     minKeepRatio: () => data.runs[source()].config.min_keep_ratio ?? 0,
     curve: (record) => curve(record, current.minKeepRatio()),

@@ -83,8 +83,23 @@ _FIELDS = {
     "num_q_clusters": "query clusters",
     "num_k_clusters": "key clusters",
     "guidance_scale": "guidance",
+    "guidance_scale_2": "guidance of the second transformer",
+    "true_cfg_scale": "true guidance",
+    "negative_prompt": "negative prompt",
+    "min_keep_ratio": "least share kept",
+    "warmup_fraction": "share of dense steps",
+    "dense_layers": "dense layers",
+    "kmeans_iters_init": "first k-means iterations",
+    "kmeans_iters_step": "k-means iterations a step",
     "top_p": "top-p",
 }
+
+
+def named(field: str) -> str:
+    """A field of a request or of settings as the page names it."""
+    return _FIELDS.get(field, field.replace("_", " "))
+
+
 _FIELD = re.compile(rf"(^|: |\. )?\b({'|'.join(_FIELDS)})\b")
 
 

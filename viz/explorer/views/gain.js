@@ -1,6 +1,6 @@
 // What a run gained and what it cost: three honest ratios kept apart, and where the time went.
 
-import { decibel, el, isNumber, percent, plain, plural, put, seconds, times } from "../dom.js";
+import { decibel, el, isNumber, percent, plain, plural, put, seconds, seen, times } from "../dom.js";
 import { svgImage } from "../picture.js";
 import { term } from "../words.js";
 import { makeTimeBars, reusedNote, sharesOf } from "./timebars.js";
@@ -128,7 +128,7 @@ function metrics({ result: r }) {
       percent(computedShare(r)),
       "of all query–key pairs, dense steps, stand-ins and routing included",
     ),
-    metric(term("psnr", "PSNR"), decibel(r.psnr_db), "against dense, raw frames"),
+    metric(term("psnr", "PSNR"), decibel(r.psnr_db), ["against dense, raw frames", seen(r.psnr_db)].filter(Boolean).join(": ")),
     metric(term("ssim", "SSIM"), plain(r.ssim), "against dense, 1 is equal"),
     metric(term("density", "Density"), percent(r.density), "token pairs kept in sparse calls"),
   ];

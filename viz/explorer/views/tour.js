@@ -97,7 +97,9 @@ function whyKept(app) {
   if (app.method().rule === "error")
     return "One is its heaviest; the others are those that it would miss most, by their predicted error. ";
   if (!app.canRedo()) return "";
-  return `Together they hold at least top-p, ${budget(app.measuredBudget())}, of its estimated attention mass. `;
+  const floor = app.floor();
+  const more = floor ? ` The ${floor.least} heaviest are always kept.` : "";
+  return `Together they hold at least top-p, ${budget(app.measuredBudget())}, of its estimated attention mass.${more} `;
 }
 
 function maskStep(app, calm, cluster) {
