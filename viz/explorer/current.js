@@ -74,22 +74,7 @@ export function makeCurrent(data, store) {
       current.kept();
       return memo.stats;
     },
-    /**
-     * What every query cluster keeps whatever top-p asks for: `least` key clusters, a `share` of them; null
-     * where that is the heaviest alone, or top-p is not the rule. `binds` of `rows` have enough mass with fewer.
-     */
-    floor() {
-      const { rule } = current.method();
-      const { config } = current.shownRun();
-      const record = current.record();
-      const share = current.minKeepRatio();
-      const least = leastKept(record, share);
-      if (rule !== "top_p" || isNumber(config.density) || least < 2) return null;
-      const top_p = current.isOwnMask() ? current.measuredBudget() : store.get().top_p;
-      const rows = [...record.q.sizes.keys()].filter((q) => record.q.sizes[q] > 0);
-      const binds = rows.filter((q) => neededAt(record, q, top_p) < least).length;
-      return { least, share, top_p, binds, rows: rows.length };
-    },
+    floor: () => floorOf(current, store.get()),
     minKeepRatio: () => data.runs[source()].config.min_keep_ratio ?? 0,
     curve: (record) => curve(record, current.minKeepRatio()),
     /** What is pointed at, or else pinned: every view marks the same clusters. */
@@ -109,6 +94,22 @@ export function makeCurrent(data, store) {
     },
   };
   return current;
+}
+
+/**
+ * What every query cluster keeps whatever top-p asks for: `least` key clusters, a `share` of them; null
+ * where that is the heaviest alone, or top-p is not the rule. `binds` of `rows` have enough mass with fewer.
+ */
+function floorOf(current, state) {
+  const { config } = current.shownRun();
+  const record = current.record();
+  const share = current.minKeepRatio();
+  const least = leastKept(record, share);
+  if (current.method().rule !== "top_p" || isNumber(config.density) || least < 2) return null;
+  const top_p = current.isOwnMask() ? current.measuredBudget() : state.top_p;
+  const rows = [...record.q.sizes.keys()].filter((q) => record.q.sizes[q] > 0);
+  const binds = rows.filter((q) => neededAt(record, q, top_p, least) < least).length;
+  return { least, share, top_p, binds, rows: rows.length };
 }
 
 /** Changes of the state that are more than one value. */
