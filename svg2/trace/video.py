@@ -1,5 +1,6 @@
 """Video files that every browser plays, and side-by-side frames."""
 
+import errno
 import functools
 import math
 import os
@@ -13,6 +14,7 @@ from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 
 from svg2.errors import MediaError
+from svg2.trace.scratch import in_scratch
 
 Frames = UInt8[ndarray, "F Y X 3"]
 
@@ -36,6 +38,7 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         crf: x264's constant rate factor; 12 is visually lossless on small clips.
     Raises:
         MediaError: frames of another shape or type, none at all, or ffmpeg failed.
+        OSError: no room for a temporary file.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise MediaError(f"Expected uint8 frames [F, H, W, 3], got {frames.dtype} {frames.shape}.")
@@ -45,8 +48,9 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
     )
     height, width = frames.shape[1:3]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "clip.mp4")  # a file, not a pipe: moving the index first needs seeking
+
+    def encode(folder: Path) -> bytes:
+        path = folder / "clip.mp4"  # a file, not a pipe: moving the index first needs seeking
         # fmt: off
         _ffmpeg(
             "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
@@ -59,6 +63,8 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         )
         # fmt: on
         return path.read_bytes()
+
+    return in_scratch(encode)
 
 
 def check_encoder() -> None:
@@ -81,15 +87,17 @@ def decode_mp4(data: bytes, max_frames: int = 2000) -> Frames:
     Raises:
         MediaError: `data` is no MP4 video, or has more than `max_frames` frames.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "clip.mp4")
+
+    def decode(folder: Path) -> bytes:
+        path = folder / "clip.mp4"
         path.write_bytes(data)
         # PPM frames carry their size.
-        raw = _ffmpeg(
+        return _ffmpeg(
             *(*_read_mp4(path), "-frames:v", str(max_frames + 1)),
             *("-fs", str(_MAX_DECODED_BYTES), "-f", "image2pipe", "-c:v", "ppm", "-"),
         )
-    frames = _split_ppm(raw)
+
+    frames = _split_ppm(in_scratch(decode))
     if not frames:
         raise MediaError("The video holds no frames.")
     if len(frames) > max_frames:
@@ -218,6 +226,8 @@ def _ffmpeg(*arguments: str, stdin: bytes = b"") -> bytes:
     if not done.returncode:
         return done.stdout
     said = done.stderr.decode(errors="replace").strip().splitlines()
+    if any(os.strerror(errno.ENOSPC) in line for line in said):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
     if any("Unknown encoder" in line for line in said):
         raise MediaError(f"The ffmpeg at {path} can't encode H.264 (libx264): {_INSTALL}.")
     reason = said[-1].rstrip(".") if said else f"it ended with code {done.returncode}"

@@ -14,6 +14,7 @@ from svg2.errors import InputError
 from viz.bench_figures import PICTURES
 from viz.motion import moving_picture
 from viz.page.open_traces import OpenTraces
+from viz.page.runner import beside_runs
 from viz.page.words import plain
 
 _NAME = re.compile(r"compare-(dense|[1-9]\d{0,2})-([1-9]\d{0,2})\.(gif|webp)")
@@ -37,7 +38,7 @@ def motion_route(traces: OpenTraces) -> Route:
         left = None if found[1] == "dense" else int(found[1]) - 1
         kind = "gif" if found[3] == "gif" else "webp"
         try:
-            with _one_at_a_time:
+            with _one_at_a_time, beside_runs():
                 data = moving_picture(open_trace.trace, left, int(found[2]) - 1, kind)
         except InputError as error:
             return Response(plain(error), 422)

@@ -9,6 +9,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +22,12 @@ from svg2.errors import TraceError
 from svg2.trace.file import load_trace, trace_bytes
 from svg2.trace.records import Trace
 from viz.export import export_bytes
+from viz.page.runner import beside_runs
 from viz.payload import check_showable, explorer_payload, payload_bytes
 
 MAX_OPEN = 24
 READY_MADE = "ready-made trace"
+UPLOAD = "upload"
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +124,9 @@ class OpenTraces:
                     return Response(status_code=304, headers=headers)
             if name != "payload":
                 headers["Content-Disposition"] = f'attachment; filename="svg2-{name}"'
-            return Response(makers[name](open_trace), 200, headers, "application/octet-stream")
+            with beside_runs() if name == "export.zip" else nullcontext():
+                data = makers[name](open_trace)
+            return Response(data, 200, headers, "application/octet-stream")
 
         return Route("/lab/{key}/{name}", answer)
 
