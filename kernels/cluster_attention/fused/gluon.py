@@ -71,13 +71,24 @@ def gluon_kernel(
     q_strides = (stride_qb, stride_qh, stride_qn)
     out_strides = (stride_ob, stride_oh, stride_on)
     sizes = (q_strides, out_strides, H, N, Q, K, chunks_stride, bias_stride)
-    constants = (D, BLOCK_M, BLOCK_N, STAGES, CHUNK, PERMUTED, COMPENSATE)
     descs = (k_desc, v_desc, k_box_desc, v_box_desc, virtual_k_desc, virtual_v_desc)
     lists = (tiles_ptr, chunks_ptr, counts_ptr, items_ptr, num_items_ptr)
     gl.warp_specialize(
         [
-            (consume, (keys, values, q_first, pointers, sizes, scale, constants, 0)),
-            (consume, (keys, values, q_second, pointers, sizes, scale, constants, 1)),
+            (
+                consume,
+                (
+                    keys, values, q_first, pointers, sizes, scale, 0,
+                    D, BLOCK_M, BLOCK_N, STAGES, CHUNK, PERMUTED, COMPENSATE,
+                ),
+            ),
+            (
+                consume,
+                (
+                    keys, values, q_second, pointers, sizes, scale, 1,
+                    D, BLOCK_M, BLOCK_N, STAGES, CHUNK, PERMUTED, COMPENSATE,
+                ),
+            ),
             (
                 produce,
                 (

@@ -211,16 +211,10 @@ def _place(
 @gluon.jit
 def consume(
     keys, values, q_smem, pointers, sizes, scale,
-    constants, PART: gl.constexpr,
+    PART: gl.constexpr, D: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+    STAGES: gl.constexpr, CHUNK: gl.constexpr, PERMUTED: gl.constexpr, COMPENSATE: gl.constexpr,
 ):  # fmt: skip
     """Attention of BLOCK_M queries of each item."""
-    D: gl.constexpr = constants[0]
-    BLOCK_M: gl.constexpr = constants[1]
-    BLOCK_N: gl.constexpr = constants[2]
-    STAGES: gl.constexpr = constants[3]
-    CHUNK: gl.constexpr = constants[4]
-    PERMUTED: gl.constexpr = constants[5]
-    COMPENSATE: gl.constexpr = constants[6]
     qk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     pv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(0, pv_layout, 2)
