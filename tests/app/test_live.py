@@ -231,11 +231,13 @@ def axe_source() -> str:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 1024, 1440])
 def test_axe_finds_nothing_serious(visit, theme: str, width: int) -> None:
     source = axe_source()
     page = visit("#cluster=2&pair=3&tour=4", width=width, theme=theme)
     unfold(page, "Video and sampling")
+    page.locator("#lessons button").first.click()
+    page.locator("#lessons li").first.wait_for()
     page.locator("#explorer .tour").wait_for()
     page.wait_for_timeout(600)
     page.evaluate("(source) => { (0, eval)(source); }", source)

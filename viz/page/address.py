@@ -8,7 +8,7 @@ from typing import Any
 from svg2.errors import InputError, ModelUnavailable
 from svg2.runs.jobs import Studio
 from svg2.trace.clip_settings import read_settings
-from viz.page.words import KNOWN, plain
+from viz.page.words import KNOWN, named, plain
 
 NUMBERS: Mapping[str, type] = {
     "top_p": float,
@@ -64,7 +64,7 @@ def read_address(studio: Studio, query: Mapping[str, str]) -> tuple[dict[str, An
         try:
             value = NUMBERS.get(name, str)(query[name])
         except ValueError:
-            complaint = complaint or f"In this page's address: {name} must be a number."
+            complaint = complaint or f"In this page's address: {named(name)} must be a number."
             continue
         try:
             studio.unlimited_run({"prompt": KNOWN.examples[0], name: value})

@@ -100,8 +100,23 @@ _FIELDS = {
     "num_q_clusters": "query clusters",
     "num_k_clusters": "key clusters",
     "guidance_scale": "guidance",
+    "guidance_scale_2": "guidance of the second transformer",
+    "true_cfg_scale": "true guidance",
+    "negative_prompt": "negative prompt",
+    "min_keep_ratio": "least share kept",
+    "warmup_fraction": "share of dense steps",
+    "dense_layers": "dense layers",
+    "kmeans_iters_init": "first k-means iterations",
+    "kmeans_iters_step": "k-means iterations a step",
     "top_p": "top-p",
 }
+
+
+def named(field: str) -> str:
+    """A field of a request or of settings as the page names it."""
+    return _FIELDS.get(field, field.replace("_", " "))
+
+
 _FIELD = re.compile(rf"(^|: |\. )?\b({'|'.join(_FIELDS)})\b")
 
 
@@ -316,19 +331,25 @@ def model_note(studio: Studio, model: str) -> str:
 
 
 def model_list(studio: Studio) -> str:
-    """Every model of the menu, and what keeps it from running here."""
-    rows = []
+    """Every model of the menu; those that can't run here are folded into one line."""
+    here, elsewhere = [], []
     for model in studio.models:
         try:
             missing = studio.why_not(model)
         except RequestError as error:
             missing = plain(error)
-        state = "runs here" if missing is None else missing
-        rows.append(
+        (here if missing is None else elsewhere).append(
             f"<li><strong>{html.escape(model_title(studio, model))}</strong>: "
-            f"{html.escape(state)}</li>"
+            f"{html.escape(missing or 'runs here')}</li>"
         )
-    return f"<ul>{''.join(rows)}</ul>"
+    shown = f"<ul>{''.join(here)}</ul>" if here else ""
+    if not elsewhere:
+        return shown
+    verb = "model" if len(elsewhere) == 1 else "models"
+    return (
+        f"{shown}<details><summary>{len(elsewhere)} {verb} of the menu can't run here</summary>"
+        f"<ul>{''.join(elsewhere)}</ul></details>"
+    )
 
 
 def links_to(open_trace: OpenTrace | None) -> str:
