@@ -13,6 +13,8 @@ from svg2.trace.records import Record
 
 Order = Literal["original", "permuted"]
 
+_AT_ONCE_BYTES = 16 << 20
+
 
 @dataclass(frozen=True)
 class TileWaste:
@@ -46,8 +48,7 @@ def density(record: Record, kept: Bool[ndarray, "Q K"], n_text: int = 0) -> floa
         n_text: prompt tokens in the same attention, which see all and are seen by all.
     """
     n = len(record.q_labels)
-    pairs = int(record.q_sizes.astype(np.int64) @ kept @ record.k_sizes.astype(np.int64))
-    return (pairs + n_text * (2 * n + n_text)) / (n + n_text) ** 2
+    return (_pairs(record, kept) + n_text * (2 * n + n_text)) / (n + n_text) ** 2
 
 
 def block_density(
@@ -79,34 +80,61 @@ def tile_waste(record: Record, kept: Bool[ndarray, "Q K"], tile: int, order: Ord
     n = len(record.q_labels)
     edges = np.append(np.arange(0, n, tile), n)
     lengths = np.diff(edges)
-    pairs = _kept_pairs(record, kept, edges, order)
-    touched = pairs > 0
+    q_labels, k_labels = (_in_order(x, order) for x in (record.q_labels, record.k_labels))
+    of_key_tile = _any_of(kept.T, k_labels, edges)
+    touched = _any_of(of_key_tile.T, q_labels, edges)
+    # All tiles are as wide as the first but the last, which may be narrower.
+    row_pairs = lengths[0] * touched.sum(axis=1) - (lengths[0] - lengths[-1]) * touched[:, -1]
     return TileWaste(
         touched=int(touched.sum()),
         total=touched.size,
-        kept_pairs=int(pairs.sum()),
-        touched_pairs=int(np.outer(lengths, lengths)[touched].sum()),
+        kept_pairs=_pairs(record, kept),
+        touched_pairs=int(row_pairs @ lengths),
     )
+
+
+def _pairs(record: Record, kept: Bool[ndarray, "Q K"]) -> int:
+    return int(record.q_sizes.astype(np.int64) @ kept @ record.k_sizes.astype(np.int64))
+
+
+def _any_of(
+    rows: Bool[ndarray, "C M"], labels: Int[ndarray, " N"], edges: Int[ndarray, " edges"]
+) -> Bool[ndarray, "bins M"]:
+    """For each run of tokens the union of the rows of their clusters; 8 columns are one byte."""
+    packed = np.packbits(rows, axis=1)
+    found = np.empty((len(edges) - 1, packed.shape[1]), np.uint8)
+    step = max(1, _AT_ONCE_BYTES // (packed.shape[1] * int(edges[1])))
+    for first in range(0, len(found), step):
+        inner = edges[first : first + step + 1]
+        taken = packed[labels[inner[0] : inner[-1]]]
+        np.bitwise_or.reduceat(
+            taken, inner[:-1] - inner[0], axis=0, out=found[first : first + step]
+        )
+    return np.unpackbits(found, axis=1, count=rows.shape[1]).view(bool)
 
 
 def _kept_pairs(
     record: Record, kept: Bool[ndarray, "Q K"], edges: Int[ndarray, " edges"], order: Order
-) -> Int[ndarray, "bins bins"]:
+) -> Float[ndarray, "bins bins"]:
+    """Kept token pairs of each two bins: whole numbers, which float64 multiplies far faster."""
+    num_q, num_k = kept.shape
+    a = _counts(_in_order(record.q_labels, order), num_q, edges)
+    c = _counts(_in_order(record.k_labels, order), num_k, edges)
+    return a @ kept.astype(np.float64) @ c.T
+
+
+def _in_order(labels: Int[ndarray, " N"], order: Order) -> Int[ndarray, " N"]:
     if order not in ("original", "permuted"):
         raise ValueError(f"order must be original or permuted, got {order!r}.")
-    num_q, num_k = kept.shape
-    a = _counts(record.q_labels, num_q, edges, order)
-    c = _counts(record.k_labels, num_k, edges, order)
-    return a @ kept.astype(np.int64) @ c.T
+    # What stays of a stable sort by label is the labels in order.
+    return np.sort(labels) if order == "permuted" else labels
 
 
 def _counts(
-    labels: Int[ndarray, " N"], clusters: int, edges: Int[ndarray, " edges"], order: Order
-) -> Int[ndarray, "bins C"]:
+    labels: Int[ndarray, " N"], clusters: int, edges: Int[ndarray, " edges"]
+) -> Float[ndarray, "bins C"]:
     """Tokens of each cluster in each bin."""
-    if order == "permuted":
-        labels = np.sort(labels)  # what stays of a stable sort by label is the labels in order
-    bin_of_token = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
-    counts = np.zeros((len(edges) - 1, clusters), np.int64)
-    np.add.at(counts, (bin_of_token, labels), 1)
-    return counts
+    bins = len(edges) - 1
+    places = np.repeat(np.arange(bins) * clusters, np.diff(edges)) + labels
+    counts = np.bincount(places, minlength=bins * clusters)
+    return counts.reshape(bins, clusters).astype(np.float64)

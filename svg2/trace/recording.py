@@ -13,7 +13,14 @@ from numpy import ndarray
 from svg2.config import SVG2Config
 from svg2.method.call_sample import CallSample
 from svg2.trace.file import trace_bytes
-from svg2.trace.records import NUM_NEAR, Record, RecordingPolicy, Trace
+from svg2.trace.records import (
+    MAX_BYTES,
+    MAX_PAIRS,
+    NUM_NEAR,
+    Record,
+    RecordingPolicy,
+    Trace,
+)
 from svg2.trace.thresholds import gain_thresholds, log_gain
 
 NUM_RECALL_QUERIES = 64
@@ -65,7 +72,8 @@ def choose(
     record_bytes = (
         4 * n_tokens + masses * num_q * num_k + num_q * num_k // 8 + 3 * num_q + 11 * num_k
     )
-    room = int(policy.max_bytes * _RECORDS_SHARE) // record_bytes
+    room = int(min(policy.max_bytes, MAX_BYTES) * _RECORDS_SHARE) // record_bytes
+    room = min(room, MAX_PAIRS // (num_q * num_k))
     steps, layers, heads = asked
     if len(steps) * len(layers) * len(heads) > room:
         heads = _spread(heads, max(1, room // max(1, len(steps) * len(layers))))
@@ -181,7 +189,7 @@ def _record(
 
 
 def fit(trace: Trace, max_bytes: int) -> Trace:
-    """The trace with fewer records, so that its file has at most `max_bytes`.
+    """The trace with fewer records, so that its file has at most `max_bytes` and can be read.
 
     Heads go first, then steps, then layers, always spread over what there is; the clips and the
     statistics of every call stay, so a file without any record may still be larger.
@@ -192,7 +200,7 @@ def fit(trace: Trace, max_bytes: int) -> Trace:
     }
     kept = dict(asked)
     fitted = trace
-    while len(trace_bytes(fitted)) > max_bytes and fitted.records:
+    while fitted.records and (fitted.is_too_large or len(trace_bytes(fitted)) > max_bytes):
         axis = next((a for a, values in kept.items() if len(values) > 1), None)
         if axis is None:
             kept = dict.fromkeys(kept, ())
