@@ -19,19 +19,16 @@ from viz.page import environment
 with environment.refused_at_start(), environment.reaching_itself():
     environment.check_numbers()
     import gradio as gr  # makes a client, and fails on a proxy that it can't use
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
 
 from svg2.models.catalogue import MODELS
-from svg2.process import keep_freed_memory
+from svg2.process import give_back_memory, keep_freed_memory
 from svg2.runs.jobs import Studio
-from viz.bench_figures import PICTURES
 from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
+from viz.page.downloads import routes
 from viz.page.handlers import BAD_INPUT, Page
-from viz.page.layout import Controls, Start, Workspace
+from viz.page.layout import Controls, Start, Workspace, visit_state
 from viz.page.open_traces import OpenTraces, read_traces
 from viz.page.theme import HEAD, STYLE, theme
-from viz.page.visit import Visit
 from viz.page.wires import Wires
 
 TRACES = Path(__file__).resolve().parent / "assets" / "traces"
@@ -46,7 +43,7 @@ def build_page(studio: Studio, traces: OpenTraces) -> gr.Blocks:
     with gr.Blocks(
         title="SVG2 Lab", fill_width=True, delete_cache=(HOUR_SECONDS, 24 * HOUR_SECONDS)
     ) as blocks:
-        visit = gr.State(start.visit, delete_callback=Visit.cancel)
+        visit = visit_state(start.visit)
         with gr.Row(elem_id="lab"):
             controls = Controls.of(start)
             workspace = Workspace.of(start)
@@ -86,13 +83,13 @@ def connect(
     to([c.cancel.click, explorer.stop], page.stop, "visit", ran)
     to([c.ready.input], page.choose_trace, "visit ready", opened)
     to([explorer.select], page.follow_link, "visit", f"{opened} ready")
-    to([c.upload.upload], page.receive_trace, "visit upload", f"status {opened}")
+    one = {"concurrency_limit": 1}  # reading a file takes memory
+    to([c.upload.upload], page.receive_trace, "visit upload", f"status {opened}", **one)
 
 
 def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
     """Serve the page; `options` go to Gradio."""
     blocks = build_page(studio, traces)
-    pictures = Mount("/bench", StaticFiles(directory=PICTURES, check_dir=False))
     with environment.reaching_itself(needs_network=bool(options.get("share"))):
         blocks.queue().launch(
             theme=theme(),
@@ -101,7 +98,8 @@ def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
             footer_links=[],
             ssr_mode=False,
             max_file_size="64mb",
-            app_kwargs={"routes": [traces.route(), pictures]},
+            state_session_capacity=2000,  # Gradio keeps 0.1 MB of each, also of closed pages
+            app_kwargs={"routes": routes(traces)},
             **options,
         )
     return blocks
@@ -139,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if studio.model not in MODELS:
             _ = studio.spec
         environment.check_upload_folder()
-        traces = OpenTraces(read_traces(TRACES))
+        traces = OpenTraces(read_traces(TRACES), freed=give_back_memory)
         options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
         blocks = launch(studio, traces, **options)
     load_in_background(studio)  # after the page is up, which needs none of it

@@ -165,7 +165,7 @@ class _Members:
             raise TraceError(f"The trace is incomplete: {name} is missing.")
         try:
             with self._zip.open(f"{name}.npy") as member:
-                # A directory can lie: without a bound all that the member unpacks to is made first.
+                # Without a bound all is unpacked first, whatever the directory says.
                 raw = member.read(self._sizes[name] + 1)
             stream = io.BytesIO(raw)
             version = np.lib.format.read_magic(stream)

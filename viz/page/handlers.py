@@ -14,7 +14,6 @@ from svg2.errors import Cancelled, InputError, ModelUnavailable, NotFinite, Trac
 from svg2.runs.compare import Comparison
 from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
-from svg2.trace.file import load_trace
 from svg2.trace.records import RecordingPolicy
 from viz.page import words
 from viz.page.address import CHOICES, NUMBERS, OF_METHOD, SETTINGS, read_address
@@ -57,7 +56,8 @@ class Page:
         """The tab was closed: cancel its run and free its state."""
         gone = self._visits.pop(str(request.session_hash), None)
         if gone is not None:
-            gone.cancel()
+            gone.free()
+            self.traces.freed()
 
     # The form ------------------------------------------------------------------------------------
 
@@ -126,7 +126,9 @@ class Page:
         """The budget slider was let go: ask for a real run there. The newest request counts."""
         if visit.pending is not None or visit.is_comparing:
             return {"explorer": visit.view(notice=words.UNDER_WAY)}  # the status is the run's own
-        if visit.open_trace is None or event.trace != visit.open_trace.key:
+        if visit.open_trace is None:
+            return {"status": say(words.NO_LONGER_OPEN, "warn")}
+        if event.trace != visit.open_trace.key:
             return {"explorer": visit.view(notice=words.JUST_REPLACED)}
         try:
             again = bool(getattr(event, "again", False))
@@ -236,10 +238,11 @@ class Page:
     def receive_trace(self, visit: Visit, data: bytes | None) -> Update:
         """Open an uploaded trace; a bad one changes nothing but the message."""
         try:
-            uploaded = self.traces.put(load_trace(data or b""), "upload")
+            visit.show(self.traces.receive(data or b"", visit.open_trace))
         except TraceError as error:
             return _refusal(error)
-        visit.show(uploaded)
+        finally:
+            self.traces.freed()
         return {"status": say(words.TRACE_OPEN, "done"), **_workspace(visit)}
 
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from svg2.errors import TraceError
 from svg2.trace.file import save_trace
 from tests.traces import make_synthetic_trace
-from viz.page import open_traces
+
 from viz.page.open_traces import (
     READY_MADE,
     OpenTrace,
@@ -46,7 +46,7 @@ def test_what_no_page_can_show_is_not_taken(small) -> None:
 
 def test_a_file_that_was_replaced_is_fetched_anew(small) -> None:
     traces = OpenTraces([OpenTrace(small, READY_MADE, "ball")])
-    client = TestClient(Starlette(routes=[traces.route()]))
+    client = TestClient(Starlette(routes=[Downloads(traces).route()]))
     first = client.get("/lab/ball/payload")
     assert "no-cache" in first.headers["Cache-Control"]
     have = {"If-None-Match": first.headers["ETag"]}
