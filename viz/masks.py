@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 
 from svg2.trace.records import Record
 
 Order = Literal["original", "permuted"]
 
-_AT_ONCE_BYTES = 16 << 20
+_AT_ONCE = 1 << 22  # counts of clusters in bins
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,7 @@ def tile_waste(record: Record, kept: Bool[ndarray, "Q K"], tile: int, order: Ord
     n = len(record.q_labels)
     edges = np.append(np.arange(0, n, tile), n)
     lengths = np.diff(edges)
-    q_labels, k_labels = (_in_order(x, order) for x in (record.q_labels, record.k_labels))
-    of_key_tile = _any_of(kept.T, k_labels, edges)
-    touched = _any_of(of_key_tile.T, q_labels, edges)
+    touched = _of_both(record, kept, order, lambda rows, labels: _any_of(rows, labels, tile))
     # All tiles are as wide as the first but the last, which may be narrower.
     row_pairs = lengths[0] * touched.sum(axis=1) - (lengths[0] - lengths[-1]) * touched[:, -1]
     return TileWaste(
@@ -94,47 +94,62 @@ def tile_waste(record: Record, kept: Bool[ndarray, "Q K"], tile: int, order: Ord
 
 
 def _pairs(record: Record, kept: Bool[ndarray, "Q K"]) -> int:
-    return int(record.q_sizes.astype(np.int64) @ kept @ record.k_sizes.astype(np.int64))
-
-
-def _any_of(
-    rows: Bool[ndarray, "C M"], labels: Int[ndarray, " N"], edges: Int[ndarray, " edges"]
-) -> Bool[ndarray, "bins M"]:
-    """For each run of tokens the union of the rows of their clusters; 8 columns are one byte."""
-    packed = np.packbits(rows, axis=1)
-    found = np.empty((len(edges) - 1, packed.shape[1]), np.uint8)
-    step = max(1, _AT_ONCE_BYTES // (packed.shape[1] * int(edges[1])))
-    for first in range(0, len(found), step):
-        inner = edges[first : first + step + 1]
-        taken = packed[labels[inner[0] : inner[-1]]]
-        np.bitwise_or.reduceat(
-            taken, inner[:-1] - inner[0], axis=0, out=found[first : first + step]
-        )
-    return np.unpackbits(found, axis=1, count=rows.shape[1]).view(bool)
+    return int(record.q_sizes.astype(np.float64) @ kept @ record.k_sizes.astype(np.float64))
 
 
 def _kept_pairs(
     record: Record, kept: Bool[ndarray, "Q K"], edges: Int[ndarray, " edges"], order: Order
 ) -> Float[ndarray, "bins bins"]:
     """Kept token pairs of each two bins: whole numbers, which float64 multiplies far faster."""
-    num_q, num_k = kept.shape
-    a = _counts(_in_order(record.q_labels, order), num_q, edges)
-    c = _counts(_in_order(record.k_labels, order), num_k, edges)
-    return a @ kept.astype(np.float64) @ c.T
+    return _of_both(record, kept, order, lambda rows, labels: _sum_of(rows, labels, edges))
 
 
-def _in_order(labels: Int[ndarray, " N"], order: Order) -> Int[ndarray, " N"]:
+def _of_both(
+    record: Record,
+    kept: Bool[ndarray, "Q K"],
+    order: Order,
+    gather: Callable[[ndarray, ndarray], ndarray],
+) -> Shaped[ndarray, "bins bins"]:
+    """Gathers rows of clusters into bins of tokens, for queries and for keys.
+
+    The side of more clusters comes first: what is held between the two is then small.
+    """
     if order not in ("original", "permuted"):
         raise ValueError(f"order must be original or permuted, got {order!r}.")
-    # What stays of a stable sort by label is the labels in order.
-    return np.sort(labels) if order == "permuted" else labels
+    q_labels, k_labels = record.q_labels, record.k_labels
+    if order == "permuted":  # what stays of a stable sort by label is the labels in order
+        q_labels, k_labels = np.sort(q_labels), np.sort(k_labels)
+    if kept.shape[0] >= kept.shape[1]:
+        return gather(gather(kept, q_labels).T, k_labels).T
+    return gather(gather(kept.T, k_labels).T, q_labels)
 
 
-def _counts(
-    labels: Int[ndarray, " N"], clusters: int, edges: Int[ndarray, " edges"]
-) -> Float[ndarray, "bins C"]:
-    """Tokens of each cluster in each bin."""
-    bins = len(edges) - 1
-    places = np.repeat(np.arange(bins) * clusters, np.diff(edges)) + labels
-    counts = np.bincount(places, minlength=bins * clusters)
-    return counts.reshape(bins, clusters).astype(np.float64)
+def _sum_of(
+    rows: Shaped[ndarray, "C M"], labels: Int[ndarray, " N"], edges: Int[ndarray, " edges"]
+) -> Float[ndarray, "bins M"]:
+    """For each bin the sum of the rows of its tokens' clusters."""
+    clusters, rows = len(rows), rows.astype(np.float64)
+    found = []
+    step = max(1, _AT_ONCE // clusters)
+    for first in range(0, len(edges) - 1, step):
+        inner = edges[first : first + step + 1]
+        bins = np.repeat(np.arange(len(inner) - 1), np.diff(inner))
+        places = bins * clusters + labels[inner[0] : inner[-1]]
+        counts = np.bincount(places, minlength=(len(inner) - 1) * clusters)
+        found.append(counts.reshape(-1, clusters).astype(np.float64) @ rows)
+    return np.concatenate(found)
+
+
+def _any_of(
+    rows: Bool[ndarray, "C M"], labels: Int[ndarray, " N"], tile: int
+) -> Bool[ndarray, "bins M"]:
+    """For each `tile` tokens the union of the rows of their clusters."""
+    bins = -(-len(labels) // tile)
+    padded = np.pad(labels, (0, bins * tile - len(labels)), mode="edge").reshape(bins, tile)
+    padded = np.sort(padded, axis=1)
+    packed = np.packbits(np.ascontiguousarray(rows), axis=1)  # 8 columns in one byte
+    found = packed[padded[:, 0]]
+    for before, now in pairwise(padded.T):
+        is_new = before != now
+        found[is_new] |= packed[now[is_new]]
+    return np.unpackbits(found, axis=1, count=rows.shape[1]).view(bool)

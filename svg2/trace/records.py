@@ -170,18 +170,24 @@ class Trace:
         return clips + arrays + sum(record.nbytes for record in self.records)
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes that the trace takes in memory, roughly: a byte per kept pair, and its header."""
-        pairs = sum(record.kept.size for record in self.records)
+    def file_bytes(self) -> int:
+        """Bytes of its file, unpacked: a little more than they are."""
         header = [self.request, self.policy, self.provenance, self.dense_result]
         header += [part for run in self.runs for part in (run.method, run.config, run.result)]
-        return self.stored_bytes + pairs + _bytes_of_json(header) + 4096 * len(self.records)
+        arrays = 2 + 6 * len(self.runs) + 12 * len(self.records)
+        return self.stored_bytes + _bytes_of_json(header) + 128 * arrays
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the trace takes in memory, roughly: kept pairs are a byte each."""
+        pairs = sum(record.kept.size for record in self.records)
+        return self.file_bytes + pairs + 4096 * len(self.records)
 
     @property
     def is_too_large(self) -> bool:
         """Whether no file could be read that holds all of it."""
         pairs = sum(record.P.size for record in self.records)
-        return pairs > MAX_PAIRS or self.stored_bytes > MAX_BYTES
+        return pairs > MAX_PAIRS or self.file_bytes > MAX_BYTES
 
 
 def selection_at(record: Record, top_p: float, min_keep_ratio: float) -> Bool[ndarray, "Q K"]:

@@ -48,7 +48,7 @@ class Downloads:
         if open_trace is None or name not in FILES:
             return Response("This trace is no longer open here.", 404)
         try:
-            file = open_trace.kept_file(name) or await self._make(request, open_trace, name)
+            file = open_trace.made_file(name) or await self._make(request, open_trace, name)
         except InputError as error:
             return Response(str(error), 422)
         if file is None:
@@ -63,7 +63,7 @@ class Downloads:
         if name != PAYLOAD:
             headers["Content-Disposition"] = f'attachment; filename="svg2-{name}"'
         headers["Content-Length"] = str(len(file.data))
-        return StreamingResponse(_in_chunks(file.data), 200, headers, _TYPE)
+        return StreamingResponse(_in_chunks(file), 200, headers, _TYPE)
 
     async def _make(self, request: Request, open_trace: OpenTrace, name: str) -> File | None:
         """The file, when its turn has come; None where the client left before it was done.
@@ -107,7 +107,7 @@ class Downloads:
         return made[0] if made else None
 
 
-async def _in_chunks(data: bytes) -> AsyncIterator[bytes]:
+async def _in_chunks(file: File) -> AsyncIterator[bytes]:
     """Pieces of the file: sent whole, each slow reader would hold a copy of its own."""
-    for start in range(0, len(data), _CHUNK_BYTES):
-        yield data[start : start + _CHUNK_BYTES]
+    for start in range(0, len(file.data), _CHUNK_BYTES):
+        yield file.data[start : start + _CHUNK_BYTES]

@@ -40,7 +40,10 @@ class OpenTrace:
     trace: Trace
     mode: str
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    _kept: dict[str, File] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _made: WeakValueDictionary[str, File] = field(
+        default_factory=WeakValueDictionary, init=False, repr=False, compare=False
+    )
+    _kept: list[File] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def prompt(self) -> str:
@@ -75,9 +78,9 @@ class OpenTrace:
         """Bytes that it takes in memory, roughly: its payload is about as large as the trace."""
         return 2 * self.trace.held_bytes
 
-    def kept_file(self, name: str) -> File | None:
-        """One of `FILES`, where it was made before and is kept."""
-        return self._kept.get(name)
+    def made_file(self, name: str) -> File | None:
+        """One of `FILES`, where it was made before and is kept, or being sent to somebody."""
+        return self._made.get(name)
 
     def file(self, name: str, check: Check) -> File:
         """One of `FILES`. Payloads are kept, and of a ready-made trace all of them.
@@ -88,13 +91,12 @@ class OpenTrace:
         Raises:
             MediaError: a clip can't be decoded for an export.
         """
-        kept = self._kept.get(name)
-        if kept is not None:
-            return kept
-        data = FILES[name](self, check)
-        made = File(data, f'"{hashlib.sha256(data).hexdigest()}"')
-        if name == PAYLOAD or self.mode == READY_MADE:
-            self._kept[name] = made
+        made = self.made_file(name)
+        if made is None:
+            data = FILES[name](self, check)
+            made = self._made[name] = File(data, f'"{hashlib.sha256(data).hexdigest()}"')
+            if name == PAYLOAD or self.mode == READY_MADE:
+                self._kept.append(made)
         return made
 
 
