@@ -23,6 +23,8 @@ CAPTION_PX = 24
 KEPT_RGB = (47, 86, 208)
 SKIPPED_RGB = (236, 238, 242)
 
+_BAND_PX = 128
+
 
 def middle_frames(num_frames: int, num_latent: int) -> list[int]:
     """The video frame that stands for each latent frame."""
@@ -63,7 +65,10 @@ def cluster_overlay(
     shrinks = frame.shape[1] > size[0]
     base = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
     tint = colours[labels].repeat(cell, axis=0).repeat(cell, axis=1)
-    out = (base * (1 - opacity) + tint * opacity).round().astype(np.uint8)
+    out = np.empty_like(tint)
+    for top in range(0, len(out), _BAND_PX):  # the sums are in float64
+        band = slice(top, top + _BAND_PX)
+        out[band] = (base[band] * (1 - opacity) + tint[band] * opacity).round()
     shade = 1 - 0.6 * opacity
     squares = out.reshape(rows, cell, columns, cell, 3)
     tops, lefts = squares[1:, 0], squares[:, :, 1:, 0]

@@ -121,4 +121,4 @@ def test_an_export_takes_little_memory_whatever_the_clusters(large):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 360 << 20
+    assert peak < 200 << 20
