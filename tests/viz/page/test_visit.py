@@ -12,6 +12,7 @@ from svg2.models.request import Request
 from svg2.runs.compare import Comparison
 from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
+from svg2.trace import records
 from viz.page import visit as visits
 from viz.page.open_traces import OpenTrace, OpenTraces
 from viz.page.visit import Visit
@@ -167,3 +168,38 @@ def test_each_visitor_has_a_visit_of_their_own(studio: Studio, traces: OpenTrace
     assert second is not first
     assert second.open_trace is first.open_trace
     assert second.pending is None
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_a_trace_that_grows_can_always_be_opened_again(
+    traces: OpenTraces,
+    made: Comparison,
+    made_too: Comparison,
+    monkeypatch: pytest.MonkeyPatch,
+    given: int,
+) -> None:
+    first = sum(record.P.size for record in made.trace.records)
+    monkeypatch.setattr(records, "MAX_PAIRS", 2 * first)
+    visit = Visit(traces.put(made.trace, "upload")) if given else Visit()
+    if not given:
+        visit.add(made, traces)
+    for _ in range(4):
+        visit.add(made_too, traces)
+    trace = visit.open_trace.trace
+    assert len(trace.runs) == 5  # no clip and no number is lost
+    assert not trace.is_too_large
+    recorded = {record.run for record in trace.records}
+    assert recorded == {0, 4}  # the first, and the newest
+
+
+def test_a_page_that_goes_frees_all_it_held(
+    studio: Studio, traces: OpenTraces, made: Comparison
+) -> None:
+    visit = Visit(None, studio.model)
+    visit.add(made, traces)
+    visit.pending = visit.run_at(studio, 0, 0.5)
+    key = visit.open_trace.key
+    assert traces.get(key) is not None
+    visit.free()
+    assert traces.get(key) is None
+    assert (visit.open_trace, visit.dense, visit.pending, visit.made_by) == (None,) * 4
