@@ -24,7 +24,7 @@ from svg2.models.catalogue import MODELS
 from svg2.process import give_back_memory, keep_freed_memory
 from svg2.runs.jobs import Studio
 from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
-from viz.page.downloads import routes
+from viz.page.files import routes
 from viz.page.handlers import BAD_INPUT, Page
 from viz.page.layout import Controls, Start, Workspace, visit_state
 from viz.page.open_traces import OpenTraces, read_traces

@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(command="models")
 
     bench = commands.add_parser("bench", help="compare the attention kernels with dense attention")
-    bench.add_argument("--suite", choices=["cpu", "calls", "gpu", "e2e"], default="cpu")
+    bench.add_argument("--suite", choices=["cpu", "calls", "timings", "gpu", "e2e"], default="cpu")
     bench.add_argument(
         *("--toy",),
         action="store_true",

@@ -211,19 +211,24 @@ def _bench(arguments: argparse.Namespace) -> int:
     _output_folder(str(path.parent))
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
-    if arguments.toy and arguments.suite in ("cpu", "calls"):
+    if arguments.toy and arguments.suite in ("cpu", "calls", "timings"):
         raise UsageError("--toy is for the suites gpu and e2e.")
 
     from svg2.bench.calls import run_calls_suite
     from svg2.bench.cpu import run_cpu_suite
     from svg2.bench.e2e import run_e2e_suite
     from svg2.bench.gpu import run_gpu_suite
+    from svg2.bench.timings import run_timings_suite
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        on_cpu = {"cpu": run_cpu_suite, "calls": run_calls_suite}.get(arguments.suite)
+        on_cpu = {
+            "cpu": run_cpu_suite,
+            "calls": run_calls_suite,
+            "timings": run_timings_suite,
+        }.get(arguments.suite)
         if on_cpu is not None:
             record = on_cpu(path, say)
         else:

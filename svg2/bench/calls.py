@@ -118,7 +118,7 @@ def _race(case: Case, rounds: int) -> dict[str, Any]:
         "sparse": sparse,
         "kmeans": lambda: on_one_thread(lambda: _kmeans(tokens), tokens.q.device),
     }
-    with _busy_processes(case.busy):
+    with busy_processes(case.busy):
         ms = race(contestants, rounds)
     paired = [dense / sparse for dense, sparse in zip(ms["dense"], ms["sparse"], strict=True)]
     low, ratio, high = statistics.quantiles(paired, n=4)
@@ -170,7 +170,7 @@ def _exponents(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 @contextmanager
-def _busy_processes(count: int) -> Iterator[None]:
+def busy_processes(count: int) -> Iterator[None]:
     """So many processes beside this one, each with a core's worth of work."""
     processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
     try:

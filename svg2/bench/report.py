@@ -23,6 +23,7 @@ def tables(folder: Path) -> str:
         _builtin_model(_read(folder / "builtin_model.json")),
         _sweep(_read(folder / "sweep_builtin.json")),
         _calls(_read(folder / "calls.json")),
+        _timings(_read(folder / "timings.json")),
         _cpu(_read(folder / "cpu.json")),
         _gpu(_read(folder / "gpu.json")),
         _e2e(_read(folder / "e2e.json")),
@@ -170,6 +171,30 @@ def _calls(record: dict[str, Any] | None) -> str:
             "",
             f"Time grows with tokens to the power {dense:.2f} dense, {sparse:.2f} sparse.",
         ]
+    return "\n".join([*lines, ""])
+
+
+def _timings(record: dict[str, Any] | None) -> str:
+    """How far one comparison's speedup spreads when it is repeated."""
+    title = "How far the speedup of one comparison can be believed"
+    if record is None:
+        return f"{title}: {_NOT_MEASURED}\n"
+    lines = [
+        f"{title}: {record['method']} on the same prompt, {record['repeats']} times "
+        f"({_where(record)}). A disturbed run is shown without a number.",
+        "",
+        "| dense and sparse | busy processes beside | speedup, median (least to greatest) "
+        "| spread | disturbed | by the stopwatch alone |",
+        f"|{'---|' * 6}",
+    ]
+    for row in record["cases"]:
+        low, high = min(row["speedups"]), max(row["speedups"])
+        plain = f"{min(row['plain']):.2f} to {max(row['plain']):.2f}×"
+        lines.append(
+            f"| {'in turns' if row['in_turns'] else 'one after the other'} | {row['busy']} "
+            f"| {row['median']:.2f}× ({low:.2f} to {high:.2f}) | {row['spread']:.1%} "
+            f"| {row['disturbed']} of {record['repeats']} | {plain} |"
+        )
     return "\n".join([*lines, ""])
 
 

@@ -43,8 +43,8 @@ class Progress:
         step, num_steps: denoising steps done and to do; 0 of 0 in other stages.
         eta_seconds: time left for all steps that were asked for, as the mean of the last three
             steps tells; None while unknown.
-        preview: the middle latent frame as it is now, decoded alone. Only where it was asked for
-            and can be had, and at most two a second.
+        preview: the last picture of the middle latent frame as it is now. Only where it was asked
+            for and can be had, and at most two a second.
         density: mean density of each step so far, where a dense call counts 1; with `preview`.
         seconds: what the steps so far took.
         beside: the other side of a race, as it was last reported; None where there is none.
@@ -330,7 +330,11 @@ class Loop:
 
 
 def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | None:
-    """The middle latent frame decoded alone; None where that is not simple or not cheap."""
+    """The last picture of the middle latent frame; None where that is not simple or not cheap.
+
+    It is decoded with the frame before it: alone it would be taken for the first of a clip, whose
+    colours are coded in another way.
+    """
     import torch
 
     vae = pipe.vae
@@ -338,7 +342,7 @@ def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | Non
     if latents is None or latents.ndim != 5 or is_offloaded:
         return None
     middle = latents.shape[2] // 2
-    frame = latents[:1, :, middle : middle + 1].to(vae.device, vae.dtype)
+    frame = latents[:1, :, max(0, middle - 1) : middle + 1].to(vae.device, vae.dtype)
     mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
     with torch.no_grad():
         if mean is not None and std is not None:
@@ -347,7 +351,7 @@ def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | Non
         else:
             frame = frame / getattr(vae.config, "scaling_factor", 1.0)
         video = vae.decode(frame, return_dict=False)[0]
-    picture = pipe.video_processor.postprocess_video(video, output_type="np")[0][0]
+    picture = pipe.video_processor.postprocess_video(video, output_type="np")[0][-1]
     return (np.asarray(picture) * 255).round().astype(np.uint8)
 
 

@@ -91,9 +91,9 @@ def sweep(
     check_encoder()
     watch = watch or Watch()
     run, runs = plan.run, plan.runs
-    # the runs divide the size limit of the records
     policy = policy or RecordingPolicy()
-    policy = dataclasses.replace(policy, max_bytes=policy.max_bytes // len(runs))
+    if trace_bytes_limit is None:  # else the file is fitted to its limit
+        policy = dataclasses.replace(policy, max_bytes=policy.max_bytes // len(runs))
     pipe = load_for(run, watch) if pipe is None else pipe
     for sparse_run in runs:
         check_sparse(pipe, sparse_run)
@@ -131,7 +131,11 @@ def sweep(
 
 
 def _fitted(trace: Trace, limit: int | None) -> Trace:
-    return trace if limit is None else fit(trace, limit)
+    """The trace in at most `limit` bytes; its fastest run, which pages open with, keeps most."""
+    if limit is None:
+        return trace
+    speedups = [run.result["speedup"] for run in trace.runs]
+    return fit(trace, limit, most=speedups.index(max(speedups)))
 
 
 def _dense_record(dense: DenseRun) -> dict[str, Any]:

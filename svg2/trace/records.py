@@ -31,7 +31,8 @@ class RecordingPolicy:
     Attributes:
         steps: step numbers; None takes 4 spread over the sparse steps, first and last included.
         layers: layer numbers; None takes all.
-        heads: head numbers; None takes the first two.
+        heads: head numbers; None takes three of each layer: in its first recorded call the one
+            that keeps least, the one that keeps most, and one between.
         branches: guidance branches, 0 conditional, 1 unconditional, 2 both in one batch.
         max_bytes: bound on the size of the trace. Records, counted before compression, are thinned
             to take at most three quarters of it, which leaves the rest to clips and statistics.

@@ -99,7 +99,10 @@ def decode_mp4(
         filters.append(f"select='{'+'.join(f'eq(n,{n})' for n in frames)}'")
     if within is not None:
         width, height = within
-        filters.append(f"scale=w='min(iw,{width})':h='min(ih,{height})':flags=area")
+        filters.append(
+            f"scale=w='min(iw,{width})':h='min(ih,{height})'"
+            ":force_original_aspect_ratio=decrease:flags=area"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
         path.write_bytes(data)

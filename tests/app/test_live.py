@@ -16,8 +16,9 @@ pytestmark = pytest.mark.browser
 INTERACTIVE_SECONDS = 3.0
 
 
-def let_go_at(page, top_p: float) -> None:
-    page.locator("#explorer input.budget").evaluate(
+def let_go_at(page, top_p: float):
+    slider = page.locator("#explorer input.budget")
+    slider.evaluate(
         """(s, p) => {
             s.value = p;
             s.dispatchEvent(new Event('input', { bubbles: true }));
@@ -25,6 +26,13 @@ def let_go_at(page, top_p: float) -> None:
         }""",
         top_p,
     )
+    return slider
+
+
+def measure_at(page, top_p: float) -> None:
+    slider = let_go_at(page, top_p)
+    page.get_by_role("button", name=f"Measure {top_p:g}").wait_for()
+    slider.press("Enter")
 
 
 def pick_method(page, title: str) -> None:
@@ -88,14 +96,14 @@ def test_a_run_streams_in(made) -> None:
 def test_a_release_shows_its_progress_in_place(made) -> None:
     page, _ = made
     before = page.locator("#explorer .runs button").count()
-    let_go_at(page, 0.4)
+    measure_at(page, 0.4)
     here = page.locator("#explorer .side .live")
     here.locator(".livetext", has_text=re.compile(r"Measuring top-p 0.4: .*step")).wait_for()
     here.get_by_role("button", name="Cancel").click()
     says(page, "Cancelled.")
     here.wait_for(state="hidden")
     assert page.locator("#explorer .runs button").count() == before
-    let_go_at(page, 0.6)
+    measure_at(page, 0.6)
     page.locator("#explorer .runs button", has_text="top-p 0.6").wait_for()
     assert "dense timed earlier" in page.locator("#explorer .metrics").inner_text()
 
@@ -118,7 +126,7 @@ def test_a_second_run_of_the_same_video_joins_the_first(made) -> None:
 
 def test_a_whole_run_takes_the_buttons_over_from_a_release(made) -> None:
     page, _ = made
-    let_go_at(page, 0.3)
+    measure_at(page, 0.3)
     page.locator("#status .progress", has_text=re.compile(r"SVG2.*step [1-9]")).wait_for()
     assert page.locator("#generate").is_enabled()  # a whole run may take a release's place
     field(page, "seed").fill("1")

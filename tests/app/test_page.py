@@ -80,6 +80,10 @@ def test_generate_then_release_a_budget(visit) -> None:
         s.dispatchEvent(new Event('input', { bubbles: true }));
         s.dispatchEvent(new Event('change', { bubbles: true }));
     }""")
+    offer = page.get_by_role("button", name=re.compile(r"^Measure 0\.5, about \d"))
+    expect(field(page, "top_p").first).to_have_value("0.5")
+    assert page.locator("#cancel").is_hidden()  # asked first
+    offer.click()
     runs = page.locator("#explorer .runs button")
     runs.nth(1).wait_for()
     assert [re.sub(r"\s+", " ", text) for text in runs.all_inner_texts()] == [

@@ -182,7 +182,7 @@ def test_a_link_restores_the_exact_state(page, trace, open_page):
             explorer.select({ run: 2, step: 1, layer: 1, head: 1, frame: 9, top_p: 0.635 });
             explorer.select({ side: 'k', cluster: 7, pair: 3, hover: null, lit: 'members' });
             explorer.select({ compare: 'wipe', wipe: 0.31, opacity: 0.35, axis: 'attention' });
-            explorer.select({ zoom: true });
+            explorer.select({ zoom: true, against: 0 });
         }"""
     )
     before = state(page)
@@ -312,6 +312,57 @@ def test_wipe_and_difference_follow_the_frame(trace, open_page):
         # a level of difference in the browser's decoder is eight here
         assert np.abs(drawn - wanted).mean() < 20
         assert np.corrcoef(drawn.ravel(), wanted.ravel())[0, 1] > 0.8
+
+
+def test_two_sparse_runs_stand_side_by_side(trace, open_page):
+    page = open_page(trace, "#run=1&frame=5", reduced_motion="reduce")
+    names = page.locator(".runs button").all_inner_texts()
+    beside = page.get_by_label("Clip on the left")
+    assert beside.locator("option").all_inner_texts() == ["Dense", *names[1:]]
+    beside.select_option(label=names[2])
+    wait_for_clips(page)
+    captions = page.locator(".stage figcaption")
+    for caption, run in zip(captions.all(), (2, 0), strict=True):
+        seconds = trace.runs[run].result["svg2_seconds"]
+        assert caption.inner_text().startswith(names[run])
+        assert f"{seconds:.1f} s" in caption.inner_text() or f"{seconds:.0f} s" in (
+            caption.inner_text()
+        )
+    clips = [decode_mp4(trace.runs[run].mp4).astype(int) for run in (2, 0)]
+    rows, columns = (
+        np.floor((np.arange(24) + 0.5) * n / 24).astype(int) for n in clips[0].shape[1:3]
+    )
+    a, b = (clip[4][rows][:, columns] for clip in clips)
+    page.locator(".outlinenote input").uncheck()  # it would be drawn over the clip on the right
+    page.wait_for_timeout(100)
+    far = np.abs(a - b).mean()
+    for side, wanted, other in (("dense", a, b), ("sparse", b, a)):
+        drawn = pixels(page, f".stage .{side} canvas", 24)
+        assert np.abs(drawn - wanted).mean() < 4
+        assert np.abs(drawn - wanted).mean() < np.abs(drawn - other).mean() - 0.2 * far
+    page.evaluate("() => explorer.select({ compare: 'wipe', wipe: 0.5 })")
+    page.wait_for_timeout(100)
+    drawn = pixels(page, ".stage .dense canvas", 24)
+    assert np.abs(drawn[:, :11] - a[:, :11]).mean() < 4
+    assert np.abs(drawn[:, 13:] - b[:, 13:]).mean() < 4
+    label = page.locator(".stage .dense canvas").get_attribute("aria-label")
+    assert names[2] in label
+    assert names[0] in label
+    assert "dense" not in label.lower()
+
+
+def test_no_run_stands_beside_itself(trace, open_page):
+    page = open_page(trace, "#run=1&against=3", reduced_motion="reduce")
+    assert state(page)["against"] == 2
+    page.evaluate("() => explorer.select({ run: 2 })")
+    assert state(page)["against"] is None
+    assert page.get_by_label("Clip on the left").input_value() == ""
+
+
+def test_a_link_to_a_run_beside_that_is_not_there_shows_dense(trace, open_page):
+    page = open_page(trace, "#run=1&against=9", reduced_motion="reduce")
+    assert state(page)["against"] is None
+    assert "run 9" in page.locator(".lab > .notice").inner_text()
 
 
 def test_every_glossary_word_that_is_used_has_a_meaning():

@@ -18,6 +18,24 @@ export function makeCurrent(data, store) {
       const { step, layer, head } = store.get();
       return `step ${step + 1}, layer ${layer + 1}, head ${head + 1}`;
     },
+    /** What is pinned and zoomed to, in words; empty where nothing is. */
+    pinName() {
+      const { cluster, pair, side, zoom } = store.get();
+      const names = { q: "query cluster", k: "key cluster" };
+      if (zoom || pair !== null) {
+        const { q, k } = current.block();
+        return `${zoom ? "zoomed to" : "pinned"} the block of query cluster ${q + 1} and key cluster ${k + 1}`;
+      }
+      return cluster === null ? "" : `pinned ${names[side]} ${cluster + 1}`;
+    },
+    /** The budget on show in words: what the run was asked to keep, or the what-if. */
+    budgetName() {
+      const { top_p } = store.get();
+      if (current.isMeasured()) return current.measuredName();
+      return `${current.canRedo() ? "what-if" : "not run:"} top-p ${budget(top_p)}`;
+    },
+    /** Call, budget and pin, as a picture says them. */
+    viewName: () => [current.placeName(), current.budgetName(), current.pinName()].filter(Boolean).join(", "),
     measuredBudget: () => measuredBudget(data, store.get().run),
     isMeasured: () => store.get().top_p === current.measuredBudget(),
     /** The run whose selection is shown. */
@@ -80,7 +98,7 @@ export function makeCurrent(data, store) {
 /** Changes of the state that are more than one value. */
 export function makeMoves(data, store, current) {
   const { source } = current;
-  const recorded = (name) => placesOf(data, source(), name).recorded;
+  const recorded = (name) => placesOf(data, source(), name, store.get()).recorded;
   const moves = {
     selectRun(index) {
       const state = store.get();

@@ -81,8 +81,9 @@ export function makeGlossary(root) {
     const own = tip.getBoundingClientRect();
     const left = Math.min(Math.max(at.left, frame.left + 8), frame.right - own.width - 8);
     const above = at.bottom + own.height + 10 > innerHeight && at.top > own.height + 10;
-    tip.style.left = `${left - frame.left}px`;
-    tip.style.top = `${(above ? at.top - own.height - 6 : at.bottom + 6) - frame.top}px`;
+    const scale = root.currentCSSZoom ?? 1; // boxes are measured as they are seen
+    tip.style.left = `${(left - frame.left) / scale}px`;
+    tip.style.top = `${((above ? at.top - own.height - 6 : at.bottom + 6) - frame.top) / scale}px`;
   };
   const wordOf = (event) => event.target.closest?.(".term");
   root.addEventListener("pointerover", (event) => {

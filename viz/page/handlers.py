@@ -123,7 +123,7 @@ class Page:
     # Runs ----------------------------------------------------------------------------------------
 
     def release_budget(self, visit: Visit, event: gr.EventData) -> Update:
-        """The budget slider was let go: ask for a real run there. The newest request counts."""
+        """A budget is to be measured: ask for a real run there. The newest request counts."""
         if visit.pending is not None or visit.is_comparing:
             return {"explorer": visit.view(notice=words.UNDER_WAY)}  # the status is the run's own
         if visit.open_trace is None:

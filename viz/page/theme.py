@@ -8,9 +8,10 @@ import gradio as gr
 
 STYLE = Path(__file__).resolve().parents[2] / "assets" / "static" / "page.css"
 
-# A slide shows the workspace alone: `?embed=1`, and `&view=masks` or another for one view of it.
+# A slide shows the workspace alone: `?embed=1`, and `&view=masks` or another for one view of it;
+# `?present=1` goes from view to view.
 HEAD = """<script>
-if (new URLSearchParams(location.search).get('embed') === '1')
+if (['embed', 'present'].some((n) => new URLSearchParams(location.search).get(n) === '1'))
   document.documentElement.classList.add('embed');
 </script>"""
 

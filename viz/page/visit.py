@@ -84,7 +84,10 @@ class Visit:
             return {}
         is_ours = self.open_trace.trace.request.get("model") == self.model
         can_run = is_ours or self.made_by is not None
-        return explorer_value(f"lab/{self.open_trace.key}/payload", can_run=can_run, **extra)
+        has_dense = self.made_by is not None and self.dense_of(self.made_by) is not None
+        return explorer_value(
+            f"lab/{self.open_trace.key}/payload", can_run=can_run, has_dense=has_dense, **extra
+        )
 
     def run_at(self, studio: Studio, index: int, top_p: float | None) -> Run:
         """The video of the open trace with the method and settings of one of its runs.

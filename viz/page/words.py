@@ -66,7 +66,7 @@ BEYOND = f"""
 
 WAITING = "Waiting for its turn."
 UNDER_WAY = "A run is under way; the budget can be run after it."
-JUST_REPLACED = "A newer run was just opened: let go of the slider again to measure there."
+JUST_REPLACED = "A newer run was just opened: measure the budget there."
 NO_LONGER_OPEN = "This trace is no longer open here: open it again, or generate anew."
 STOPPING = "Stopping after this step."
 CANCELLED = "Cancelled."

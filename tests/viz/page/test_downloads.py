@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from svg2.errors import Cancelled
 from tests.traces import make_synthetic_trace
 from viz import export
-from viz.page.downloads import Downloads
+from viz.page.files import Downloads
 from viz.page.open_traces import FILES, READY_MADE, OpenTrace, OpenTraces
 
 NAMES = ("payload", "trace.npz", "export.zip")
@@ -91,7 +91,7 @@ def served(small, keys: list[str]) -> Starlette:
     def page(request: Request) -> PlainTextResponse:
         return PlainTextResponse("the page")
 
-    return Starlette(routes=[Downloads(traces).route(), Route("/", page)])
+    return Starlette(routes=[*Downloads(traces).routes(), Route("/", page)])
 
 
 def run(scene: Callable[[], Awaitable[None]]) -> None:
@@ -207,7 +207,7 @@ def test_what_is_asked_for_again_is_made_once(small, monkeypatch: pytest.MonkeyP
         monkeypatch.setitem(FILES, name, counted)
     traces = OpenTraces([OpenTrace(small, READY_MADE, "ball")])
     mine = traces.put(small, "live CPU")
-    client = TestClient(Starlette(routes=[Downloads(traces).route()]))
+    client = TestClient(Starlette(routes=Downloads(traces).routes()))
     for _ in range(3):
         for key in ("ball", mine.key):
             for name in NAMES:
@@ -221,7 +221,7 @@ def test_what_is_asked_for_again_is_made_once(small, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", NAMES)
 def test_a_browser_that_has_a_ready_made_file_gets_it_no_second_time(small, name: str) -> None:
     traces = OpenTraces([OpenTrace(small, READY_MADE, "ball")])
-    client = TestClient(Starlette(routes=[Downloads(traces).route()]))
+    client = TestClient(Starlette(routes=Downloads(traces).routes()))
     first = client.get(f"/lab/ball/{name}")
     assert int(first.headers["Content-Length"]) == len(first.content) > 0
     again = client.get(f"/lab/ball/{name}", headers={"If-None-Match": first.headers["ETag"]})
@@ -233,7 +233,7 @@ def test_a_clip_that_cannot_be_drawn_is_one_sentence(small, clip: bytes) -> None
     runs = tuple(replace(made, mp4=clip) for made in small.runs)
     traces = OpenTraces()
     mine = traces.put(replace(small, runs=runs), "live CPU")
-    client = TestClient(Starlette(routes=[Downloads(traces).route()]))
+    client = TestClient(Starlette(routes=Downloads(traces).routes()))
     answer = client.get(f"/lab/{mine.key}/export.zip")
     assert answer.status_code == 422
     assert answer.text.endswith(".")

@@ -115,7 +115,7 @@ def test_a_release_on_a_trace_that_another_has_just_replaced_asks_for_one_more(
     visit = Visit(newer, studio.model)
     event = SimpleNamespace(run=0, method="svg2", top_p=0.5, trace=older.key)
     said = page.release_budget(visit, event)
-    assert "let go of the slider again" in said["explorer"]["notice"]
+    assert "measure the budget there" in said["explorer"]["notice"]
     assert visit.pending_release is None
     event.trace = newer.key
     page.release_budget(visit, event)

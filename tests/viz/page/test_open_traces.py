@@ -19,7 +19,7 @@ from svg2.trace.video import encode_mp4
 from tests.large_traces import make_large_trace
 from tests.traces import make_synthetic_trace
 from viz.page import open_traces
-from viz.page.downloads import Downloads
+from viz.page.files import Downloads
 from viz.page.open_traces import (
     READY_MADE,
     OpenTrace,
@@ -165,7 +165,7 @@ def test_what_no_page_can_show_is_not_taken(small) -> None:
 
 def test_a_file_that_was_replaced_is_fetched_anew(small) -> None:
     traces = OpenTraces([OpenTrace(small, READY_MADE, "ball")])
-    client = TestClient(Starlette(routes=[Downloads(traces).route()]))
+    client = TestClient(Starlette(routes=Downloads(traces).routes()))
     first = client.get("/lab/ball/payload")
     assert "no-cache" in first.headers["Cache-Control"]
     have = {"If-None-Match": first.headers["ETag"]}

@@ -107,11 +107,13 @@ def test_a_budget_can_be_run_where_the_trace_is_of_the_model_at_hand(
     assert Visit().view() == {}
     assert Visit(opened, studio.model).view()["can_run"] is False
     assert Visit(opened, "synthetic").view()["can_run"] is True
+    assert Visit(opened, "synthetic").view()["has_dense"] is False  # it would be made first
     visit = Visit(opened, "another model")
     visit.add(made, traces)  # made by this visit, whatever the server's own model is
     assert visit.view(notice="x") == {
         "src": f"lab/{visit.open_trace.key}/payload",
         "can_run": True,
+        "has_dense": True,
         "notice": "x",
     }
 

@@ -18,6 +18,7 @@ export function makeBudget(app) {
       class: "quiet",
       onclick: () => app.selectBudget(app.measuredBudget()),
     }),
+    measure: el("button", { type: "button", class: "mainbutton", onclick: () => app.measure() }),
     answer: el("p", { class: "answer", role: "status", hidden: true }),
     liveSlot: el("div", { class: "liveslot" }),
     facts: makeFacts(),
@@ -51,6 +52,7 @@ function makeSlider(app) {
     step: 1 / TICKS,
     oninput: () => app.selectBudget(Number(slider.value)),
     onchange: () => app.release(),
+    onkeydown: (event) => event.key === "Enter" && app.measure(),
   });
   return slider;
 }
@@ -77,7 +79,7 @@ function makeFacts() {
   };
 }
 
-function panelNodes(app, { slider, value, curve, badge, kind, back, answer, liveSlot, facts }) {
+function panelNodes(app, { slider, value, curve, badge, kind, back, measure, answer, liveSlot, facts }) {
   return [
     el("div", { class: "budgetrow" }, el("label", { for: "budget" }, "Budget top-p"), value),
     el("div", { class: "curvebox" }, curve.node, slider),
@@ -91,11 +93,11 @@ function panelNodes(app, { slider, value, curve, badge, kind, back, answer, live
       "p",
       { class: "small" },
       app.runsOnRelease()
-        ? "Let go of the slider to measure a budget: that starts a real run, which can be cancelled."
+        ? "A budget that was not run can be measured: Enter or the button starts a real run, which can be cancelled."
         : "Let go of the slider to move to the nearest measured run.",
     ),
     el("p", { class: "kind" }, badge, kind),
-    back,
+    el("div", { class: "offer" }, measure, back),
     answer,
     liveSlot,
     el(
@@ -129,11 +131,12 @@ function readoutOf(app, state) {
     recall: app.record().recall,
     all: app.meanDensity(top_p),
     told: app.forecast(top_p),
+    offer: app.offer(),
     result: app.data.runs[state.run].result,
   };
 }
 
-function showReadout({ facts, value, badge, kind, back }, numbers) {
+function showReadout({ facts, value, badge, kind, back, measure }, numbers) {
   const { isMeasured, isOwnMask, all } = numbers;
   write(facts.density, percent(numbers.density));
   write(facts.mass, percent(numbers.keptMass));
@@ -153,6 +156,8 @@ function showReadout({ facts, value, badge, kind, back }, numbers) {
   write(badge, badgeOf(numbers));
   badge.className = isMeasured ? "badge solid" : "badge hollow";
   write(kind, kindOf(numbers));
+  measure.hidden = !numbers.offer;
+  write(measure, numbers.offer ?? "");
   back.hidden = isMeasured;
   write(back, `Back to the measured ${numbers.measuredName}`);
 }

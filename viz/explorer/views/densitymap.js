@@ -1,7 +1,7 @@
 // Density of every sparse call: one small map per head, layers down and steps across, mean over guidance branches.
 
 import { el, fit, onFrame, percent, put } from "../dom.js";
-import { placesOf } from "../state.js";
+import { nearestPlace, placesOf } from "../state.js";
 import { term } from "../words.js";
 
 const CELL_PX = 18; // at most
@@ -157,7 +157,7 @@ function paintCell({ context, cell, scale, colours, table }, { left, top, value,
 function showIdle({ caption, table: { low, high } }) {
   put(
     caption,
-    `Columns are steps, rows are layers; stronger colour keeps more, from ${percent(low)} to ${percent(high)}. Calls with a dot are recorded: click one, or use the arrow keys.`,
+    `Columns are steps, rows are layers; stronger colour keeps more, from ${percent(low)} to ${percent(high)}. Calls with a dot are recorded: a click opens the nearest, arrow keys go from one to the next.`,
   );
 }
 
@@ -175,7 +175,7 @@ function makeHeadMap(map, head) {
     if (!at) return showIdle(map);
     const there = isRecorded(map.table, head, at.step, at.layer)
       ? "click to open"
-      : "not recorded in this trace";
+      : `not recorded; a click opens the nearest, ${nameOf(nearestTo(app, head, at))}`;
     return put(
       caption,
       `Step ${at.step + 1}, layer ${at.layer + 1}, head ${head + 1}: ${percent(valueAt(map.table, head, at.y, at.x))} kept, ${there}.`,
@@ -184,8 +184,7 @@ function makeHeadMap(map, head) {
   canvas.addEventListener("pointerleave", () => showIdle(map));
   canvas.addEventListener("click", (event) => {
     const at = callUnder(map.table, canvas, event);
-    if (at && isRecorded(map.table, head, at.step, at.layer))
-      app.selectPlace({ head, step: at.step, layer: at.layer });
+    if (at) app.selectPlace({ head, step: at.step, layer: at.layer });
   });
   const name = `head ${head + 1} · ${percent(mean, 0)}`;
   const node = el(
@@ -196,6 +195,13 @@ function makeHeadMap(map, head) {
   );
   return { node, canvas };
 }
+
+/** The recorded call nearest to a cell. */
+function nearestTo({ data, store, source }, head, { step, layer }) {
+  return nearestPlace(data, { ...store.get(), head, step, layer }, source());
+}
+
+const nameOf = ({ step, layer, head }) => `step ${step + 1}, layer ${layer + 1}, head ${head + 1}`;
 
 /** The call under the pointer, or null. */
 function callUnder({ steps, layers }, canvas, event) {
@@ -214,7 +220,7 @@ function onKey(app, event) {
   event.stopPropagation();
   const [name, by] = move;
   const state = app.store.get();
-  const recorded = (which) => placesOf(app.data, app.source(), which).recorded;
+  const recorded = (which) => placesOf(app.data, app.source(), which, state).recorded;
   const line = recorded(name);
   const next = line[line.indexOf(state[name]) + by];
   if (next !== undefined) {

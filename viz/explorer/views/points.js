@@ -101,7 +101,7 @@ export function makeScale({ axis, rangeX: [x0, x1], rangeY: [y0, y1] }, width) {
 }
 
 /** Round steps for an axis: about `count` of them between two numbers. */
-function niceTicks(low, high, count) {
+export function niceTicks(low, high, count) {
   const span = Math.max(high - low, 1e-9);
   const raw = span / count;
   const power = 10 ** Math.floor(Math.log10(raw));

@@ -120,7 +120,7 @@ function budgetStep(app) {
     text() {
       const top_p = budget(app.store.get().top_p);
       const how = app.runsOnRelease()
-        ? "move the slider and let go"
+        ? "move the slider and press Enter"
         : "letting go of the slider goes to the nearest run that was made";
       return app.canRedo()
         ? `At top-p ${top_p} this call would compute ${percent(app.stats().density)}. That is a what-if on recorded queries and keys. Its PSNR is foretold, and known only when it is run: ${how}.`

@@ -1,9 +1,11 @@
-"""Files of open traces over HTTP, each made when it is asked for."""
+"""What is served beside Gradio: open traces, moving pictures, pictures of measurements."""
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -14,16 +16,22 @@ from starlette.staticfiles import StaticFiles
 
 from svg2.errors import Cancelled, InputError
 from viz.bench_figures import PICTURES
-from viz.page.open_traces import FILES, PAYLOAD, File, OpenTrace, OpenTraces
+from viz.motion import moving_picture
+from viz.page.open_traces import FILES, PAYLOAD, File, OpenTraces
+from viz.page.words import plain
+from viz.payload import Check
+
+Made = TypeVar("Made")
 
 _CHUNK_BYTES = 256 << 10
+_MOVING = re.compile(r"compare-(dense|[1-9]\d{0,2})-([1-9]\d{0,2})\.(gif|webp)")
 _TYPE = "application/octet-stream"
 
 
 def routes(traces: OpenTraces) -> list[BaseRoute]:
-    """What the page serves beside Gradio: files of open traces, and pictures of measurements."""
+    """Every route of the page that is not Gradio's."""
     pictures = Mount("/bench", StaticFiles(directory=PICTURES, check_dir=False))
-    return [Downloads(traces).route(), pictures]
+    return [*Downloads(traces).routes(), pictures]
 
 
 class Downloads:
@@ -37,9 +45,15 @@ class Downloads:
         # The page's own thread pool stays free for the page.
         self._payloads, self._downloads = anyio.CapacityLimiter(1), anyio.CapacityLimiter(1)
 
-    def route(self) -> Route:
-        """`lab/KEY/payload` for the explorer, `trace.npz` and `export.zip` to keep."""
-        return Route("/lab/{key}/{name}", self.answer)
+    def routes(self) -> list[BaseRoute]:
+        """`lab/KEY/payload` for the explorer, `trace.npz` and `export.zip` to keep.
+
+        `motion/KEY/compare-LEFT-RIGHT.gif` or `.webp`: runs by number from 1, or `dense` left.
+        """
+        return [
+            Route("/lab/{key}/{name}", self.answer),
+            Route("/motion/{key}/{name}", self.animate),
+        ]
 
     async def answer(self, request: Request) -> Response:
         """One file of an open trace."""
@@ -48,9 +62,13 @@ class Downloads:
         if open_trace is None or name not in FILES:
             return Response("This trace is no longer open here.", 404)
         try:
-            file = open_trace.made_file(name) or await self._make(request, open_trace, name)
+            file = open_trace.made_file(name) or await self._in_turn(
+                request,
+                lambda check: open_trace.file(name, check),
+                self._payloads if name == PAYLOAD else self._downloads,
+            )
         except InputError as error:
-            return Response(str(error), 422)
+            return Response(plain(error), 422)
         if file is None:
             return Response(status_code=499)  # nobody reads it
         # A file is named by hand and may be replaced; any other key is never given twice.
@@ -65,23 +83,45 @@ class Downloads:
         headers["Content-Length"] = str(len(file.data))
         return StreamingResponse(_in_chunks(file), 200, headers, _TYPE)
 
-    async def _make(self, request: Request, open_trace: OpenTrace, name: str) -> File | None:
-        """The file, when its turn has come; None where the client left before it was done.
+    async def animate(self, request: Request) -> Response:
+        """Two clips of an open trace side by side, as one moving picture."""
+        open_trace = self._traces.get(request.path_params["key"])
+        found = _MOVING.fullmatch(request.path_params["name"])
+        if open_trace is None or found is None:
+            return Response("This trace is no longer open here.", 404)
+        left = None if found[1] == "dense" else int(found[1]) - 1
+        kind = "gif" if found[3] == "gif" else "webp"
+
+        def work(check: Check) -> bytes:
+            return moving_picture(open_trace.trace, left, int(found[2]) - 1, kind, check)
+
+        try:
+            data = await self._in_turn(request, work, self._downloads)
+        except InputError as error:
+            return Response(plain(error), 422)
+        if data is None:
+            return Response(status_code=499)
+        return Response(data, 200, {"Cache-Control": "private, no-cache"}, f"image/{kind}")
+
+    async def _in_turn(
+        self, request: Request, work: Callable[[Check], Made], limiter: anyio.CapacityLimiter
+    ) -> Made | None:
+        """What `work` makes when its turn has come; None where the client left before its end.
 
         Raises:
-            InputError: it can't be made of this trace.
+            InputError: as `work` does.
         """
         gone = threading.Event()
-        made: list[File] = []
+        made: list[Made] = []
         refused: list[InputError] = []
 
         def check() -> None:
             if gone.is_set():
                 raise Cancelled
 
-        def work() -> None:
+        def attempt() -> None:
             try:
-                made.append(open_trace.file(name, check))
+                made.append(work(check))
             except InputError as error:
                 refused.append(error)
             except Cancelled:
@@ -98,9 +138,8 @@ class Downloads:
                 group.cancel_scope.cancel()
 
             group.start_soon(watch)
-            limiter = self._payloads if name == PAYLOAD else self._downloads
             # A cancel ends the wait; once begun, the turn lasts until the thread has stopped.
-            await anyio.to_thread.run_sync(work, limiter=limiter)
+            await anyio.to_thread.run_sync(attempt, limiter=limiter)
             group.cancel_scope.cancel()
         if refused:
             raise refused[0]
