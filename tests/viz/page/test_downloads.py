@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import anyio.to_thread
+import numpy as np
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,9 +17,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from svg2.errors import Cancelled
+from svg2.errors import Cancelled, MediaError
+from svg2.trace.video import encode_mp4
 from tests.traces import make_synthetic_trace
 from viz import export
+from viz.motion import moving_picture
+from viz.page import files
 from viz.page.files import Downloads
 from viz.page.open_traces import FILES, READY_MADE, OpenTrace, OpenTraces
 
@@ -239,3 +243,64 @@ def test_a_clip_that_cannot_be_drawn_is_one_sentence(small, clip: bytes) -> None
     assert answer.text.endswith(".")
     assert "\n" not in answer.text
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_moving_pictures_wait_in_the_same_line_and_are_given_up(
+    small, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = Maker()
+
+    def animate(trace, left, right, kind, check) -> bytes:
+        return maker(OpenTrace(trace, READY_MADE, f"{left}-{right}"), check)
+
+    monkeypatch.setattr(files, "moving_picture", animate)
+    monkeypatch.setitem(FILES, "export.zip", maker)
+
+    async def scene() -> None:
+        app = served(small, ["a"])
+        names = [f"compare-{left}-{right}.{kind}" for left in ("dense", 2) for right in (1, 3)]
+        clients = [Client(app, f"/motion/a/{name}") for name in names * 10]
+        clients.append(Client(app, "/lab/a/export.zip"))
+        await until(lambda: maker.steps > 3)
+        assert anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+        for client in clients:
+            client.left.set()
+        await asyncio.wait_for(asyncio.gather(*(client.task for client in clients)), 30)
+        assert maker.active == 0
+
+    run(scene)
+    assert maker.most_active == 1
+    assert maker.begun == ["None-0"]
+
+
+def test_a_moving_picture_is_made_and_a_run_that_is_not_there_is_one_sentence(small) -> None:
+    traces = OpenTraces([OpenTrace(small, READY_MADE, "ball")])
+    client = TestClient(Starlette(routes=Downloads(traces).routes()))
+    made = client.get("/motion/ball/compare-dense-1.webp")
+    assert (made.status_code, made.content[8:12]) == (200, b"WEBP")
+    for name in ("compare-dense-9.gif", "compare-8-1.webp"):
+        answer = client.get(f"/motion/ball/{name}")
+        assert (answer.status_code, answer.text.count("\n")) == (422, 0)
+    assert client.get("/motion/ball/compare-0-1.gif").status_code == 404
+
+
+@pytest.mark.parametrize("shape", [(2, 2048, 16), (2, 2000, 900), (401, 16, 16), (300, 300, 300)])
+def test_a_clip_that_makes_no_moving_picture_is_one_sentence(small, shape) -> None:
+    clip = encode_mp4(np.zeros((*shape, 3), np.uint8), 8)
+    shown = replace(small, dense_mp4=clip)
+    with pytest.raises(MediaError, match="too tall or too long|more than 400 frames"):
+        moving_picture(shown, None, 0, "webp")
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_moving_picture_is_checked_at_each_frame(small, calls: int) -> None:
+    done: list[int] = []
+
+    def check() -> None:
+        done.append(1)
+        if len(done) == calls:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        moving_picture(small, None, 0, "gif", check)
