@@ -56,6 +56,8 @@ export function mount(host, options) {
       const { run, against } = app.store.get();
       const clips = [against === null ? dense : sparse(against), sparse(run)];
       return {
+        runs: app.data.runs.map(({ name, config, result }) => ({ name, config, result })),
+        curves: app.curves(),
         decoded: clips.map((clip) => clip.pictures.map(Boolean)),
         methods: [...app.data.methods.values()],
         ...(app.hasRecords && {

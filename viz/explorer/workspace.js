@@ -47,6 +47,7 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
     ...current,
     ...makeMoves(data, store, current),
     meanDensity: summaries.meanDensity,
+    curves: summaries.curves,
     forecast: makeForecast(data, current, summaries),
     colours: palette.colours,
     copyLink: options.copyLink,
