@@ -289,7 +289,7 @@ def test_a_moving_picture_is_made_and_a_run_that_is_not_there_is_one_sentence(sm
 def test_a_clip_that_makes_no_moving_picture_is_one_sentence(small, shape) -> None:
     clip = encode_mp4(np.zeros((*shape, 3), np.uint8), 8)
     shown = replace(small, dense_mp4=clip)
-    with pytest.raises(MediaError, match="too tall or too long|more than 400 frames"):
+    with pytest.raises(MediaError, match=r"too tall or too long|more than 400 frames"):
         moving_picture(shown, None, 0, "webp")
 
 
