@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import anyio.to_thread
@@ -99,7 +100,9 @@ def served(small, keys: list[str]) -> Starlette:
 
 
 def run(scene: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(scene())  # type: ignore[arg-type]
+    """In a thread of its own: the browser of other tests has an event loop in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, scene()).result()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", NAMES)
