@@ -21,7 +21,7 @@ with environment.refused_at_start(), environment.reaching_itself():
     import gradio as gr  # makes a client, and fails on a proxy that it can't use
 
 from svg2.models.catalogue import MODELS
-from svg2.process import give_back_memory, keep_freed_memory
+from svg2.process import keep_freed_memory, trim_memory
 from svg2.runs.jobs import Studio
 from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
 from viz.page.files import routes
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if studio.model not in MODELS:
             _ = studio.spec
         environment.check_upload_folder()
-        traces = OpenTraces(read_traces(TRACES), freed=give_back_memory)
+        traces = OpenTraces(read_traces(TRACES), freed=trim_memory)
         options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
         blocks = launch(studio, traces, **options)
     load_in_background(studio)  # after the page is up, which needs none of it

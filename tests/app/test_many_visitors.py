@@ -20,6 +20,7 @@ import gradio as gr
 import httpx
 import pytest
 
+from svg2.process import trim_memory
 from svg2.trace.file import trace_bytes
 from tests.large_traces import make_large_trace
 from viz.page import open_traces
@@ -177,7 +178,10 @@ def test_forty_exports_that_are_dropped_leave_the_page_as_it_was(
     assert watch.longest < PAGE_SECONDS
 
 
-def test_forty_eight_uploads_are_gone_with_their_pages(address: str, traces: OpenTraces) -> None:
+def test_forty_eight_uploads_are_gone_with_their_pages(
+    address: str, traces: OpenTraces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traces, "freed", trim_memory)  # as the program does
     data = trace_bytes(make_large_trace(400, 500, (3, 32, 32), records=4))
     before = traces.held_bytes
     held = []

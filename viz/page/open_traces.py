@@ -73,10 +73,15 @@ class OpenTrace:
         )
         return " · ".join(str(part) for part in parts if part)
 
-    @cached_property
+    @property
     def held_bytes(self) -> int:
-        """Bytes that it takes in memory, roughly: its payload is about as large as the trace."""
-        return 2 * self.trace.held_bytes
+        """Bytes that it takes in memory, roughly: a payload is at most as large as its trace."""
+        payload = self.made_file(PAYLOAD)
+        return self._trace_bytes + (len(payload.data) if payload else self._trace_bytes)
+
+    @cached_property
+    def _trace_bytes(self) -> int:
+        return self.trace.held_bytes
 
     def made_file(self, name: str) -> File | None:
         """One of `FILES`, where it was made before and is kept, or being sent to somebody."""
