@@ -36,6 +36,7 @@ test: $(VENV)/.dev-installed browser
 
 nightly: $(VENV)/.dev-installed
 	$(PYTEST) $(ON_TWO) -m nightly
+	SVG2_EXAMPLES=2000 $(PYTEST) tests/viz/page/test_generated.py
 
 test-versions: $(OLDEST)/.installed $(VENV)/.app-installed
 	$(OLDEST)/bin/python -m svg2.bench.versions oldest

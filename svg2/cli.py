@@ -21,12 +21,14 @@ from svg2.errors import Cancelled, InputError, SuiteUnavailable, UsageError
 from svg2.process import keep_freed_memory
 from svg2.runs.distributed import joined, processes
 from svg2.terminal import Stopped, running
+from svg2.trace.scratch import is_full
 
 if TYPE_CHECKING:
     from svg2.runs.run import Run
 
 _BUDGETS = (0.08, 0.12, 0.15, 0.2, 0.3, 0.4)
 
+DISK_FULL = "The disk is full: free some space and run the same command again."
 OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
 
 
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("svg2: Interrupted.", file=sys.stderr)
         return 130
     except OSError as error:  # a full disk, a folder that went away
-        print(f"svg2: {_one_line(error)}", file=sys.stderr)
+        advice = "" if not is_full(error) else f" {DISK_FULL}"
+        print(f"svg2: {_one_line(error)}{advice}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
@@ -122,15 +125,14 @@ def _compare_prompts(arguments: argparse.Namespace) -> int:
 
 def _keep_dense(stopped: Cancelled, run: Run, folder: Path) -> str:
     """Write the dense clip if it was complete, and return a clause that says what was kept."""
-    from svg2.trace.atomic import write_atomic
+    from svg2.trace.atomic import write_or_keep
     from svg2.trace.video import encode_mp4
 
     if stopped.dense is None:
         return "nothing was written"
     # files of an earlier run would not belong to this dense clip
-    for name in OUTPUTS:
-        (folder / name).unlink(missing_ok=True)
-    write_atomic(folder / "dense.mp4", encode_mp4(stopped.dense.frames, run.spec.fps))
+    clip = encode_mp4(stopped.dense.frames, run.spec.fps)
+    write_or_keep(folder, {"dense.mp4": clip}, instead_of=OUTPUTS)
     return f"the dense clip was complete and is kept as {folder / 'dense.mp4'}"
 
 

@@ -31,6 +31,10 @@ class ModelUnavailable(RuntimeError):
     """Known model that can't be loaded on this machine."""
 
 
+class TooBusy(RuntimeError):
+    """As many runs wait here as may. The message says how many, and what to do."""
+
+
 class NotFinite(RuntimeError):
     """Run with infinite or NaN latents or frames. The message says where, and what to try."""
 

@@ -22,6 +22,7 @@ def cluster_attention(
     stand_ins: StandIns | None = None,
     q_perm: Int[Tensor, "B H N"] | None = None,
     impl: Impl = "auto",
+    variant: str | None = None,
 ) -> Float[Tensor, "B H N D"]:
     """Softmax attention of each query over the keys of the clusters that its own cluster keeps.
 
@@ -31,11 +32,12 @@ def cluster_attention(
     `scale` is 1/sqrt(D) if not given. With `stand_ins` each skipped cluster adds one virtual key
     of weight `exp(scale·q·key + log_weight)`; empty clusters add nothing. A query that keeps no
     key and has no stand-in gets zeros. The result has the dtype of q; sums and softmax are in fp32
-    or better.
+    or better. `variant` names the attend kernel of the fused implementation, one of those in
+    `kernels/README.md`; without it the preferred of the chip runs.
 
     Raises:
-        ValueError: the shapes do not fit; an input requires a gradient; or the fused kernels are
-            asked for more clusters or keys than they take.
+        ValueError: the shapes do not fit; an input requires a gradient; the fused kernels are
+            asked for more clusters or keys than they take; or the variant does not run here.
         ImplUnavailable: the implementation asked for cannot run here.
     Source: SVG2, arXiv 2505.18875.
     """
@@ -51,7 +53,12 @@ def cluster_attention(
         from kernels.cluster_attention import fused
 
         return fused.cluster_attention(
-            q, k, v, q_offsets, k_offsets, kept, scale, keys, values, log_weights, q_perm
+            q, k, v, q_offsets, k_offsets, kept, scale, keys, values, log_weights, q_perm, variant
+        )
+    if variant is not None:
+        raise ValueError(
+            f"variant={variant!r} names an attend kernel of impl='fused', but the reference runs "
+            "here: leave variant out"
         )
     return reference.cluster_attention(
         q, k, v, q_offsets, k_offsets, kept, scale, **virtual, q_perm=q_perm

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from kernels import bf16_is_native, kmeans, on_one_thread
 from svg2.bench.harness import Progress, save_record
-from svg2.bench.race import race
+from svg2.bench.turns import time_in_turns
 from svg2.bench.workload import ClusteredWorkload, Workload, make_clustered
 from svg2.config import SVG2Config
 from svg2.method.call import sparse_call
@@ -119,7 +119,7 @@ def _race(case: Case, rounds: int) -> dict[str, Any]:
         "kmeans": lambda: on_one_thread(lambda: _kmeans(tokens), tokens.q.device),
     }
     with busy_processes(case.busy):
-        ms = race(contestants, rounds)
+        ms = time_in_turns(contestants, rounds)
     paired = [dense / sparse for dense, sparse in zip(ms["dense"], ms["sparse"], strict=True)]
     low, ratio, high = statistics.quantiles(paired, n=4)
     stages = [clock.stage_ms for clock in clocks[-rounds:]]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from svg2.bench.race.table import block_records, race_records, race_table
 from svg2.method.selection import PAPER_METHOD
 from svg2.trace.atomic import write_atomic
 
@@ -26,7 +27,9 @@ def tables(folder: Path) -> str:
         _timings(_read(folder / "timings.json")),
         _cpu(_read(folder / "cpu.json")),
         _gpu(_read(folder / "gpu.json")),
+        *(race_table(record, _where(record)) for record in race_records(folder)),
         _e2e(_read(folder / "e2e.json")),
+        *(_e2e(record) for record in block_records(folder)),
         _versions(_read(folder / "versions.json")),
     ]
     return "\n".join(parts)
@@ -268,8 +271,11 @@ def _e2e(record: dict[str, Any] | None) -> str:
     title = "Whole transformers with random weights on a GPU, dense against sparse"
     if record is None or record["toy"]:
         return f"{title}: {_NOT_MEASURED}\n"
+    of = "forwards"
+    if record.get("blocks"):
+        of = f"times of {record['blocks']} blocks of each kind, in place of all blocks"
     lines = [
-        f"{title} (runs put together from measured forwards; {_where(record)}):",
+        f"{title} (runs put together from measured {of}; {_where(record)}):",
         "",
         "| model | method | density | dense warm-up | speedup | bound at no cost |",
         "|---|---|---|---|---|---|",

@@ -21,7 +21,7 @@ from svg2.runs.progress import Watch
 from svg2.runs.race import race, why_no_race
 from svg2.runs.result import Order, result_record
 from svg2.runs.run import Run
-from svg2.trace.atomic import json_bytes, write_atomic
+from svg2.trace.atomic import json_bytes, write_or_keep
 from svg2.trace.file import trace_bytes
 from svg2.trace.metrics import psnr_per_frame
 from svg2.trace.records import VERSION, RecordingPolicy, Trace, TraceRun, policy_dict
@@ -151,12 +151,13 @@ def add_run(trace: Trace, dense: DenseRun, sparse: SparseRun, result: dict[str, 
 def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[str, Path]:
     """Write dense.mp4, svg2.mp4, compare.mp4, trace.npz and result.json into a folder.
 
-    Each file is written whole or not at all.
+    All are written or none: earlier files of a comparison stay where that fails.
 
     Returns:
         Paths by file name.
     Raises:
-        OSError: a folder that can't be written.
+        OSError: a folder that can't be written; `svg2.trace.atomic.KeptElsewhere` where the files
+            are in another one.
     """
     dense, sparse, result = comparison.dense, comparison.sparse, comparison.result
     trace = comparison.trace
@@ -173,6 +174,5 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[s
         "trace.npz": trace_bytes(trace),
         "result.json": json_bytes(result),
     }
-    for name, data in contents.items():
-        write_atomic(Path(folder, name), data)
+    write_or_keep(folder, contents)
     return {name: Path(folder, name) for name in contents}

@@ -21,7 +21,7 @@ from svg2.runs.dense_sparse import (
 from svg2.runs.progress import Watch
 from svg2.runs.result import Order, result_record
 from svg2.runs.run import Run
-from svg2.trace.atomic import json_bytes, write_atomic
+from svg2.trace.atomic import json_bytes, write_or_keep
 from svg2.trace.file import trace_bytes
 from svg2.trace.recording import fit
 from svg2.trace.records import RecordingPolicy, Trace
@@ -85,8 +85,7 @@ def sweep(
         trace_bytes_limit: most bytes of trace.npz; records are dropped to stay under it.
 
     Raises:
-        As `svg2.runs.compare.compare`.
-        OSError: a folder that can't be written.
+        As `svg2.runs.compare.compare`, and `OSError` as `svg2.runs.compare.save_comparison`.
     """
     check_encoder()
     watch = watch or Watch()
@@ -124,9 +123,12 @@ def sweep(
             point = _against_baseline(result, content["baselines"][method])
             content["points"].append(point)
             trace = add_run(trace or start_trace(dense, sparse), dense, sparse, point)
-            write_atomic(folder / "trace.npz", trace_bytes(_fitted(trace, trace_bytes_limit)))
         content["complete"] = sparse_run is runs[-1]
-        write_atomic(folder / "sweep.json", json_bytes(content))
+        recorded = (
+            {} if trace is None else {"trace.npz": trace_bytes(_fitted(trace, trace_bytes_limit))}
+        )
+        # A trace of an earlier sweep does not belong to these points.
+        write_or_keep(folder, {**recorded, "sweep.json": json_bytes(content)}, ["trace.npz"])
     return content
 
 

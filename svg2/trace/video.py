@@ -1,5 +1,6 @@
 """Video files that every browser plays, and side-by-side frames."""
 
+import errno
 import functools
 import math
 import os
@@ -15,6 +16,7 @@ from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 
 from svg2.errors import MediaError
+from svg2.trace.scratch import in_scratch
 
 Frames = UInt8[ndarray, "F Y X 3"]
 
@@ -39,6 +41,7 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         crf: x264's constant rate factor; 12 is visually lossless on small clips.
     Raises:
         MediaError: frames of another shape or type, none at all, or ffmpeg failed.
+        OSError: no room for a temporary file.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise MediaError(f"Expected uint8 frames [F, H, W, 3], got {frames.dtype} {frames.shape}.")
@@ -48,8 +51,9 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
     )
     height, width = frames.shape[1:3]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "clip.mp4")  # a file, not a pipe: moving the index first needs seeking
+
+    def encode(folder: Path) -> bytes:
+        path = folder / "clip.mp4"  # a file, not a pipe: moving the index first needs seeking
         # fmt: off
         _ffmpeg(
             "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
@@ -62,6 +66,8 @@ def encode_mp4(frames: Frames, fps: float, crf: int = 12) -> bytes:
         )
         # fmt: on
         return path.read_bytes()
+
+    return in_scratch(encode)
 
 
 def check_encoder() -> None:
@@ -103,16 +109,18 @@ def decode_mp4(
             f"scale=w='min(iw,{width})':h='min(ih,{height})'"
             ":force_original_aspect_ratio=decrease:flags=area"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "clip.mp4")
+
+    def decode(folder: Path) -> bytes:
+        path = folder / "clip.mp4"
         path.write_bytes(data)
         # PPM frames carry their size.
-        raw = _ffmpeg(
+        return _ffmpeg(
             *(*_read_mp4(path), "-frames:v", str(max_frames + 1)),
             *(("-vf", ",".join(filters)) if filters else ()),
             *("-fs", str(_MAX_DECODED_BYTES), "-f", "image2pipe", "-c:v", "ppm", "-"),
         )
-    found = _split_ppm(raw)
+
+    found = _split_ppm(in_scratch(decode))
     if not found:
         raise MediaError("The video holds no frames.")
     if frames is not None and len(found) != len(frames):
@@ -133,18 +141,21 @@ def check_mp4(data: bytes, num_frames: int, seconds: float) -> None:
         MediaError: `data` is no MP4 video, is damaged, has fewer or more frames, has frames of
             more than 4096 px a side, or takes longer.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "clip.mp4")
+
+    def decode(folder: Path) -> bytes:
+        path = folder / "clip.mp4"
         path.write_bytes(data)
-        try:
-            report = _ffmpeg(
-                *("-xerror", "-err_detect", "explode", "-threads", "1"),
-                *(*_read_mp4(path), "-frames:v", str(num_frames + 1)),
-                *("-an", "-f", "framecrc", "-"),
-                seconds=seconds,
-            ).decode()
-        except _Refused as error:
-            raise MediaError("The video is damaged: it can't be decoded to its end.") from error
+        return _ffmpeg(
+            *("-xerror", "-err_detect", "explode", "-threads", "1"),
+            *(*_read_mp4(path), "-frames:v", str(num_frames + 1)),
+            *("-an", "-f", "framecrc", "-"),
+            seconds=seconds,
+        )
+
+    try:
+        report = in_scratch(decode).decode()
+    except _Refused as error:
+        raise MediaError("The video is damaged: it can't be decoded to its end.") from error
     sizes = re.findall(r"^#dimensions 0: (\d+)x(\d+)$", report, re.MULTILINE)
     if not sizes or max(map(int, sizes[0])) > _MAX_SIDE_PX:
         raise MediaError(f"The video's frames are larger than {_MAX_SIDE_PX} px a side.")
@@ -283,6 +294,8 @@ def _ffmpeg(*arguments: str, stdin: bytes = b"", seconds: float | None = None) -
     if not done.returncode:
         return done.stdout
     said = done.stderr.decode(errors="replace").strip().splitlines()
+    if any(os.strerror(errno.ENOSPC) in line for line in said):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
     if any("Unknown encoder" in line for line in said):
         raise MediaError(f"The ffmpeg at {path} can't encode H.264 (libx264): {_INSTALL}.")
     reason = said[-1].rstrip(".") if said else f"it ended with code {done.returncode}"

@@ -63,7 +63,12 @@ def opener(chromium, address: str) -> Iterator[Callable]:
                 troubles.append(m.text) if checked and m.type in ("error", "warning") else None
             ),
         )
-        page.on("pageerror", lambda error: troubles.append(str(error)))
+        # A page that is loaded again cuts off Gradio's own stream, which says so.
+        cut_off = ("AbortError", "Connection errored out") if not checked else ()
+        page.on(
+            "pageerror",
+            lambda error: None if str(error).startswith(cut_off) else troubles.append(str(error)),
+        )
         local = (address, "blob:", "data:")
         page.on(
             "request",

@@ -139,6 +139,35 @@ def test_a_whole_run_takes_the_buttons_over_from_a_release(made) -> None:
     field(page, "seed").fill("0")
 
 
+def test_a_run_goes_on_where_the_page_is_loaded_again(visit) -> None:
+    """As Gradio does it after a lost connection, and a phone that slept."""
+    page = visit(f"?num_inference_steps={STEPS}&width=128&height=128&seed=9", checked=False)
+    larger(page)
+    page.click("#generate")
+    page.locator("#status .progress", has_text=re.compile(r"step [1-9]")).wait_for()
+    page.reload()
+    page.locator("#status .progress", has_text=re.compile(r"step \d")).wait_for()
+    assert page.locator("#generate").is_disabled()
+    says(page, "Done:")
+    page.locator("#explorer .mode", has_text="live CPU").wait_for()
+    assert page.locator("#generate").is_enabled()
+
+
+def test_those_who_wait_see_how_many_go_first(visit) -> None:
+    first = visit(f"?num_inference_steps={STEPS}&width=128&height=128&seed=10")
+    second = visit("?seed=11")
+    larger(first)
+    first.click("#generate")
+    first.locator("#status .progress", has_text=re.compile(r"step [1-9]")).wait_for()
+    second.click("#generate")
+    second.locator("#status .progress", has_text="1 run goes first").wait_for()
+    second.click("#cancel")
+    says(second, "Cancelled.")  # at once, while the first one goes on
+    assert first.locator("#generate").is_disabled()
+    first.click("#cancel")
+    says(first, "Cancelled.")
+
+
 def test_a_link_opens_its_trace_and_state(visit) -> None:
     page = visit("?seed=5#trace=blue-cube&run=2&layer=2&frame=3&cluster=2&side=k&compare=blink")
     page.locator("#explorer .prompt", has_text="a blue cube bouncing").wait_for()
@@ -202,11 +231,13 @@ def axe_source() -> str:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 1024, 1440])
 def test_axe_finds_nothing_serious(visit, theme: str, width: int) -> None:
     source = axe_source()
     page = visit("#cluster=2&pair=3&tour=4", width=width, theme=theme)
     unfold(page, "Video and sampling")
+    page.locator("#lessons button").first.click()
+    page.locator("#lessons li").first.wait_for()
     page.locator("#explorer .tour").wait_for()
     page.wait_for_timeout(600)
     page.evaluate("(source) => { (0, eval)(source); }", source)

@@ -82,7 +82,7 @@ class Visitor:
         ):
             beats = heartbeat.iter_raw()  # which ends the connection when it is dropped
             next(beats)
-            self.call(self.event("load"), [None])
+            self.call(self.event("load"), [None, ""])
             yield self
 
 

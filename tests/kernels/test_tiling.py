@@ -10,6 +10,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 import kernels
+from kernels import winners
 from kernels.cluster_attention.fused import (
     Config,
     Tiling,
@@ -18,7 +19,7 @@ from kernels.cluster_attention.fused import (
     launch,
     tiling,
 )
-from kernels.cluster_attention.fused.tiling import Row
+from kernels.cluster_attention.fused.tiling import AttendVariant, Row
 from tests.kernels.cases import make_case
 
 MAIN = Tiling(128, 128, 8, 2)
@@ -65,7 +66,7 @@ def test_a_tail_must_fit_the_lists_of_the_main_tiles(change):
     ],
 )
 def test_the_first_row_that_fits_a_chip_counts(chip, head_dim, tile):
-    main = config_for(chip, head_dim).main
+    main = config_for(chip, head_dim, "portable").main
     assert (main.block_m, main.block_n) == tile
 
 
@@ -74,7 +75,7 @@ def test_what_no_row_fits():
         config_for("sm_90", 96)
 
 
-def test_a_row_names_another_attend_kernel(monkeypatch):
+def test_a_row_names_another_attend_kernel(monkeypatch, tmp_path):
     launched = []
 
     class Other:
@@ -84,7 +85,12 @@ def test_a_row_names_another_attend_kernel(monkeypatch):
             problem.out.fill_(7)
 
     other = Config(MAIN, attend="other")
-    monkeypatch.setattr(tiling, "TABLE", (Row("sm_90", (64,), other), *tiling.TABLE))
+    monkeypatch.setitem(
+        tiling.ATTEND_VARIANTS, "other", AttendVariant((Row("sm_90", (64,), other),))
+    )
+    path = tmp_path / "winners.json"
+    path.write_text('{"sm_90": {"attend D64": {"choice": {"variant": "other"}}}}')
+    monkeypatch.setattr(winners, "PATH", path)
     monkeypatch.setattr(launch, "attend_kernel", {"other": Other}.get)
     monkeypatch.setattr(launch, "make_lists", lambda *_: None)
     monkeypatch.setattr(launch, "_num_processors", lambda _: 1)
@@ -92,7 +98,23 @@ def test_a_row_names_another_attend_kernel(monkeypatch):
     out = attend_with(q, *rest, 0.125, None, None, config_for("sm_90", 64))
     assert launched == [(other, (1, 2, 20, 64))]
     assert (out == 7).all()
-    assert config_for("sm_90", 128).attend == "attend"
+    assert config_for("sm_90", 64, "other") == other
+    # The portable one where no other won.
+    for chip, head_dim in (("sm_90", 128), ("sm_80", 64)):
+        assert config_for(chip, head_dim) == config_for(chip, head_dim, "portable")
+        assert "other" not in tiling.variants_for(chip, head_dim)
+
+
+@pytest.mark.parametrize("variant", ["fastest", "", "Portable"])
+def test_a_variant_that_does_not_run_is_refused(variant):
+    with pytest.raises(ValueError, match=rf"one of portable.* on 'gfx942', not '{variant}'"):
+        config_for("gfx942", 64, variant)
+
+
+def test_the_reference_has_no_variants():
+    arguments = _arguments(make_case(n=20, dim=64))
+    with pytest.raises(ValueError, match=r"variant='portable' names .* leave variant out"):
+        kernels.cluster_attention(*arguments, impl="reference", variant="portable")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 // What the state selects: the record on show, the mask at its budget, and the ways to move on.
 
 import { budget, isNumber } from "./dom.js";
-import { curve, heaviestBlock, measure, selectionAt, TICKS } from "./select.js";
+import { curve, heaviestBlock, leastKept, measure, neededAt, selectionAt, TICKS } from "./select.js";
 import { measuredBudget, nearestPlace, PLACE, placesOf, recordAt, recordedRun } from "./state.js";
 
 /** What the views read of the state. */
@@ -74,6 +74,7 @@ export function makeCurrent(data, store) {
       current.kept();
       return memo.stats;
     },
+    floor: () => floorOf(current, store.get()),
     minKeepRatio: () => data.runs[source()].config.min_keep_ratio ?? 0,
     curve: (record) => curve(record, current.minKeepRatio()),
     /** What is pointed at, or else pinned: every view marks the same clusters. */
@@ -93,6 +94,22 @@ export function makeCurrent(data, store) {
     },
   };
   return current;
+}
+
+/**
+ * What every query cluster keeps whatever top-p asks for: `least` key clusters, a `share` of them; null
+ * where that is the heaviest alone, or top-p is not the rule. `binds` of `rows` have enough mass with fewer.
+ */
+function floorOf(current, state) {
+  const { config } = current.shownRun();
+  const record = current.record();
+  const share = current.minKeepRatio();
+  const least = leastKept(record, share);
+  if (current.method().rule !== "top_p" || isNumber(config.density) || least < 2) return null;
+  const top_p = current.isOwnMask() ? current.measuredBudget() : state.top_p;
+  const rows = [...record.q.sizes.keys()].filter((q) => record.q.sizes[q] > 0);
+  const binds = rows.filter((q) => neededAt(record, q, top_p, least) < least).length;
+  return { least, share, top_p, binds, rows: rows.length };
 }
 
 /** Changes of the state that are more than one value. */

@@ -65,7 +65,7 @@ export function mount(host, options) {
           ...app.stats(),
           measured: app.isMeasured(),
           record: app.record(),
-          pictureLines: linesOf(app, app.placeName()),
+          pictureLines: linesOf(app, app.viewName()),
         }),
       };
     },

@@ -54,6 +54,7 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
     fetchFile: options.fetchFile,
     runsOnRelease: () => Boolean(extras.can_run && options.onRelease),
     measureAgain: () => options.onRelease({ ...releaseOf(app), again: true }),
+    playSorting: () => tell("playSorting"),
     startTour: (step = 0, keepSelection = false) => tell("startTour", step, keepSelection),
   };
   app.tellingCluster = makeChooser(app);

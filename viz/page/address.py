@@ -7,7 +7,7 @@ from typing import Any
 
 from svg2.errors import InputError, ModelUnavailable
 from svg2.runs.jobs import Studio
-from viz.page.words import KNOWN, plain
+from viz.page.words import KNOWN, named, plain
 
 NUMBERS: Mapping[str, type] = {
     "top_p": float,
@@ -38,6 +38,21 @@ WRITE_ADDRESS = f"""(visit, ...values) => {{
 }}"""
 
 
+# The same for as long as the tab is open: a run goes on where the page is loaded again, as Gradio
+# does after a lost connection.
+FIND_TICKET = """(visit, ticket) => {
+  try {
+    ticket = window.sessionStorage.getItem('svg2-tab') || '';
+    if (!ticket) {
+      const numbers = window.crypto.getRandomValues(new Uint32Array(4));
+      ticket = Array.from(numbers, (n) => n.toString(36)).join('-');
+      window.sessionStorage.setItem('svg2-tab', ticket);
+    }
+  } catch { ticket = ''; }
+  return [visit, ticket];
+}"""
+
+
 def read_address(studio: Studio, query: Mapping[str, str]) -> tuple[dict[str, Any], str]:
     """The settings in the address that can be used, and a sentence about the first that cannot."""
     found: dict[str, Any] = {}
@@ -48,12 +63,17 @@ def read_address(studio: Studio, query: Mapping[str, str]) -> tuple[dict[str, An
         try:
             value = NUMBERS.get(name, str)(query[name])
         except ValueError:
-            complaint = complaint or f"In this page's address: {name} must be a number."
+            complaint = complaint or f"In this page's address: {named(name)} must be a number."
             continue
         try:
-            studio.run({"prompt": KNOWN.examples[0], name: value})
+            studio.unlimited_run({"prompt": KNOWN.examples[0], name: value})
         except (InputError, ModelUnavailable) as error:
             complaint = complaint or f"In this page's address: {plain(error)}"
         else:
             found[name] = value
+    try:  # a small video may take many steps
+        if found:
+            studio.run({"prompt": KNOWN.examples[0], **found})
+    except (InputError, ModelUnavailable) as error:
+        complaint = complaint or f"In this page's address: {plain(error)}"
     return found, complaint

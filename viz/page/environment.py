@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from svg2.errors import InputError, UsageError
+from svg2.trace import scratch
 
 _NUMBERS = {  # least and greatest; Gradio reads them when it is loaded
     "GRADIO_SERVER_PORT": (1, 65535),
@@ -53,23 +54,24 @@ def check_numbers() -> None:
 
 
 def check_upload_folder() -> None:
-    """Make Gradio's folder for uploads if need be, and check that files can be written there.
+    """Have uploads written to a folder of this process, which goes with it, or to the one given.
 
     Raises:
         UsageError: it can't be made or written, as where it belongs to another user.
     """
     folder = os.environ.get("GRADIO_TEMP_DIR")
     try:
-        folder = folder or str(Path(tempfile.gettempdir(), "gradio"))
+        folder = folder or str(scratch.root() / "uploads")
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"The folder for uploads {folder or ''!r} can't be written ({reason}): set "
-            "GRADIO_TEMP_DIR to a folder of your own."
+            f"The folder for uploads {folder or tempfile.tempdir or ''!r} can't be written "
+            f"({reason}): set GRADIO_TEMP_DIR to a folder of your own."
         ) from error
+    os.environ["GRADIO_TEMP_DIR"] = folder
 
 
 @contextmanager

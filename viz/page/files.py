@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import anyio
@@ -18,6 +19,7 @@ from svg2.errors import Cancelled, InputError
 from viz.bench_figures import PICTURES
 from viz.motion import moving_picture
 from viz.page.open_traces import FILES, PAYLOAD, File, OpenTraces
+from viz.page.runner import beside_runs
 from viz.page.words import plain
 from viz.payload import Check
 
@@ -121,7 +123,9 @@ class Downloads:
 
         def attempt() -> None:
             try:
-                made.append(work(check))
+                with nullcontext() if limiter is self._payloads else beside_runs():
+                    check()
+                    made.append(work(check))
             except InputError as error:
                 refused.append(error)
             except Cancelled:

@@ -13,6 +13,11 @@ STYLE = Path(__file__).resolve().parents[2] / "assets" / "static" / "page.css"
 HEAD = """<script>
 if (['embed', 'present'].some((n) => new URLSearchParams(location.search).get(n) === '1'))
   document.documentElement.classList.add('embed');
+// Gradio opens a list again for the Tab that leaves it; Escape closes it.
+document.addEventListener('focusout', ({ target }) => setTimeout(() => {
+  if (document.activeElement !== target && target.matches?.('[role=combobox][aria-expanded=true]'))
+    target.dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape', bubbles: true }));
+}, 50));
 </script>"""
 
 

@@ -18,7 +18,6 @@ from svg2.method.selection import METHODS
 from svg2.models.catalogue import MODELS
 from svg2.models.finding import BUILTIN_FOLDER
 from svg2.models.inputs import describe_cut, picture_of_cut
-from svg2.models.loading import availability
 from svg2.models.prompts import knowledge_of
 from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
@@ -68,13 +67,17 @@ WAITING = "Waiting for its turn."
 UNDER_WAY = "A run is under way; the budget can be run after it."
 JUST_REPLACED = "A newer run was just opened: measure the budget there."
 NO_LONGER_OPEN = "This trace is no longer open here: open it again, or generate anew."
-STOPPING = "Stopping after this step."
+STOPPING = "Stopping after this layer."
 CANCELLED = "Cancelled."
 CANCELLED_RUN = "Cancelled. What was shown before stays."
 CANCELLED_AFTER_DENSE = (
     "Cancelled. The dense run is done and kept: the same video again makes the sparse side alone."
 )
 FAILED = "The run failed. What was shown before stays."
+DISK_FULL = (
+    "The run was made, but there is no room for its clips: the disk of this server is full. What "
+    "was shown before stays."
+)
 TRACE_OPEN = "The trace is open."
 
 
@@ -84,8 +87,23 @@ _FIELDS = {
     "num_q_clusters": "query clusters",
     "num_k_clusters": "key clusters",
     "guidance_scale": "guidance",
+    "guidance_scale_2": "guidance of the second transformer",
+    "true_cfg_scale": "true guidance",
+    "negative_prompt": "negative prompt",
+    "min_keep_ratio": "least share kept",
+    "warmup_fraction": "share of dense steps",
+    "dense_layers": "dense layers",
+    "kmeans_iters_init": "first k-means iterations",
+    "kmeans_iters_step": "k-means iterations a step",
     "top_p": "top-p",
 }
+
+
+def named(field: str) -> str:
+    """A field of a request or of settings as the page names it."""
+    return _FIELDS.get(field, field.replace("_", " "))
+
+
 _FIELD = re.compile(rf"(^|: |\. )?\b({'|'.join(_FIELDS)})\b")
 
 
@@ -124,6 +142,9 @@ def progress_parts(progress: Progress) -> tuple[str, str, str]:
     """Which run, which stage or step k of n, and the time left."""
     who = RUN_TITLES.get(progress.run, progress.run)
     stage = STAGES.get(progress.stage, progress.stage)
+    if progress.stage == "wait":
+        who = "Waiting"
+        stage = "1 run goes first" if progress.ahead == 1 else f"{progress.ahead} runs go first"
     if progress.stage == "denoise":
         stage = f"step {progress.step} of {progress.num_steps}"
     left = ""
@@ -236,7 +257,9 @@ def pace(result: dict[str, Any]) -> str:
 
 
 def about_method(method: str) -> str:
-    """What a method does, in one line."""
+    """What a method does, in one line; empty for no method."""
+    if not isinstance(method, str) or method not in METHODS:
+        return ""
     line = METHODS[method].line
     return say(f"{line[0].upper()}{line[1:]}.")
 
@@ -266,7 +289,7 @@ def model_title(studio: Studio, model: str) -> str:
 def model_note(studio: Studio, model: str) -> str:
     """What a chosen model takes, and why it can't run here where it can't."""
     spec = studio.spec_of(model)
-    missing = availability(spec)
+    missing = studio.why_not(model)
     parts = [missing or spec.needs]
     need = spec.memory(spec.num_frames, spec.height, spec.width)
     if need is not None and spec.published is not None:
@@ -279,19 +302,25 @@ def model_note(studio: Studio, model: str) -> str:
 
 
 def model_list(studio: Studio) -> str:
-    """Every model of the menu, and what keeps it from running here."""
-    rows = []
+    """Every model of the menu; those that can't run here are folded into one line."""
+    here, elsewhere = [], []
     for model in studio.models:
         try:
-            missing = availability(studio.spec_of(model))
+            missing = studio.why_not(model)
         except RequestError as error:
             missing = plain(error)
-        state = "runs here" if missing is None else missing
-        rows.append(
+        (here if missing is None else elsewhere).append(
             f"<li><strong>{html.escape(model_title(studio, model))}</strong>: "
-            f"{html.escape(state)}</li>"
+            f"{html.escape(missing or 'runs here')}</li>"
         )
-    return f"<ul>{''.join(rows)}</ul>"
+    shown = f"<ul>{''.join(here)}</ul>" if here else ""
+    if not elsewhere:
+        return shown
+    verb = "model" if len(elsewhere) == 1 else "models"
+    return (
+        f"{shown}<details><summary>{len(elsewhere)} {verb} of the menu can't run here</summary>"
+        f"<ul>{''.join(elsewhere)}</ul></details>"
+    )
 
 
 def links_to(open_trace: OpenTrace | None) -> str:

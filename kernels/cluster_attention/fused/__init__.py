@@ -12,18 +12,33 @@ Three launches, and nothing waits for the device:
    keys. What is left of a query cluster after whole tiles may go to a second launch with smaller
    tiles.
 
-There may be several attend kernels, each a module here; `tiling.TABLE` names the one that runs on
-a chip, and its tiles.
+There are several attend kernels, each a module here. `tiling.ATTEND_VARIANTS` names them, with
+their tiles on each chip; What won a race on a chip (`kernels/winners.json`)
+runs there where none is asked for, and else the portable one.
 """
 
-from kernels.cluster_attention.fused.launch import attend_with, cluster_attention, device_config
-from kernels.cluster_attention.fused.tiling import Config, Tiling, config_for
+from kernels.cluster_attention.fused.launch import (
+    attend_with,
+    cluster_attention,
+    device_config,
+    device_variants,
+)
+from kernels.cluster_attention.fused.tiling import (
+    ATTEND_VARIANTS,
+    Config,
+    Tiling,
+    config_for,
+    variants_for,
+)
 
 __all__ = [
+    "ATTEND_VARIANTS",
     "Config",
     "Tiling",
     "attend_with",
     "cluster_attention",
     "config_for",
     "device_config",
+    "device_variants",
+    "variants_for",
 ]

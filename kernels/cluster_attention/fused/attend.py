@@ -169,12 +169,20 @@ def attend_kernel(
         tl.store(out_head + out_place, acc.to(out_ptr.dtype.element_ty), mask=inside[:, None])
 
 
-def launch(problem: Problem, lists: Lists, config: Config, processors: int) -> None:
-    """Attend into `problem.out`, in one launch for each tiling."""
+def launch(
+    problem: Problem,
+    lists: Lists,
+    config: Config,
+    processors: int,
+    parts: tuple[str, ...] = ("main", "tail"),
+) -> None:
+    """Attend into `problem.out`, in one launch for each tiling that `parts` names."""
     _, heads, num_queries, head_dim = problem.q.shape
     num_q_clusters, num_k_clusters = problem.kept.shape[2:]
     permuted = problem.q_perm is not None
-    for tiling, items in zip(config.tilings.values(), lists.items, strict=True):
+    for (part, tiling), items in zip(config.tilings.items(), lists.items, strict=True):
+        if part not in parts:
+            continue
         grid = min(processors * tiling.programs, len(items.places))
         attend_kernel[(grid,)](
             problem.q, problem.k, problem.v, problem.out, problem.q_perm,

@@ -8,7 +8,12 @@ from torch import Tensor
 
 from kernels.cluster_attention.fused.lists import MAX_KEYS, make_lists
 from kernels.cluster_attention.fused.problem import Problem
-from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for
+from kernels.cluster_attention.fused.tiling import (
+    Config,
+    attend_kernel,
+    config_for,
+    variants_for,
+)
 from kernels.cluster_attention.stand_ins import StandIns
 from kernels.impl import INTERPRETING, MAX_K_CLUSTERS, chip_of, dense_rows, device_of
 
@@ -26,20 +31,27 @@ def cluster_attention(
     virtual_v: Tensor | None,
     log_weights: Tensor | None,
     q_perm: Tensor | None,
+    variant: str | None = None,
 ) -> Tensor:
-    """The same as the reference; with `q_perm`, q and the result are in their original order."""
+    """The same as the reference; with `q_perm`, q and the result are in their original order.
+
+    `variant` is one of `tiling.ATTEND_VARIANTS`, or None for the preferred of the chip.
+    """
     stand_ins = None
     if virtual_k is not None and virtual_v is not None:
         stand_ins = StandIns(virtual_k, virtual_v, log_weights)
     with device_of(q):
         return attend_with(
             q, k, v, q_offsets, k_offsets, kept, scale, stand_ins, q_perm,
-            device_config(q.device, q.shape[-1]),
+            device_config(q.device, q.shape[-1], variant),
         )  # fmt: skip
 
 
 @cluster_attention.register_fake
-def _(q, k, v, q_offsets, k_offsets, kept, scale, virtual_k, virtual_v, log_weights, q_perm):
+def _(
+    q, k, v, q_offsets, k_offsets, kept, scale, virtual_k, virtual_v, log_weights, q_perm,
+    variant=None,
+):  # fmt: skip
     return torch.empty_like(dense_rows(q))
 
 
@@ -112,9 +124,18 @@ def _check_limits(scale: float, num_keys: int, num_k_clusters: int) -> None:
 
 
 @cache
-def device_config(device: torch.device, head_dim: int) -> Config:
-    """The configuration for the chip behind a device."""
-    return config_for("interpreter" if INTERPRETING else chip_of(device), head_dim)
+def device_config(device: torch.device, head_dim: int, variant: str | None = None) -> Config:
+    """The configuration for the chip behind a device, of the preferred variant or a given one.
+
+    Raises:
+        ValueError: the variant does not run there.
+    """
+    return config_for(chip_of(device), head_dim, variant)
+
+
+def device_variants(device: torch.device, head_dim: int) -> dict[str, Config]:
+    """The configurations of all variants that run on a device, by the name of the variant."""
+    return variants_for(chip_of(device), head_dim)
 
 
 @cache

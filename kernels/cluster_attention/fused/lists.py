@@ -249,6 +249,8 @@ def _item_constants(config: Config) -> dict[str, int | bool | str]:
 def builds(config: Config) -> Iterator[Build]:
     """Both list kernels as a configuration needs them, up to MAX_K_CLUSTERS."""
     tile = f"{config.main.block_m}×{config.main.block_n}"
+    if config.tail:
+        tile += f"+{config.tail.block_m}"
     for block_k in (512, 1024, MAX_K_CLUSTERS):
         for compensate, weighed in ((False, False), (True, False), (True, True)):
             absent = () if weighed else ("weights_ptr",)

@@ -98,6 +98,17 @@ def test_a_model_that_went_away_is_listed_with_what_is_missing(tmp_path) -> None
     assert "Unknown model" in words.model_list(studio)
 
 
+def test_models_that_cannot_run_here_are_one_folded_line() -> None:
+    studio = Studio("builtin")
+    shown, _, hidden = words.model_list(studio).partition("<details>")
+    assert shown.count("runs here") == shown.count("<li>") >= 1
+    assert "runs here" not in hidden
+    others = hidden.count("<li>")
+    assert shown.count("<li>") + others == len(list(studio.models))
+    if others:  # on a machine with a large GPU all may run
+        assert f"<summary>{others} model{'s' if others > 1 else ''} of the menu can't" in hidden
+
+
 @pytest.mark.parametrize(
     ("result", "said"),
     [

@@ -11,6 +11,7 @@ import { makeTransport } from "./transport.js";
 
 const GAIN = 8;
 const BLINK_MS = 500;
+const HAS_CLIP_RIGHT = ["side", "difference"]; // in the other modes their difference stands there
 const MODES = [
   ["side", "Side by side"],
   ["wipe", "Wipe", "Drag over the clip: one run left of the line, the other right of it"],
@@ -102,7 +103,6 @@ function makeStage(app) {
   const right = el("canvas", { ...shape, role: "img", "aria-label": "Sparse clip" });
   const leftName = el("figcaption", {});
   const rightName = el("figcaption", {});
-  const rightFigure = el("figure", { class: "sparse" }, rightName, right);
   const leftEnd = el("span", {});
   const rightEnd = el("span", {});
   const wipe = el("input", {
@@ -123,13 +123,12 @@ function makeStage(app) {
       "div",
       { class: "stage" },
       el("figure", { class: "dense" }, leftName, left),
-      rightFigure,
+      el("figure", { class: "sparse" }, rightName, right),
     ),
     left,
     right,
     leftName,
     rightName,
-    rightFigure,
     leftEnd,
     rightEnd,
     wipe,
@@ -179,30 +178,34 @@ function sidesOf({ data, clips, store }) {
   return { left: against === null ? dense : sparse(against), right: sparse(run) };
 }
 
-/** Caption and accessible name of the left canvas in a mode. */
-function leftTexts(mode, { left, right }) {
+/** Caption and accessible name of the left canvas in a mode, and of what stands beside it. */
+function textsOf(mode, { left, right }) {
+  const clip = [right.name, right.label];
+  const apart = [
+    `|${left.short} − ${right.name}| × ${GAIN}, from the encoded clips`,
+    `Difference of the clips of ${left.short} and ${right.name}, ${GAIN} times enlarged`,
+  ];
+  const wipe = [`${left.name} | ${right.name}`, `Wipe: ${left.label} left of the line, ${right.name} right of it`];
   return {
-    side: [left.name, left.label],
-    wipe: [`${left.name} | ${right.name}`, `Wipe: ${left.label} left of the line, ${right.name} right of it`],
-    difference: [
-      `|${left.short} − ${right.name}| × ${GAIN}, from the encoded clips`,
-      `Difference of the clips of ${left.short} and ${right.name}, ${GAIN} times enlarged`,
-    ],
-    blink: [left.name, `${left.label} and ${right.name} in turns`],
+    side: [[left.name, left.label], clip],
+    wipe: [wipe, apart],
+    difference: [apart, clip],
+    blink: [[left.name, `${left.label} and ${right.name} in turns`], apart],
   }[mode];
 }
 
 function pictureOf(app, stage, outline) {
   const { frame, compare } = app.store.get();
   const sides = sidesOf(app);
-  const isSide = compare === "side";
-  const figures = isSide ? ["left", "right"] : ["left"];
+  const [[, label]] = textsOf(compare, sides);
+  const shown = (side) => ({ canvas: stage[side], label: stage[`${side}Name`].firstChild?.textContent });
+  const outlined = HAS_CLIP_RIGHT.includes(compare) && outline?.name();
   return {
-    title: isSide ? `${sides.left.name} and ${sides.right.name}` : leftTexts(compare, sides)[1],
-    parts: figures.map((side) => ({ canvas: stage[side], label: stage[`${side}Name`].firstChild?.textContent })),
-    columns: figures.length,
+    title: compare === "side" ? `${sides.left.name} and ${sides.right.name}` : label,
+    parts: [shown("left"), shown("right")],
+    columns: 2,
     cell: 480,
-    place: [`frame ${frame + 1} of ${app.data.frameCount}`, isSide && outline?.name()].filter(Boolean).join(", "),
+    place: [`frame ${frame + 1} of ${app.data.frameCount}`, outlined].filter(Boolean).join(", "),
   };
 }
 
@@ -210,15 +213,14 @@ function showCaptions(stage, mode, sides) {
   const isSide = mode === "side";
   const took = (side) =>
     Number.isFinite(side.seconds) ? el("span", { class: "took" }, seconds(side.seconds), side.note ?? "") : null;
-  const [caption, label] = leftTexts(mode, sides);
+  const [[caption, label], [rightCaption, rightLabel]] = textsOf(mode, sides);
   put(stage.leftName, caption, isSide ? took(sides.left) : null);
-  put(stage.rightName, sides.right.name, took(sides.right));
+  put(stage.rightName, rightCaption, HAS_CLIP_RIGHT.includes(mode) ? took(sides.right) : null);
   const hasDense = sides.left.short === "dense"; // names of runs are too long for the ends of a slider
   put(stage.leftEnd, hasDense ? "dense" : "");
   put(stage.rightEnd, hasDense ? "sparse" : "");
   stage.left.setAttribute("aria-label", label);
-  stage.rightFigure.hidden = !isSide;
-  stage.node.classList.toggle("single", !isSide);
+  stage.right.setAttribute("aria-label", rightLabel);
   stage.wipeRow.hidden = mode !== "wipe";
 }
 
@@ -229,20 +231,18 @@ function drawStage(app, stage, outline) {
   const b = pictureAt(right.clip, frame);
   if (!a || !b) return;
   const context = sized(stage.left, left.clip);
-  if (compare === "side") {
-    paint(context, a);
-    const other = sized(stage.right, right.clip);
-    paint(other, b);
-    outline?.draw(other, frame);
-  } else if (compare === "difference") {
-    paint(context, difference(a, b));
-  } else if (compare === "blink") {
+  const beside = sized(stage.right, right.clip);
+  if (HAS_CLIP_RIGHT.includes(compare)) {
+    paint(beside, b);
+    outline?.draw(beside, frame);
+  } else paint(beside, difference(a, b));
+  if (compare === "side") paint(context, a);
+  else if (compare === "difference") paint(context, difference(a, b));
+  else if (compare === "blink") {
     const isRight = Math.floor(performance.now() / BLINK_MS) % 2 === 1;
     paint(context, isRight ? b : a);
     put(stage.leftName, isRight ? right.name : left.name);
-  } else {
-    paintWipe(context, a, b, wipe);
-  }
+  } else paintWipe(context, a, b, wipe);
 }
 
 /** The canvas's context, with small clips enlarged by whole pixels to what the page shows. */

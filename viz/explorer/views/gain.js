@@ -1,6 +1,6 @@
 // What a run gained and what it cost: three honest ratios kept apart, and where the time went.
 
-import { decibel, el, isNumber, percent, plain, plural, put, seconds, times } from "../dom.js";
+import { decibel, el, isNumber, percent, plain, plural, put, seconds, seen, times } from "../dom.js";
 import { svgImage } from "../picture.js";
 import { term } from "../words.js";
 import { makeTimeBars, reusedNote, sharesOf } from "./timebars.js";
@@ -40,7 +40,7 @@ export function makeGain(app) {
       put(introduction, howTimed(run.result));
       put(kernel, ranOn(run.result, app.data.provenance));
       put(numbers, ...metrics(run));
-      put(sentence, ...sentenceOf(run));
+      put(sentence, whereTimeWent(run));
       draw();
     },
   };
@@ -128,7 +128,7 @@ function metrics({ result: r }) {
       percent(computedShare(r)),
       "of all query–key pairs, dense steps, stand-ins and routing included",
     ),
-    metric(term("psnr", "PSNR"), decibel(r.psnr_db), "against dense, raw frames"),
+    metric(term("psnr", "PSNR"), decibel(r.psnr_db), ["against dense, raw frames", seen(r.psnr_db)].filter(Boolean).join(": ")),
     metric(term("ssim", "SSIM"), plain(r.ssim), "against dense, 1 is equal"),
     metric(term("density", "Density"), percent(r.density), "token pairs kept in sparse calls"),
   ];
@@ -152,10 +152,10 @@ function staysDense({ call, config }) {
   return `${capital(parts.join(" and "))} ${isOne ? "stays" : "stay"} dense`;
 }
 
-/** Where the time went, in a sentence: why the loop gains less than the work does. */
-function sentenceOf(run) {
+/** Where the time went, in words: why the loop gains less than the work does. Empty where it was not timed. */
+export function whereTimeWent(run) {
   const found = sharesOf(run);
-  if (!found) return [];
+  if (!found) return "";
   const { sparse } = found;
   const { compute_density, speedup } = run.result;
   const dwarfed = isNumber(compute_density) && isNumber(speedup) && speedup < 1 / compute_density;
@@ -165,5 +165,5 @@ function sentenceOf(run) {
     stays ? `${stays} (${seconds(sparse.warm)} of attention); clustering` : "Clustering",
     `, sorting and selecting take ${seconds(sparse.clustering)}.`,
     dwarfed ? " So time gains less than work." : "",
-  ];
+  ].join("");
 }

@@ -10,6 +10,7 @@
 //   say(text)               a notice about the budget in a sentence; null hides it
 //   picture()               what a picture of it holds, as `makeSave` takes it; `chart`, its SVG element
 //   liveSlot                where the panel of a run that measures a budget goes
+//   playSorting()           the mask goes from token order to sorted
 //   startTour(step, keepSelection)
 //   close()                 another trace takes the place of this one
 

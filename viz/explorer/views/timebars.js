@@ -42,7 +42,7 @@ export function reusedNote(result) {
 
 /** The chart, empty until `draw(run)`; `isDrawn()` says whether the run's parts are known. */
 export function makeTimeBars() {
-  const chart = svg("svg", { class: "chart timechart", role: "group", "aria-label": "Where the time went" });
+  const chart = svg("svg", { class: "timechart", role: "group", "aria-label": "Where the time went" });
   let isDrawn = false;
   return {
     chart,
