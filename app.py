@@ -18,17 +18,16 @@ with environment.refused_at_start(), environment.reaching_itself():
     import gradio as gr  # makes a client, and fails on a proxy that it can't use
 
 from svg2.models.catalogue import MODELS
-from svg2.process import keep_freed_memory
+from svg2.process import keep_freed_memory, trim_memory
 from svg2.runs.jobs import Studio
 from viz.page import service
 from viz.page.address import CHOICES, FIND_TICKET, OF_METHOD, SETTINGS, WRITE_ADDRESS
 from viz.page.api import Api
 from viz.page.files import routes
 from viz.page.handlers import Page
-from viz.page.layout import Controls, Start, Workspace
+from viz.page.layout import Controls, Start, Workspace, visit_state
 from viz.page.open_traces import OpenTraces, read_traces
 from viz.page.theme import HEAD, STYLE, theme
-from viz.page.visit import Visit
 from viz.page.wires import Wires
 
 TRACES = Path(__file__).resolve().parent / "assets" / "traces"
@@ -42,8 +41,7 @@ def build_page(studio: Studio, traces: OpenTraces) -> gr.Blocks:
     with gr.Blocks(
         title="SVG2 Lab", fill_width=True, delete_cache=(HOUR_SECONDS, 24 * HOUR_SECONDS)
     ) as blocks:
-        visit = gr.State(start.visit, delete_callback=Visit.cancel)
-        ticket = gr.Textbox(visible=False)
+        visit, ticket = visit_state(start.visit), gr.Textbox(visible=False)
         with gr.Row(elem_id="lab"):
             controls = Controls.of(start)
             workspace = Workspace.of(start)
@@ -86,7 +84,8 @@ def connect(
     to([c.cancel.click, explorer.stop], page.stop, "visit", ran)
     to([c.ready.input], page.choose_trace, "visit ready", opened)
     to([explorer.select], page.follow_link, "visit", f"{opened} ready")
-    to([c.upload.upload], page.receive_trace, "visit upload", f"{inputs} {ran}")
+    one = {"concurrency_limit": 1}  # reading a file takes memory
+    to([c.upload.upload], page.receive_trace, "visit upload", f"{inputs} {ran}", **one)
 
 
 def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
@@ -101,6 +100,7 @@ def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
             ssr_mode=False,
             max_file_size="64mb",
             max_threads=MAX_EVENTS,
+            state_session_capacity=2000,  # Gradio keeps 0.1 MB of each, also of closed pages
             app_kwargs={"routes": [*routes(traces), service.health_route(studio)]},
             **options,
         )
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if studio.model not in MODELS:
             _ = studio.spec
         environment.check_upload_folder()
-        traces = OpenTraces(read_traces(TRACES))
+        traces = OpenTraces(read_traces(TRACES), freed=trim_memory)
         options = {
             "server_port": asked.port,
             "share": asked.share,

@@ -11,6 +11,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 1 << 30
 
 
+def trim_memory() -> None:
+    """Give freed memory back to the system, also where much of it is kept.
+
+    No garbage is collected, which would hold up all threads.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_freed_memory() -> None:
     """Keep the memory of freed tensors, so that the next ones need no new pages.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from svg2.trace.records import Trace
-from viz.payload import explorer_payload, payload_bytes
+from viz.payload import Check, explorer_payload, no_check, payload_bytes
 
 FOLDER = Path(__file__).parent / "explorer"
 ENTRY = "mount.js"
@@ -83,14 +83,17 @@ def explorer_css() -> str:
     return (FOLDER / "explorer.css").read_text(encoding="utf-8")
 
 
-def explorer_html(trace: Trace | dict[str, Any], mode: str = "trace") -> str:
+def explorer_html(
+    trace: Trace | dict[str, Any], mode: str = "trace", check: Check = no_check
+) -> str:
     """A self-contained page that works from disk with no network, clips and records inside.
 
     Args:
         trace: a trace, or what `explorer_payload` made of one.
+        check: called again and again; what it raises ends the work.
     """
     payload = trace if isinstance(trace, dict) else explorer_payload(trace, mode)
-    data = base64.b64encode(payload_bytes(payload)).decode()
+    data = base64.b64encode(payload_bytes(payload, check)).decode()
     return _PAGE.format(js=_script(explorer_js()), css=_css_string(), data=data)
 
 

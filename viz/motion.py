@@ -11,31 +11,39 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 
-from svg2.errors import RequestError
+from svg2.errors import MediaError, RequestError
 from svg2.method.selection import METHODS
 from svg2.trace.records import Trace
 from svg2.trace.video import decode_mp4
+from viz.payload import Check, no_check
 
 Kind = Literal["gif", "webp"]
 
 _CLIP_PX = 480  # width of each clip
+_MAX_FRAMES, _MAX_PX = 400, 40_000_000  # of a clip
 _MARGIN, _GAP = 20, 12
 _LABEL_PX, _LINE_PX = 16, 13
 _PAPER, _INK, _SOFT = (255, 255, 255), (26, 28, 33), (90, 95, 105)
 _WIDTH = 2 * _MARGIN + 2 * _CLIP_PX + _GAP
 
 
-def moving_picture(trace: Trace, left: int | None, right: int, kind: Kind) -> bytes:
+def moving_picture(
+    trace: Trace, left: int | None, right: int, kind: Kind, check: Check = no_check
+) -> bytes:
     """Clip `right` beside clip `left` at the clip's own pace, as the bytes of an endless file.
 
     Args:
         left, right: runs of the trace by index; None is the dense one.
+        check: called again and again; what it raises ends the work.
 
     Raises:
         RequestError: the trace holds no such run.
-        MediaError: a clip can't be decoded.
+        MediaError: a clip can't be decoded, is too long or is too tall.
     """
-    sheets = list(_sheets(trace, left, right))
+    sheets = []
+    for sheet in _sheets(trace, left, right):
+        check()
+        sheets.append(sheet)
     pace = max(20, round(1000 / float(trace.request.get("fps") or 16), -1))
     out = io.BytesIO()
     save: dict[str, Any] = {"save_all": True, "duration": int(pace), "loop": 0}
@@ -51,7 +59,7 @@ def moving_picture(trace: Trace, left: int | None, right: int, kind: Kind) -> by
 def _sheets(trace: Trace, left: int | None, right: int) -> Iterator[Image.Image]:
     """One picture a frame: both clips under their names, over the lines."""
     names = (name_of(trace, left), name_of(trace, right))
-    clips = [_shown(decode_mp4(_clip(trace, index))) for index in (left, right)]
+    clips = [_shown(_decoded(_clip(trace, index))) for index in (left, right)]
     height = clips[0][0].height
     bold, small = ImageFont.load_default(_LABEL_PX), ImageFont.load_default(_LINE_PX)
     lines = [cut for line in lines_of(trace, right) for cut in _wrapped(line, small)]
@@ -72,6 +80,14 @@ def _sheets(trace: Trace, left: int | None, right: int) -> Iterator[Image.Image]
 
 def _clip(trace: Trace, index: int | None) -> bytes:
     return trace.dense_mp4 if index is None else trace.runs[index].mp4
+
+
+def _decoded(clip: bytes) -> UInt8[ndarray, "F Y X 3"]:
+    frames = decode_mp4(clip, _MAX_FRAMES, within=(_CLIP_PX, 2 * _CLIP_PX))
+    height = frames.shape[1] * _CLIP_PX / frames.shape[2]
+    if height > 2 * _CLIP_PX or len(frames) * height * _CLIP_PX > _MAX_PX:
+        raise MediaError("The clip is too tall or too long for a moving picture.")
+    return frames
 
 
 def name_of(trace: Trace, index: int | None) -> str:

@@ -13,7 +13,14 @@ from numpy import ndarray
 from svg2.config import SVG2Config
 from svg2.method.call_sample import CallSample
 from svg2.trace.file import trace_bytes
-from svg2.trace.records import NUM_NEAR, Record, RecordingPolicy, Trace
+from svg2.trace.records import (
+    MAX_BYTES,
+    MAX_PAIRS,
+    NUM_NEAR,
+    Record,
+    RecordingPolicy,
+    Trace,
+)
 from svg2.trace.thresholds import gain_thresholds, log_gain
 
 NUM_RECALL_QUERIES = 64
@@ -68,7 +75,8 @@ def choose(
     record_bytes = (
         4 * n_tokens + masses * num_q * num_k + num_q * num_k // 8 + 3 * num_q + 11 * num_k
     )
-    room = int(policy.max_bytes * _RECORDS_SHARE) // record_bytes
+    room = int(min(policy.max_bytes, MAX_BYTES) * _RECORDS_SHARE) // record_bytes
+    room = min(room, MAX_PAIRS // (num_q * num_k))
     steps, layers, heads = asked
     if len(steps) * len(layers) * len(heads) > room:
         heads = _spread(heads, max(1, room // max(1, len(steps) * len(layers))))
@@ -206,7 +214,7 @@ def _record(
 
 
 def fit(trace: Trace, max_bytes: int, most: int = 0) -> Trace:
-    """The trace with fewer records, so that its file has at most `max_bytes`.
+    """The trace with fewer records, so that its file has at most `max_bytes` and can be read.
 
     Run `most` keeps its records longest. Of the other runs heads go first, then steps, then
     layers, always spread over what there is; of that run steps, then heads, then layers. The clips
@@ -217,7 +225,7 @@ def fit(trace: Trace, max_bytes: int, most: int = 0) -> Trace:
     fitted = trace
     for run, axes in ((-1, ("head", "step", "layer")), (most, ("step", "head", "layer"))):
         whole, cuts = records[run], _cuts(records[run], axes)
-        while len(trace_bytes(fitted)) > max_bytes and (cut := next(cuts, None)) is not None:
+        while not _fits(fitted, max_bytes) and (cut := next(cuts, None)) is not None:
             records[run] = _thinned(whole, cut)
             kept = set(map(id, records[most] + records[-1]))
             fitted = dataclasses.replace(
@@ -230,6 +238,10 @@ def fit(trace: Trace, max_bytes: int, most: int = 0) -> Trace:
         f"{max_bytes / 2**20:.1f} MB, most of them of run {most + 1}."
     )
     return dataclasses.replace(fitted, policy=trace.policy | {"note": note})
+
+
+def _fits(trace: Trace, max_bytes: int) -> bool:
+    return not trace.is_too_large and len(trace_bytes(trace)) <= max_bytes
 
 
 def _cuts(records: Sequence[Record], axes: Sequence[str]) -> Iterator[dict[str, int]]:

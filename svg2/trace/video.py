@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ Frames = UInt8[ndarray, "F Y X 3"]
 _MIN_SIDE_PX = 256
 _CAPTION_PX = 36
 _GAP_PX = 8
+_MAX_SIDE_PX = 4096
 _MAX_DECODED_BYTES = 1 << 30
 _INSTALL = (
     "run `pip install --force-reinstall imageio-ffmpeg`, or name an ffmpeg with libx264 by "
@@ -87,12 +88,31 @@ def _check_encoder(ffmpeg: str) -> None:
     encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), 8)
 
 
-def decode_mp4(data: bytes, max_frames: int = 2000) -> Frames:
+def decode_mp4(
+    data: bytes,
+    max_frames: int = 2000,
+    frames: Sequence[int] | None = None,
+    within: tuple[int, int] | None = None,
+) -> Frames:
     """The frames of a clip, as `encode_mp4` wrote it.
 
+    Args:
+        frames: numbers of the frames that are wanted, ascending; None takes all.
+        within: width and height in px that larger frames are scaled down to.
+
     Raises:
-        MediaError: `data` is no MP4 video, or has more than `max_frames` frames.
+        MediaError: `data` is no MP4 video, has more than `max_frames` frames, or lacks one of
+            those that are wanted.
     """
+    filters = []
+    if frames is not None:
+        filters.append(f"select='{'+'.join(f'eq(n,{n})' for n in frames)}'")
+    if within is not None:
+        width, height = within
+        filters.append(
+            f"scale=w='min(iw,{width})':h='min(ih,{height})'"
+            ":force_original_aspect_ratio=decrease:flags=area"
+        )
 
     def decode(folder: Path) -> bytes:
         path = folder / "clip.mp4"
@@ -100,15 +120,53 @@ def decode_mp4(data: bytes, max_frames: int = 2000) -> Frames:
         # PPM frames carry their size.
         return _ffmpeg(
             *(*_read_mp4(path), "-frames:v", str(max_frames + 1)),
+            *(("-vf", ",".join(filters)) if filters else ()),
             *("-fs", str(_MAX_DECODED_BYTES), "-f", "image2pipe", "-c:v", "ppm", "-"),
         )
 
-    frames = _split_ppm(in_scratch(decode))
-    if not frames:
+    found = _split_ppm(in_scratch(decode))
+    if not found:
         raise MediaError("The video holds no frames.")
-    if len(frames) > max_frames:
+    if frames is not None and len(found) != len(frames):
+        raise MediaError(f"The video ends before frame {frames[-1] + 1}.")
+    if len(found) > max_frames:
         raise MediaError(f"The video has more than {max_frames} frames.")
-    return np.stack(frames)
+    return np.stack(found)
+
+
+def check_mp4(data: bytes, num_frames: int, seconds: float) -> None:
+    """Check that a clip can be decoded to its end, without holding its frames.
+
+    Args:
+        num_frames: how many frames it must have.
+        seconds: time to decode it within.
+
+    Raises:
+        MediaError: `data` is no MP4 video, is damaged, has fewer or more frames, has frames of
+            more than 4096 px a side, or takes longer.
+    """
+
+    def decode(folder: Path) -> bytes:
+        path = folder / "clip.mp4"
+        path.write_bytes(data)
+        return _ffmpeg(
+            *("-xerror", "-err_detect", "explode", "-threads", "1"),
+            *(*_read_mp4(path), "-frames:v", str(num_frames + 1)),
+            *("-an", "-f", "framecrc", "-"),
+            seconds=seconds,
+        )
+
+    try:
+        report = in_scratch(decode).decode()
+    except _Refused as error:
+        raise MediaError("The video is damaged: it can't be decoded to its end.") from error
+    sizes = re.findall(r"^#dimensions 0: (\d+)x(\d+)$", report, re.MULTILINE)
+    if not sizes or max(map(int, sizes[0])) > _MAX_SIDE_PX:
+        raise MediaError(f"The video's frames are larger than {_MAX_SIDE_PX} px a side.")
+    found = len([line for line in report.splitlines() if line and not line.startswith("#")])
+    if found != num_frames:
+        more = "or more " if found > num_frames else ""
+        raise MediaError(f"The video has {found} {more}frames where {num_frames} are expected.")
 
 
 def read_clip(path: str | os.PathLike, num_frames: int, width: int, height: int) -> Frames:
@@ -231,6 +289,10 @@ def _read_mp4(path: Path) -> tuple[str, ...]:
     return ("-f", "mov", "-i", f"file:{path}", "-fps_mode", "passthrough", "-pix_fmt", "rgb24")
 
 
+class _Refused(MediaError):
+    """ffmpeg is here and ran, and could not read or write the video."""
+
+
 def _ffmpeg_path() -> str:
     import imageio_ffmpeg
 
@@ -240,11 +302,15 @@ def _ffmpeg_path() -> str:
         raise MediaError(f"There is no ffmpeg: {_INSTALL}.") from error
 
 
-def _ffmpeg(*arguments: str, stdin: bytes = b"") -> bytes:
+def _ffmpeg(*arguments: str, stdin: bytes = b"", seconds: float | None = None) -> bytes:
     path = _ffmpeg_path()
     command = [path, "-hide_banner", "-loglevel", "error", "-y", *arguments]
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, check=False)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, check=False, timeout=seconds
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MediaError("The video takes too long to decode.") from error
     except OSError as error:
         reason = error.strerror or error
         raise MediaError(f"ffmpeg can't be run as {path} ({reason}): {_INSTALL}.") from error
@@ -256,4 +322,4 @@ def _ffmpeg(*arguments: str, stdin: bytes = b"") -> bytes:
     if any("Unknown encoder" in line for line in said):
         raise MediaError(f"The ffmpeg at {path} can't encode H.264 (libx264): {_INSTALL}.")
     reason = said[-1].rstrip(".") if said else f"it ended with code {done.returncode}"
-    raise MediaError(f"ffmpeg refused the video: {reason}.")
+    raise _Refused(f"ffmpeg refused the video: {reason}.")

@@ -25,12 +25,11 @@ from svg2.runs.compare import Comparison
 from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
 from svg2.trace.clip_settings import is_mp4
-from svg2.trace.file import load_trace
 from svg2.trace.records import RecordingPolicy
 from svg2.trace.scratch import is_full
 from viz.page import words
 from viz.page.address import CHOICES, NUMBERS, OF_METHOD, SETTINGS, read_address, read_clip
-from viz.page.open_traces import UPLOAD, OpenTraces
+from viz.page.open_traces import OpenTraces
 from viz.page.runner import Execution, Runner, runner_for
 from viz.page.visit import Visit
 from viz.page.words import plain, say
@@ -93,7 +92,8 @@ class Page:
         """The tab was closed, or a phone sleeps: cancel its run, if it does not come back."""
         gone = self._visits.pop(str(request.session_hash), None)
         if gone is not None and (gone.execution is None or not self._keep(gone)):
-            gone.cancel()
+            gone.free()
+            self.traces.freed()
 
     def _keep(self, visit: Visit) -> bool:
         """Keep a visit and its run for a while, in case its tab comes back; whether it can."""
@@ -106,7 +106,8 @@ class Page:
                 kept, _ = self._kept.get(ticket, (None, None))
                 if kept is visit:
                     del self._kept[ticket]
-            visit.cancel()
+            visit.free()
+            self.traces.freed()
 
         with self._keeping:
             if self._kept.get(ticket, (None, None))[0] is not visit:
@@ -185,7 +186,9 @@ class Page:
         """A budget is to be measured: ask for a real run there. The newest request counts."""
         if visit.pending is not None or visit.is_comparing:
             return {"explorer": visit.view(notice=words.UNDER_WAY)}  # the status is the run's own
-        if visit.open_trace is None or _sent(event, "trace") != visit.open_trace.key:
+        if visit.open_trace is None:
+            return {"status": say(words.NO_LONGER_OPEN, "warn")}
+        if _sent(event, "trace") != visit.open_trace.key:
             return {"explorer": visit.view(notice=words.JUST_REPLACED)}
         again = _sent(event, "again") is True
         try:
@@ -331,10 +334,11 @@ class Page:
         if data is not None and is_mp4(data):
             return self._like_clip(data)
         try:
-            uploaded = self.traces.put(load_trace(data or b""), UPLOAD)
+            visit.show(self.traces.receive(data or b"", visit.open_trace))
         except TraceError as error:
             return _refusal(error)
-        visit.show(uploaded)
+        finally:
+            self.traces.freed()
         return {"status": say(words.TRACE_OPEN, "done"), **_workspace(visit)}
 
     def _like_clip(self, data: bytes) -> Update:

@@ -19,6 +19,12 @@ from viz.page.visit import Visit
 from viz.page.words import BEYOND, EMPTY, KNOWN, MASTHEAD, about_method, links_to, model_title
 
 FORM = {"budget": "#top_p input[type=number]", "generate": "#generate"}
+VISIT_SECONDS = 6 * 3600
+
+
+def visit_state(first: Visit) -> gr.State:
+    """Holds a visit per page, until the page is closed or was not used for `VISIT_SECONDS`."""
+    return gr.State(first, time_to_live=VISIT_SECONDS, delete_callback=Visit.free)
 
 
 @dataclass(frozen=True)

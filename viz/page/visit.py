@@ -15,7 +15,14 @@ from svg2.runs.dense_sparse import DenseRun
 from svg2.runs.jobs import Studio
 from svg2.runs.run import Run
 from viz.explorer_page import explorer_value
-from viz.page.open_traces import UPLOAD, OpenTrace, OpenTraces, without_records, without_run
+from viz.page.open_traces import (
+    READY_MADE,
+    UPLOAD,
+    OpenTrace,
+    OpenTraces,
+    without_records,
+    without_run,
+)
 from viz.page.runner import Execution
 
 MAX_RECORDED = 10  # runs of one trace with their clusters; older ones keep clip and numbers
@@ -69,11 +76,19 @@ class Visit:
         self.num_given = len(open_trace.trace.runs) if open_trace else 0
         self.made_by: Run | None = None
 
+    def free(self) -> None:
+        """The page is gone, or was not used for long: end its run, and hold nothing large."""
+        self.cancel()
+        self.dense = None
+        if self.open_trace is not None and self.open_trace.mode != READY_MADE:
+            self.show(None)
+
     def take_over(self, other: Visit) -> None:
         """Go on with what another visit of the same tab shows and runs."""
         for name in ("open_trace", "num_given", "made_by", "dense", "execution", "doing"):
             setattr(self, name, getattr(other, name))
         other.execution = None  # no longer the other's to cancel
+        other.free()
 
     def cancel(self) -> None:
         """Drop what waits, and stop what runs."""
@@ -160,9 +175,13 @@ class Visit:
         self.made_by = made.sparse.run
         trace = add_run(current.trace, made.dense, made.sparse, made.result)
         recorded = sorted({record.run for record in trace.records})
-        older = [r for r in recorded if self.num_given <= r < len(trace.runs) - 1]
+        newest = len(trace.runs) - 1
+        older = [r for r in recorded if self.num_given <= r < newest]
         if len(recorded) > MAX_RECORDED and older:
             trace = without_records(trace, older[0])
+        for r in (*older, newest):  # or its file could not be opened again
+            if trace.is_too_large:
+                trace = without_records(trace, r)
         if len(trace.runs) > MAX_RUNS and older:
             trace = without_run(trace, self.num_given)
         mode = current.mode if live in current.mode else f"{current.mode} + {live}"

@@ -48,6 +48,8 @@ class Wires:
         event.success(*self._ends(handler, inputs, outputs), **{**QUICK, **options})
 
     def _ends(self, handler: Callable, inputs: str, outputs: str) -> tuple[Any, ...]:
+        if "visit" in inputs.split():  # the first input wherever there is one
+            handler, outputs = _renewing(handler), f"visit {outputs}"
         found = ([self._components[name] for name in names.split()] for names in (inputs, outputs))
         return self._by_component(handler), *found
 
@@ -76,6 +78,28 @@ class Wires:
                 return keyed(handler(*args))
 
         return call
+
+
+def _renewing(handler: Callable) -> Callable:
+    """The handler with its visit among what it gives back: its time to live begins anew.
+
+    Gradio frees a state only after an event that gave it back.
+    """
+    if inspect.isgeneratorfunction(handler):
+
+        @wraps(handler)
+        def stream(visit: Any, *args: Any) -> Any:
+            with closing(handler(visit, *args)) as updates:
+                for update in updates:
+                    yield {**update, "visit": visit}
+
+        return stream
+
+    @wraps(handler)
+    def call(visit: Any, *args: Any) -> Any:
+        return {**(handler(visit, *args) or {}), "visit": visit}
+
+    return call
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from svg2.runs.progress import Progress
 from svg2.trace.clip_settings import tags_of
 from svg2.trace.file import trace_bytes
 from svg2.trace.video import encode_mp4
+from tests.large_traces import make_large_trace
 from viz.page import handlers, words
 from viz.page.address import CHOICES, SETTINGS
 from viz.page.handlers import Page
@@ -365,3 +366,39 @@ def test_a_file_that_is_no_image_is_one_sentence(page: Page, tmp_path) -> None:
     path = tmp_path / "start.png"
     path.write_text("no image")
     assert "is not an image" in page.show_cut(str(path), 192, 192)["image_cut"]
+
+
+def test_a_page_that_goes_takes_its_trace_along(
+    page: Page, visit: Visit, traces: OpenTraces
+) -> None:
+    tab = SimpleNamespace(session_hash="tab", query_params={})
+    page.arrive(visit, "", tab)
+    page.receive_trace(visit, trace_bytes(visit.open_trace.trace))
+    key = visit.open_trace.key
+    assert traces.get(key) is not None
+    freed: list[bool] = []
+    traces.freed = lambda: freed.append(traces.get(key) is None)
+    page.leave(tab)
+    traces.freed = lambda: None
+    assert freed == [True]
+    event = SimpleNamespace(run=0, method="svg2", top_p=0.5, trace=key)
+    said = page.release_budget(visit, event)  # of a page that lives on without its connection
+    assert set(said) == {"status"}
+    assert "no longer open" in said["status"]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (lambda: trace_bytes(make_large_trace(6000, 6000)), "16 million pairs"),
+        (lambda: trace_bytes(make_large_trace(8, 8, (2, 1, 1024))), "at most 524288 are shown"),
+    ],
+)
+def test_an_upload_that_would_take_too_much_is_one_sentence(
+    page: Page, visit: Visit, data, sentence: str
+) -> None:
+    before = visit.open_trace
+    said = page.receive_trace(visit, data())
+    assert sentence in said["status"]
+    assert said["status"].count("<p") == 1
+    assert visit.open_trace is before

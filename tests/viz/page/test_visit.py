@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,8 @@ from svg2.runs.compare import Comparison
 from svg2.runs.jobs import Studio
 from svg2.runs.limits import Limits
 from svg2.runs.run import Run
+from svg2.trace import records
+from tests.traces import make_synthetic_trace
 from viz.page import visit as visits
 from viz.page.open_traces import OpenTrace, OpenTraces
 from viz.page.visit import Visit
@@ -173,6 +176,41 @@ def test_each_visitor_has_a_visit_of_their_own(studio: Studio, traces: OpenTrace
     assert second.pending is None
 
 
+@pytest.mark.parametrize("given", [0, 1])
+def test_a_trace_that_grows_can_always_be_opened_again(
+    traces: OpenTraces,
+    made: Comparison,
+    made_too: Comparison,
+    monkeypatch: pytest.MonkeyPatch,
+    given: int,
+) -> None:
+    first = sum(record.P.size for record in made.trace.records)
+    monkeypatch.setattr(records, "MAX_PAIRS", 2 * first)
+    visit = Visit(traces.put(made.trace, "upload")) if given else Visit()
+    if not given:
+        visit.add(made, traces)
+    for _ in range(4):
+        visit.add(made_too, traces)
+    trace = visit.open_trace.trace
+    assert len(trace.runs) == 5  # no clip and no number is lost
+    assert not trace.is_too_large
+    recorded = {record.run for record in trace.records}
+    assert recorded == {0, 4}  # the first, and the newest
+
+
+def test_a_page_that_goes_frees_all_it_held(
+    studio: Studio, traces: OpenTraces, made: Comparison
+) -> None:
+    visit = Visit(None, studio.model)
+    visit.add(made, traces)
+    visit.pending = visit.run_at(studio, 0, 0.5)
+    key = visit.open_trace.key
+    assert traces.get(key) is not None
+    visit.free()
+    assert traces.get(key) is None
+    assert (visit.open_trace, visit.dense, visit.pending, visit.made_by) == (None,) * 4
+
+
 def test_an_upload_lends_its_budget_and_cluster_counts_and_nothing_else(
     studio: Studio, traces: OpenTraces, made: Comparison
 ) -> None:
@@ -225,3 +263,17 @@ def test_one_run_of_a_visit_at_a_time_and_the_newest_wish_counts() -> None:
     for thread in threads:
         thread.join(10)
     assert sorted(log[2:]) == [("b", True), ("d", True)]
+
+
+def test_a_visit_that_another_takes_over_holds_nothing_more() -> None:
+    traces = OpenTraces()
+    left, came = Visit(), Visit()
+    left.show(traces.put(make_synthetic_trace(), "upload"))
+    running = left.execution = SimpleNamespace(cancel=lambda: pytest.fail("it was cancelled"))
+    key = left.open_trace.key
+    came.take_over(left)
+    assert (came.execution, came.open_trace) == (running, traces.get(key))
+    assert (left.open_trace, left.dense, left.execution) == (None, None, None)
+    came.execution = None
+    came.free()
+    assert traces.get(key) is None
