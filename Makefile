@@ -36,6 +36,7 @@ test: $(VENV)/.dev-installed browser
 
 nightly: $(VENV)/.dev-installed
 	$(PYTEST) $(ON_TWO) -m nightly
+	SVG2_EXAMPLES=2000 $(PYTEST) tests/viz/page/test_generated.py
 
 test-versions: $(OLDEST)/.installed $(VENV)/.app-installed
 	$(OLDEST)/bin/python -m svg2.bench.versions oldest
@@ -72,7 +73,7 @@ define install_torch
 	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null \
 	    && $(1) -c "import urllib.request as u; u.urlopen('$$url/torch/', timeout=5)" 2>/dev/null; \
 	then index="--extra-index-url $$url"; fi; \
-	$(1) $(PIP) "$$(grep '^torch' requirements.txt)" $$index
+	grep '^torch' requirements.txt | $(1) $(PIP) -r /dev/stdin $$index
 endef
 
 $(VENV)/.app-installed: requirements.txt | $(PY)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,41 +14,40 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch lea
 from viz.page import environment
 
 with environment.refused_at_start(), environment.reaching_itself():
-    environment.check_numbers()
+    environment.before_gradio()
     import gradio as gr  # makes a client, and fails on a proxy that it can't use
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
 
 from svg2.models.catalogue import MODELS
-from svg2.process import keep_freed_memory
+from svg2.process import keep_freed_memory, trim_memory
 from svg2.runs.jobs import Studio
-from viz.bench_figures import PICTURES
-from viz.page.address import CHOICES, OF_METHOD, SETTINGS, WRITE_ADDRESS
-from viz.page.handlers import BAD_INPUT, Page
-from viz.page.layout import Controls, Start, Workspace
+from viz.page import service
+from viz.page.address import CHOICES, FIND_TICKET, OF_METHOD, SETTINGS, WRITE_ADDRESS
+from viz.page.api import Api
+from viz.page.files import routes
+from viz.page.handlers import Page
+from viz.page.layout import Controls, Start, Workspace, visit_state
 from viz.page.open_traces import OpenTraces, read_traces
 from viz.page.theme import HEAD, STYLE, theme
-from viz.page.visit import Visit
 from viz.page.wires import Wires
 
 TRACES = Path(__file__).resolve().parent / "assets" / "traces"
+MAX_EVENTS = 100  # of all visitors at once; a run that waits or goes on is one of them
 HOUR_SECONDS = 3600  # uploads are looked through each hour, and gone after a day
-
-log = logging.getLogger("app")
 
 
 def build_page(studio: Studio, traces: OpenTraces) -> gr.Blocks:
     """Layout first, then the wires."""
-    start = Start.of(studio, traces)
+    page, start = Page(studio, traces), Start.of(studio, traces)  # a Page may load the model
     with gr.Blocks(
         title="SVG2 Lab", fill_width=True, delete_cache=(HOUR_SECONDS, 24 * HOUR_SECONDS)
     ) as blocks:
-        visit = gr.State(start.visit, delete_callback=Visit.cancel)
+        visit, ticket = visit_state(start.visit), gr.Textbox(visible=False)
         with gr.Row(elem_id="lab"):
             controls = Controls.of(start)
             workspace = Workspace.of(start)
-        wires = Wires({"visit": visit, **vars(controls), **vars(workspace)})
-        connect(wires, blocks, controls, workspace, Page(studio, traces))
+        wires = Wires({"visit": visit, "ticket": ticket, **vars(controls), **vars(workspace)})
+        connect(wires, blocks, controls, workspace, page)
+        Api(studio, traces, page.runner).register()
     return blocks
 
 
@@ -66,7 +62,9 @@ def connect(
     ran = "status explorer nothing links generate cancel"
     checked, asked = "status note generate cancel", "status explorer cancel"
 
-    to([blocks.load], page.arrive, "visit", f"{settings} status")
+    found = f"{settings} status {opened} cancel generate"
+    arrived = to([blocks.load], page.arrive, "visit ticket", found, js=FIND_TICKET)
+    wires.then(arrived, page.resume, "visit", ran)
     to([blocks.load], page.list_models, "", "menu")
     blocks.unload(page.leave)
     models = [c.model.input, c.preset.input]
@@ -86,64 +84,51 @@ def connect(
     to([c.cancel.click, explorer.stop], page.stop, "visit", ran)
     to([c.ready.input], page.choose_trace, "visit ready", opened)
     to([explorer.select], page.follow_link, "visit", f"{opened} ready")
-    to([c.upload.upload], page.receive_trace, "visit upload", f"status {opened}")
+    one = {"concurrency_limit": 1}  # reading a file takes memory
+    to([c.upload.upload], page.receive_trace, "visit upload", f"{inputs} {ran}", **one)
 
 
 def launch(studio: Studio, traces: OpenTraces, **options: Any) -> gr.Blocks:
     """Serve the page; `options` go to Gradio."""
     blocks = build_page(studio, traces)
-    pictures = Mount("/bench", StaticFiles(directory=PICTURES, check_dir=False))
     with environment.reaching_itself(needs_network=bool(options.get("share"))):
-        blocks.queue().launch(
+        blocks.queue(max_size=MAX_EVENTS).launch(
             theme=theme(),
             css_paths=STYLE,
             head=HEAD,
             footer_links=[],
             ssr_mode=False,
             max_file_size="64mb",
-            app_kwargs={"routes": [traces.route(), pictures]},
+            max_threads=MAX_EVENTS,
+            state_session_capacity=2000,  # Gradio keeps 0.1 MB of each, also of closed pages
+            app_kwargs={"routes": [*routes(traces), service.health_route(studio)]},
             **options,
         )
     return blocks
 
 
-def load_in_background(studio: Studio) -> None:
-    """Have the model ready by the time somebody asks; what fails then is said when they do."""
-
-    def load() -> None:
-        try:
-            studio.preload()
-        except BAD_INPUT as error:
-            log.warning("%s", error)
-
-    threading.Thread(target=load, name="load-model", daemon=True).start()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is stopped."""
-    parser = argparse.ArgumentParser(prog="python app.py", description="Serve the SVG2 Lab page.")
-    parser.add_argument(
-        "--model",
-        default=os.environ.get("SVG2_MODEL", "builtin"),
-        help="a menu name, a pipeline's folder or a hub id (default: SVG2_MODEL or builtin)",
-    )
-    parser.add_argument(
-        "--port", type=int, help="default: GRADIO_SERVER_PORT or the first free one from 7860"
-    )
-    parser.add_argument("--share", action="store_true", help="also make Gradio's public link")
-    args = parser.parse_args(argv)
+    asked = service.parse_options(argv)
     keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    studio = Studio(args.model)
+    service.log_as_json()
+    studio = service.studio_of(asked)
     with environment.refused_at_start():
+        service.check_mcp(asked)
         if studio.model not in MODELS:
             _ = studio.spec
         environment.check_upload_folder()
-        traces = OpenTraces(read_traces(TRACES))
-        options = {"server_port": args.port, "share": args.share, "prevent_thread_lock": True}
-        blocks = launch(studio, traces, **options)
-    load_in_background(studio)  # after the page is up, which needs none of it
-    blocks.block_thread()
+        traces = OpenTraces(read_traces(TRACES), freed=trim_memory)
+        options = {
+            "server_port": asked.port,
+            "share": asked.share,
+            "mcp_server": asked.mcp or None,
+        }
+        told = service.told_to_end()
+        blocks = launch(studio, traces, prevent_thread_lock=True, **options)
+        service.check_mcp_is_up(blocks)
+    service.load_in_background(studio)  # after the page is up, which needs none of it
+    service.serve_until_told(blocks, told)
 
 
 if __name__ == "__main__":

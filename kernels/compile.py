@@ -3,6 +3,7 @@
     python -m kernels.compile                     the table, as Markdown
     python -m kernels.compile --write             and into kernels/README.md
     python -m kernels.compile --chips sm_90 --kernels attend --dtypes bf16
+    python -m kernels.compile --chips sm_90 --raced
 
 Exit code 1: a kernel exceeds the shared memory of a chip, or spills registers.
 """
@@ -22,7 +23,13 @@ from triton.compiler import ASTSource
 
 from kernels.build import Build
 from kernels.cluster_attention.fused import lists
-from kernels.cluster_attention.fused.tiling import Config, attend_kernel, config_for, variants_for
+from kernels.cluster_attention.fused.tiling import (
+    RACED,
+    Config,
+    attend_kernel,
+    config_for,
+    variants_for,
+)
 from kernels.impl import HEAD_DIMS
 from kernels.kmeans import fused as kmeans
 from kernels.machine_code import instructions_per_128_keys
@@ -108,7 +115,7 @@ class Report:
 
 
 def shipped_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Build]:
-    """Every kernel that can run on a chip, in every variant.
+    """Every kernel that runs on a chip, in every variant, with its default tiles.
 
     Kernels that only move or list tokens are built for one dtype, of 2 bytes.
     """
@@ -119,7 +126,7 @@ def shipped_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Buil
             yield from kmeans_builds(chip, head_dim, dtype)
             yield from routing.builds(chip, head_dim, dtype)
     yield from list_builds(chip)
-    yield from permutation_builds()
+    yield from permutation_builds(chip)
 
 
 def attention_builds(config: Config, head_dim: int, dtype: str) -> Iterator[Build]:
@@ -129,20 +136,7 @@ def attention_builds(config: Config, head_dim: int, dtype: str) -> Iterator[Buil
 
 def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
     """Assignment and update of k-means."""
-    tiling = kmeans.tiling_for(chip)
-    yield Build(
-        f"assign {tiling.block_n}×{tiling.block_c} D{head_dim} {dtype}",
-        kmeans.assign_kernel,
-        dtype,
-        {
-            "D": head_dim,
-            "BLOCK_N": tiling.block_n,
-            "BLOCK_C": tiling.block_c,
-            "PRECISION": "ieee",
-        },
-        num_warps=tiling.num_warps,
-        num_stages=tiling.num_stages,
-    )
+    yield assign_build(kmeans.default_tiling(chip), head_dim, dtype)
     no_centroids = ("centroids_ptr", "half_norms_ptr")
     for name, absent in (
         ("update", ()),
@@ -158,17 +152,29 @@ def kmeans_builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
         )
 
 
+def assign_build(tiling: kmeans.Tiling, head_dim: int, dtype: str) -> Build:
+    """Assignment of k-means with a given tiling."""
+    return Build(
+        f"assign {tiling.block_n}×{tiling.block_c} D{head_dim} {dtype}",
+        kmeans.assign_kernel,
+        dtype,
+        kmeans.assign_constants(tiling, head_dim),
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
+    )
+
+
 def list_builds(chip: str) -> Iterator[Build]:
     """The list kernels of attention, for each tile size that runs on a chip."""
     configs = [x for head_dim in HEAD_DIMS for x in variants_for(chip, head_dim).values()]
     yield from {build.name: build for x in configs for build in lists.builds(x)}.values()
 
 
-def permutation_builds() -> Iterator[Build]:
+def permutation_builds(chip: str) -> Iterator[Build]:
     """The counting sort, and moving tokens."""
-    block_n = permutation.BLOCK_N
-    compare = {"BLOCK_N": block_n, "BLOCK_COMPARE": permutation.BLOCK_COMPARE}
-    yield Build("count", permutation.count_kernel, "bf16", compare, num_warps=8)
+    tiling = permutation.default_tiling(chip)
+    block_n = tiling.block_n
+    yield count_build(tiling)
     yield Build(
         "scan",
         permutation.scan_kernel,
@@ -189,6 +195,26 @@ def permutation_builds() -> Iterator[Build]:
                 },
                 num_warps=8,
             )
+
+
+def count_build(tiling: permutation.Tiling) -> Build:
+    """The ranking of the counting sort with a given tiling."""
+    compare = {"BLOCK_N": tiling.block_n, "BLOCK_COMPARE": tiling.block_compare}
+    return Build("count", permutation.count_kernel, "bf16", compare, num_warps=tiling.num_warps)
+
+
+def raced_builds(chip: str, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Build]:
+    """What a race times beside the default tiles, at D 128, in the order of the kernels."""
+    for dtype in dtypes:
+        for config in RACED.values() if chip == "sm_90" else ():
+            yield from attention_builds(config, 128, dtype)
+        for tiling in kmeans.RACED:
+            build = assign_build(tiling, 128, dtype)
+            yield replace(build, name=f"{build.name}{', per tile' * tiling.per_tile}")
+        for tiling in routing.RACED:
+            yield from routing.builds(chip, 128, dtype, tiling)
+    for tiling in permutation.RACED:
+        yield replace(count_build(tiling), name=f"count {tiling.block_n}×{tiling.block_compare}")
 
 
 def compile_for(build: Build, chip: str) -> Report:
@@ -306,12 +332,16 @@ def main(argv: list[str] | None = None) -> int:
         "--tiling",
         help="block_m=…,block_n=…,num_warps=…,num_stages=… of another main attention tiling",
     )
+    parser.add_argument(
+        "--raced", action="store_true", help="what a race times beside the default tiles"
+    )
     parser.add_argument("--attend", help="another attend kernel, by the name of its module")
     arguments = parser.parse_args(argv)
     reports = []
     pattern = arguments.kernels or (IN_TABLE if arguments.write else "")
     for chip in arguments.chips:
-        builds = shipped_builds(chip, tuple(arguments.dtypes))
+        of_chip = raced_builds if arguments.raced else shipped_builds
+        builds = of_chip(chip, tuple(arguments.dtypes))
         if arguments.tiling or arguments.attend:
             builds = _trial_builds(chip, arguments)
         for build in builds:

@@ -1,6 +1,7 @@
 """What the reference ops need of a CPU: one-thread workers, and whether it multiplies bf16."""
 
 import itertools
+import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +18,17 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 _pools: dict[tuple[int, str], ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
 _local = threading.local()
+
+
+def _forget_pools() -> None:
+    """A forked process has no threads of its parent, also not the one that held the lock."""
+    global _pools_lock
+    _pools_lock = threading.Lock()
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pools)
 
 
 @cache

@@ -80,7 +80,12 @@ def dense_rows(x: Tensor) -> Tensor:
 
 
 def chip_of(device: torch.device) -> str:
-    """The chip behind a GPU as tilings name it: "sm_90", or "gfx942" for all of AMD's."""
+    """The chip behind a GPU as tilings name it: "sm_90", or "gfx942" for all of AMD's.
+
+    "interpreter" in Triton's interpreter.
+    """
+    if INTERPRETING:
+        return "interpreter"
     if torch.version.hip is not None:
         return "gfx942"
     major, minor = torch.cuda.get_device_capability(device)

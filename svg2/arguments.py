@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from svg2.config import SVG2Config
 from svg2.errors import UsageError
@@ -19,16 +19,21 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(
+    argv: Sequence[str] | None = None, like: Mapping[str, Any] | None = None
+) -> argparse.Namespace:
     """The arguments of one command, whose name is `command`.
+
+    Args:
+        like: what `compare` takes for arguments that are not given.
 
     Raises:
         UsageError: arguments that the command does not take.
     """
-    return _parser().parse_args(argv)
+    return _parser(like or {}).parse_args(argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(like: Mapping[str, Any]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m svg2",
         description="Dense and SVG2 sparse attention side by side, measured.",
@@ -66,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="the sparse run follows the dense one, in place of taking turns with it",
     )
-    compare.set_defaults(command="compare")
+    compare.add_argument(
+        *("--like",),
+        metavar="FILE.mp4",
+        help="a clip that compare or the page wrote: make it again, but for what else is given",
+    )
+    compare.set_defaults(command="compare", **like)
 
     sweep = commands.add_parser(
         "sweep", help="one video at several budgets and with several methods"
@@ -111,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(command="models")
 
     bench = commands.add_parser("bench", help="compare the attention kernels with dense attention")
-    bench.add_argument("--suite", choices=["cpu", "calls", "gpu", "e2e"], default="cpu")
+    bench.add_argument("--suite", choices=["cpu", "calls", "timings", "gpu", "e2e"], default="cpu")
     bench.add_argument(
         *("--toy",),
         action="store_true",

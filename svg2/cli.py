@@ -21,12 +21,14 @@ from svg2.errors import Cancelled, InputError, SuiteUnavailable, UsageError
 from svg2.process import keep_freed_memory
 from svg2.runs.distributed import joined, processes
 from svg2.terminal import Stopped, running
+from svg2.trace.scratch import is_full
 
 if TYPE_CHECKING:
     from svg2.runs.run import Run
 
 _BUDGETS = (0.08, 0.12, 0.15, 0.2, 0.3, 0.4)
 
+DISK_FULL = "The disk is full: free some space and run the same command again."
 OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
 
 
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         arguments = parse_arguments(argv)
+        if getattr(arguments, "like", None) is not None:
+            arguments = parse_arguments(argv, _arguments_like(arguments.like))
         return _COMMANDS[arguments.command](arguments)
     except InputError as error:
         print(f"svg2: {_one_line(error)}", file=sys.stderr)
@@ -53,13 +57,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("svg2: Interrupted.", file=sys.stderr)
         return 130
     except OSError as error:  # a full disk, a folder that went away
-        print(f"svg2: {_one_line(error)}", file=sys.stderr)
+        advice = "" if not is_full(error) else f" {DISK_FULL}"
+        print(f"svg2: {_one_line(error)}{advice}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
             raise  # torch's error is matched by name, because torch may not be loaded
         print("svg2: Out of memory: ask for a smaller or shorter video.", file=sys.stderr)
         return 1
+
+
+def _arguments_like(path: str) -> dict[str, Any]:
+    """The arguments that make a clip again, as the clip itself tells them.
+
+    Raises:
+        UsageError: a file that can't be read. MediaError: one that does not tell.
+    """
+    from svg2.trace.clip_settings import MAX_BYTES, read_settings
+
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"The clip {path!r} can't be read: {reason}.") from error
+    request, config, started = read_settings(data)
+    for name in started:
+        print(
+            f"svg2: The clip started from a file that it does not hold: name it by --{name}.",
+            file=sys.stderr,
+        )
+    names = {"num_frames": "frames", "num_inference_steps": "steps"}
+    told = {names.get(name, name): value for name, value in request.items()}
+    budget = "top_p" if config.get("density") is None else "density"
+    of_their_own = {"method": config.get("method"), budget: config.get(budget)}
+    settings = [
+        f"{name}={value}"
+        for name, value in config.items()
+        if name not in ("method", "top_p", "density", "impl")
+    ]
+    return told | {k: v for k, v in of_their_own.items() if v is not None} | {"settings": settings}
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -79,6 +116,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     from svg2.runs.call import load_for
     from svg2.runs.compare import compare, save_comparison
+    from svg2.runs.outlook import forecast
+    from svg2.runs.progress import device_of
+    from svg2.runs.provenance import hardware
     from svg2.runs.race import why_no_race
 
     def keep_dense(stopped: Cancelled) -> str:
@@ -89,12 +129,15 @@ def _compare(arguments: argparse.Namespace) -> int:
     with running(keep_dense, shows_progress=share.is_first) as watch:
         pipe = load_for(run, watch)
         with joined(pipe) if share.world > 1 else nullcontext():
+            print(f"svg2: {forecast(run, hardware(device_of(pipe)))}", file=sys.stderr)
             if arguments.race and (reason := why_no_race(pipe)):
                 print(f"svg2: {reason}", file=sys.stderr)
             comparison = compare(run, pipe, watch=watch, in_turns=arguments.race)
         if share.is_first:
             save_comparison(comparison, folder)
     if share.is_first:
+        for sentence in comparison.result["warnings"]:
+            print(f"svg2: {sentence}", file=sys.stderr)
         _print_result(comparison.result)
     return 0
 
@@ -122,15 +165,15 @@ def _compare_prompts(arguments: argparse.Namespace) -> int:
 
 def _keep_dense(stopped: Cancelled, run: Run, folder: Path) -> str:
     """Write the dense clip if it was complete, and return a clause that says what was kept."""
-    from svg2.trace.atomic import write_atomic
+    from svg2.trace.atomic import write_or_keep
+    from svg2.trace.clip_settings import tags_of
     from svg2.trace.video import encode_mp4
 
     if stopped.dense is None:
         return "nothing was written"
     # files of an earlier run would not belong to this dense clip
-    for name in OUTPUTS:
-        (folder / name).unlink(missing_ok=True)
-    write_atomic(folder / "dense.mp4", encode_mp4(stopped.dense.frames, run.spec.fps))
+    clip = encode_mp4(stopped.dense.frames, run.spec.fps, tags=tags_of(run.request.to_dict()))
+    write_or_keep(folder, {"dense.mp4": clip}, instead_of=OUTPUTS)
     return f"the dense clip was complete and is kept as {folder / 'dense.mp4'}"
 
 
@@ -211,19 +254,24 @@ def _bench(arguments: argparse.Namespace) -> int:
     _output_folder(str(path.parent))
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file.")
-    if arguments.toy and arguments.suite in ("cpu", "calls"):
+    if arguments.toy and arguments.suite in ("cpu", "calls", "timings"):
         raise UsageError("--toy is for the suites gpu and e2e.")
 
     from svg2.bench.calls import run_calls_suite
     from svg2.bench.cpu import run_cpu_suite
     from svg2.bench.e2e import run_e2e_suite
     from svg2.bench.gpu import run_gpu_suite
+    from svg2.bench.timings import run_timings_suite
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        on_cpu = {"cpu": run_cpu_suite, "calls": run_calls_suite}.get(arguments.suite)
+        on_cpu = {
+            "cpu": run_cpu_suite,
+            "calls": run_calls_suite,
+            "timings": run_timings_suite,
+        }.get(arguments.suite)
         if on_cpu is not None:
             record = on_cpu(path, say)
         else:

@@ -31,8 +31,24 @@ class ModelUnavailable(RuntimeError):
     """Known model that can't be loaded on this machine."""
 
 
+class TooBusy(RuntimeError):
+    """As many runs wait here as may. The message says how many, and what to do."""
+
+
 class NotFinite(RuntimeError):
     """Run with infinite or NaN latents or frames. The message says where, and what to try."""
+
+
+class GpuUnavailable(RuntimeError):
+    """GPU of a shared machine that was not given, or was taken away. The message says why.
+
+    Attributes:
+        dense: the `svg2.runs.dense_sparse.DenseRun` if it was complete, else None.
+    """
+
+    def __init__(self, message: str, dense: Any = None) -> None:
+        super().__init__(message)
+        self.dense = dense
 
 
 class SuiteUnavailable(RuntimeError):

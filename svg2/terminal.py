@@ -53,7 +53,7 @@ def _interruptible():
         if is_interrupted:
             raise KeyboardInterrupt
         is_interrupted = True
-        print("\nsvg2: Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
+        print("\nsvg2: Stopping; Ctrl-C again stops at once.", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -152,7 +152,7 @@ def test_no_import_goes_up_a_floor() -> None:
         ("svg2/hooks/enable.py", "from svg2.trace.recording import Recorder"),
         ("svg2/trace/recording.py", "from svg2.hooks.session import Session"),
         ("svg2/models/spec.py", "from svg2.trace.video import decode_mp4"),
-        ("svg2/runs/compare.py", "from svg2.bench.race import race"),
+        ("svg2/runs/compare.py", "from svg2.bench.turns import time_in_turns"),
         ("viz/figures.py", "from svg2 import enable"),
         ("viz/figures.py", "from svg2.runs.run import Run"),
         ("viz/figures.py", "import gradio"),

@@ -118,3 +118,7 @@ def test_space_front_matter() -> None:
     assert settings["app_file"] == "app.py"
     assert settings["license"] == "apache-2.0"
     assert len(settings["short_description"]) <= 60
+    # requirements.txt narrows torch for the Python of Spaces alone.
+    python = settings["python_version"].strip('"')
+    narrowed = rf"^torch<2\.12; python_version == \"{re.escape(python)}\"$"
+    assert re.search(narrowed, (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import posixpath
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from svg2.trace.records import Trace
-from viz.payload import explorer_payload, payload_bytes
+from viz.payload import Check, explorer_payload, no_check, payload_bytes
 
 FOLDER = Path(__file__).parent / "explorer"
 ENTRY = "mount.js"
@@ -81,31 +83,41 @@ def explorer_css() -> str:
     return (FOLDER / "explorer.css").read_text(encoding="utf-8")
 
 
-def explorer_html(trace: Trace | dict[str, Any], mode: str = "trace") -> str:
+def explorer_html(
+    trace: Trace | dict[str, Any], mode: str = "trace", check: Check = no_check
+) -> str:
     """A self-contained page that works from disk with no network, clips and records inside.
 
     Args:
         trace: a trace, or what `explorer_payload` made of one.
+        check: called again and again; what it raises ends the work.
     """
     payload = trace if isinstance(trace, dict) else explorer_payload(trace, mode)
-    data = base64.b64encode(payload_bytes(payload)).decode()
+    data = base64.b64encode(payload_bytes(payload, check)).decode()
     return _PAGE.format(js=_script(explorer_js()), css=_css_string(), data=data)
 
 
-def explorer_component(value: dict[str, Any] | None = None) -> dict[str, Any]:
+def explorer_component(
+    value: dict[str, Any] | None = None, form: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Keyword arguments for `gr.HTML`. See `explorer_value` for what its value is.
 
-    The component raises `release` when the budget slider is let go, with `top_p`, `method`, `run`
+    The component raises `release` when a budget is to be measured, with `top_p`, `method`, `run`
     (its index in the trace) and `trace` (the name of the one on show) in the event's data, with
     `again` where the run on show is to be made anew, its dense side too; `stop` when a run in
     progress is to stop; `select` with `trace` when a link opened another one.
+
+    Args:
+        form: CSS selectors of the form beside it: `budget`, a number field that holds the same
+            budget as the slider, and `generate`, a button that starts a run.
     """
     return {
         "value": value,
         "html_template": '<div class="svg2-explorer"></div>',
         "css_template": "",
         "apply_default_css": False,
-        "js_on_load": f"{explorer_js()}\nconst css = {_css_string()};\n{_GRADIO_GLUE}",
+        "js_on_load": f"{explorer_js()}\nconst css = {_css_string()};\n"
+        f"const form = {json.dumps(dict(form or {}))};\n{_GRADIO_GLUE}",
     }
 
 
@@ -116,8 +128,9 @@ def explorer_value(src: str, **extra: Any) -> dict[str, Any]:
         src: address of a file with `payload_bytes`, on the page's own host. A changed address
             loads a new payload and keeps the selection; the same one leaves all as it is. Links
             name a trace by its place in `…/NAME/payload`.
-        extra: any of `can_run` (bool: a release can start a real run), `notice` (why a release
-            starts none, in one sentence), `live`: a run in progress, as a dict with `text`, `done`
+        extra: any of `can_run` (bool: a budget can be measured by a real run), `has_dense` (bool:
+            its dense side is made already), `notice` (why a release starts none, in one
+            sentence), `live`: a run in progress, as a dict with `text`, `done`
             (0 to 1) and any of `release` (bool: of the budget slider, and shown beside it),
             `preview` (a picture as data URL), `density` (of each step so far), `stage`, `step`,
             `num_steps`, `stopping`, and `sides`: both sides of a race, each with `name`, `stage`,
@@ -145,6 +158,18 @@ const explorer = svg2Explorer.mount(host, {
   onRelease: (detail) => trigger('release', detail),
   onCancel: () => trigger('stop'),
   onOpen: (detail) => trigger('select', detail),
+  onAgain: form.generate && (() => document.querySelector(form.generate)?.click()),
+  onBudget(budget) {
+    const field = form.budget && document.querySelector(form.budget);
+    if (!field || Number(field.value) === budget) return;
+    field.value = budget;
+    field.dispatchEvent(new Event('input', { bubbles: true }));
+  },
+});
+document.addEventListener('input', ({ target }) => {
+  const block = form.budget && document.querySelector(form.budget)?.closest('.block');
+  const budget = Number(target.value);
+  if (block?.contains(target) && budget > 0 && budget <= 1) explorer.selectBudget(budget);
 });
 watch('value', () => explorer.receive(props.value));
 explorer.receive(props.value);

@@ -8,15 +8,19 @@ import os
 import zipfile
 from typing import Any
 
+import numpy as np
+
 from svg2.trace.atomic import write_atomic
 from svg2.trace.records import Record, Trace
 from svg2.trace.video import decode_mp4
 from viz.explorer_page import explorer_html
 from viz.figures import tradeoff_figure, tradeoff_info
-from viz.frames import Side, cluster_sheet, mask_image, png_bytes
+from viz.frames import Side, cell_px, cluster_sheet, mask_image, middle_frames, png_bytes
 from viz.masks import Order, tile_waste
+from viz.payload import Check, no_check
 
 TILE = 64
+MAX_VIEWS = 16
 SIDES: tuple[tuple[Side, str], ...] = (("q", "queries"), ("k", "keys"))
 ORDERS: tuple[Order, ...] = ("original", "permuted")
 
@@ -26,8 +30,9 @@ _README = """SVG2 Lab export
 
 explorer.html    the whole workspace; opens from disk in any browser, no network needed
 videos/          the dense clip and each sparse one, H.264
-views/           per recorded layer of the first recorded run, at its last recorded step:
-                 clusters of queries and keys on frames, and the mask in token order and permuted
+views/           per recorded layer of the first recorded run (16 layers at most), at its last
+                 recorded step: clusters of queries and keys on frames, and the mask in token
+                 order and permuted
 tradeoff.html    PSNR against density of the measured runs
 result.json      request, provenance and every number of every run; per view the tiles it touches
 
@@ -46,8 +51,11 @@ def export_zip(trace: Trace, path: str | os.PathLike, mode: str = "trace") -> No
     write_atomic(path, export_bytes(trace, mode))
 
 
-def export_bytes(trace: Trace, mode: str = "trace") -> bytes:
+def export_bytes(trace: Trace, mode: str = "trace", check: Check = no_check) -> bytes:
     """The export as the bytes of a zip file.
+
+    Args:
+        check: called again and again; what it raises ends the work.
 
     Raises:
         MediaError: a clip of the trace can't be decoded.
@@ -55,13 +63,14 @@ def export_bytes(trace: Trace, mode: str = "trace") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("README.txt", _README)
-        archive.writestr("explorer.html", explorer_html(trace, mode))
+        archive.writestr("explorer.html", explorer_html(trace, mode, check))
+        check()
         archive.writestr("videos/dense.mp4", trace.dense_mp4, _STORED)
         for name, run in zip(run_names(trace), trace.runs, strict=True):
             archive.writestr(f"videos/{name}.mp4", run.mp4, _STORED)
         figure = tradeoff_figure(tradeoff_info(trace))
         archive.writestr("tradeoff.html", figure.to_html(include_plotlyjs=True))
-        views = _write_views(trace, archive)
+        views = _write_views(trace, archive, check)
         archive.writestr("result.json", json.dumps(_result(trace, views), indent=2))
     return buffer.getvalue()
 
@@ -79,7 +88,10 @@ def run_names(trace: Trace) -> list[str]:
 
 
 def shown_records(trace: Trace) -> list[Record]:
-    """One record per layer: first recorded run, its last recorded step, lowest head and branch."""
+    """One record per layer: first recorded run, its last recorded step, lowest head and branch.
+
+    Of more than `MAX_VIEWS` layers those at even distances, first and last included.
+    """
     if not trace.records:
         return []
     run = min(r.run for r in trace.records)
@@ -88,19 +100,28 @@ def shown_records(trace: Trace) -> list[Record]:
     for record in sorted(trace.records, key=lambda r: (r.head, r.branch)):
         if record.run == run and record.step == step:
             by_layer.setdefault(record.layer, record)
-    return [by_layer[layer] for layer in sorted(by_layer)]
+    layers = sorted(by_layer)
+    count = min(len(layers), MAX_VIEWS)
+    places = np.linspace(0, len(layers) - 1, count).round().astype(int)
+    return [by_layer[layers[place]] for place in places]
 
 
-def _write_views(trace: Trace, archive: zipfile.ZipFile) -> list[dict[str, Any]]:
+def _write_views(trace: Trace, archive: zipfile.ZipFile, check: Check) -> list[dict[str, Any]]:
     records = shown_records(trace)
     if not records:
         return []
-    frames = decode_mp4(trace.runs[records[0].run].mp4)
+    run = trace.runs[records[0].run]
+    num_frames, (num_latent, rows, columns) = len(run.psnr_frame), trace.grid
+    cell, middle = cell_px(trace.grid), middle_frames(num_frames, num_latent)
+    wanted = sorted(set(middle))  # short clips have fewer frames than latent ones
+    found = decode_mp4(run.mp4, frames=wanted, within=(columns * cell, rows * cell))
+    frames = found[np.searchsorted(wanted, middle)]
     views = []
     for record in records:
         name = f"views/layer{record.layer + 1:02d}"
         for side, word in SIDES:
-            picture = cluster_sheet(frames, record, trace.grid, side)
+            check()
+            picture = cluster_sheet(frames, num_frames, record, trace.grid, side)
             archive.writestr(f"{name}-clusters-{word}.png", png_bytes(picture), _STORED)
         view: dict[str, Any] = {
             "run": record.run,
@@ -111,6 +132,7 @@ def _write_views(trace: Trace, archive: zipfile.ZipFile) -> list[dict[str, Any]]
             "recall": record.recall,
         }
         for order in ORDERS:
+            check()
             picture = mask_image(record, record.kept, order)
             archive.writestr(f"{name}-mask-{order}.png", png_bytes(picture), _STORED)
             tiles = tile_waste(record, record.kept, TILE, order)

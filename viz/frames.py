@@ -17,10 +17,32 @@ Image = UInt8[ndarray, "Y X 3"]
 Side = Literal["q", "k"]
 
 CELL_PX = 16
+SHEET_PX = 8_000_000
 GAP_PX = 8
 CAPTION_PX = 24
 KEPT_RGB = (47, 86, 208)
 SKIPPED_RGB = (236, 238, 242)
+
+_BAND_PX = 128
+
+
+def middle_frames(num_frames: int, num_latent: int) -> list[int]:
+    """The video frame that stands for each latent frame."""
+    spans = latent_frames(num_frames, num_latent)
+    return [min((first + end - 1) // 2, num_frames - 1) for first, end in spans]
+
+
+def cell_px(grid: tuple[int, int, int]) -> int:
+    """Side of a token's square: `CELL_PX`, or less so that a sheet has at most `SHEET_PX`."""
+    num_frames, rows, columns = grid
+
+    def area(cell: int) -> int:
+        across = int(np.ceil(np.sqrt(num_frames)))
+        down = -(-num_frames // across)
+        height, width = rows * cell + CAPTION_PX + GAP_PX, columns * cell + GAP_PX
+        return across * down * height * width
+
+    return next((cell for cell in range(CELL_PX, 1, -1) if area(cell) <= SHEET_PX), 1)
 
 
 def cluster_overlay(
@@ -28,45 +50,52 @@ def cluster_overlay(
 ) -> Image:
     """One latent frame: each token as a square in its cluster's colour over the video frame.
 
-    Squares are `CELL_PX` wide, and a dark line runs wherever two clusters meet, so that no cluster
+    Squares are `cell_px` wide, and a dark line runs wherever two clusters meet, so that no cluster
     is told apart by colour alone.
 
     Args:
         opacity: of the colours, 0 to 1.
     """
     _, rows, columns = grid
+    cell = cell_px(grid)
     labels = record.q_labels if side == "q" else record.k_labels
     colours = record.q_rgb if side == "q" else record.k_rgb
     labels = labels.reshape(grid)[t]
-    size = (columns * CELL_PX, rows * CELL_PX)
+    size = (columns * cell, rows * cell)
     shrinks = frame.shape[1] > size[0]
     base = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
-    tint = colours[labels].repeat(CELL_PX, axis=0).repeat(CELL_PX, axis=1)
-    out = (base * (1 - opacity) + tint * opacity).round().astype(np.uint8)
+    tint = colours[labels].repeat(cell, axis=0).repeat(cell, axis=1)
+    out = np.empty_like(tint)
+    for top in range(0, len(out), _BAND_PX):  # the sums are in float64
+        band = slice(top, top + _BAND_PX)
+        out[band] = (base[band] * (1 - opacity) + tint[band] * opacity).round()
     shade = 1 - 0.6 * opacity
-    below = np.argwhere(labels[:-1] != labels[1:])
-    beside = np.argwhere(labels[:, :-1] != labels[:, 1:])
-    for y, x in below:
-        line = out[(y + 1) * CELL_PX, x * CELL_PX : (x + 1) * CELL_PX]
-        line[:] = line * shade
-    for y, x in beside:
-        line = out[y * CELL_PX : (y + 1) * CELL_PX, (x + 1) * CELL_PX]
-        line[:] = line * shade
+    squares = out.reshape(rows, cell, columns, cell, 3)
+    tops, lefts = squares[1:, 0], squares[:, :, 1:, 0]
+    below = labels[:-1] != labels[1:]
+    beside = np.broadcast_to((labels[:, :-1] != labels[:, 1:])[:, None], lefts.shape[:3])
+    tops[below] = (tops[below] * shade).astype(np.uint8)
+    lefts[beside] = (lefts[beside] * shade).astype(np.uint8)
     return out
 
 
 def cluster_sheet(
-    frames: UInt8[ndarray, "F Y X 3"],
+    frames: UInt8[ndarray, "T Y X 3"],
+    num_frames: int,
     record: Record,
     grid: tuple[int, int, int],
     side: Side,
     opacity: float = 0.6,
 ) -> Image:
-    """Every latent frame with its clusters, captioned with the video frames it stands for."""
+    """Every latent frame with its clusters, captioned with the video frames it stands for.
+
+    Args:
+        frames: one video frame per latent frame, see `middle_frames`.
+        num_frames: of the whole clip.
+    """
     tiles, captions = [], []
-    for t, (first, end) in enumerate(latent_frames(len(frames), grid[0])):
-        middle = min((first + end - 1) // 2, len(frames) - 1)
-        tiles.append(cluster_overlay(frames[middle], record, grid, t, side, opacity))
+    for t, (first, end) in enumerate(latent_frames(num_frames, grid[0])):
+        tiles.append(cluster_overlay(frames[t], record, grid, t, side, opacity))
         captions.append(f"frame {end}" if end - first == 1 else f"frames {first + 1}-{end}")
     return contact_sheet(tiles, captions)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 
 from svg2.trace.records import Record
 
 Order = Literal["original", "permuted"]
+
+_AT_ONCE = 1 << 22  # counts of clusters in bins
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,7 @@ def density(record: Record, kept: Bool[ndarray, "Q K"], n_text: int = 0) -> floa
         n_text: prompt tokens in the same attention, which see all and are seen by all.
     """
     n = len(record.q_labels)
-    pairs = int(record.q_sizes.astype(np.int64) @ kept @ record.k_sizes.astype(np.int64))
-    return (pairs + n_text * (2 * n + n_text)) / (n + n_text) ** 2
+    return (_pairs(record, kept) + n_text * (2 * n + n_text)) / (n + n_text) ** 2
 
 
 def block_density(
@@ -79,34 +82,74 @@ def tile_waste(record: Record, kept: Bool[ndarray, "Q K"], tile: int, order: Ord
     n = len(record.q_labels)
     edges = np.append(np.arange(0, n, tile), n)
     lengths = np.diff(edges)
-    pairs = _kept_pairs(record, kept, edges, order)
-    touched = pairs > 0
+    touched = _of_both(record, kept, order, lambda rows, labels: _any_of(rows, labels, tile))
+    # All tiles are as wide as the first but the last, which may be narrower.
+    row_pairs = lengths[0] * touched.sum(axis=1) - (lengths[0] - lengths[-1]) * touched[:, -1]
     return TileWaste(
         touched=int(touched.sum()),
         total=touched.size,
-        kept_pairs=int(pairs.sum()),
-        touched_pairs=int(np.outer(lengths, lengths)[touched].sum()),
+        kept_pairs=_pairs(record, kept),
+        touched_pairs=int(row_pairs @ lengths),
     )
+
+
+def _pairs(record: Record, kept: Bool[ndarray, "Q K"]) -> int:
+    return int(record.q_sizes.astype(np.float64) @ kept @ record.k_sizes.astype(np.float64))
 
 
 def _kept_pairs(
     record: Record, kept: Bool[ndarray, "Q K"], edges: Int[ndarray, " edges"], order: Order
-) -> Int[ndarray, "bins bins"]:
+) -> Float[ndarray, "bins bins"]:
+    """Kept token pairs of each two bins: whole numbers, which float64 multiplies far faster."""
+    return _of_both(record, kept, order, lambda rows, labels: _sum_of(rows, labels, edges))
+
+
+def _of_both(
+    record: Record,
+    kept: Bool[ndarray, "Q K"],
+    order: Order,
+    gather: Callable[[ndarray, ndarray], ndarray],
+) -> Shaped[ndarray, "bins bins"]:
+    """Gathers rows of clusters into bins of tokens, for queries and for keys.
+
+    The side of more clusters comes first: what is held between the two is then small.
+    """
     if order not in ("original", "permuted"):
         raise ValueError(f"order must be original or permuted, got {order!r}.")
-    num_q, num_k = kept.shape
-    a = _counts(record.q_labels, num_q, edges, order)
-    c = _counts(record.k_labels, num_k, edges, order)
-    return a @ kept.astype(np.int64) @ c.T
+    q_labels, k_labels = record.q_labels, record.k_labels
+    if order == "permuted":  # what stays of a stable sort by label is the labels in order
+        q_labels, k_labels = np.sort(q_labels), np.sort(k_labels)
+    if kept.shape[0] >= kept.shape[1]:
+        return gather(gather(kept, q_labels).T, k_labels).T
+    return gather(gather(kept.T, k_labels).T, q_labels)
 
 
-def _counts(
-    labels: Int[ndarray, " N"], clusters: int, edges: Int[ndarray, " edges"], order: Order
-) -> Int[ndarray, "bins C"]:
-    """Tokens of each cluster in each bin."""
-    if order == "permuted":
-        labels = np.sort(labels)  # what stays of a stable sort by label is the labels in order
-    bin_of_token = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
-    counts = np.zeros((len(edges) - 1, clusters), np.int64)
-    np.add.at(counts, (bin_of_token, labels), 1)
-    return counts
+def _sum_of(
+    rows: Shaped[ndarray, "C M"], labels: Int[ndarray, " N"], edges: Int[ndarray, " edges"]
+) -> Float[ndarray, "bins M"]:
+    """For each bin the sum of the rows of its tokens' clusters."""
+    clusters, rows = len(rows), rows.astype(np.float64)
+    found = []
+    step = max(1, _AT_ONCE // clusters)
+    for first in range(0, len(edges) - 1, step):
+        inner = edges[first : first + step + 1]
+        bins = np.repeat(np.arange(len(inner) - 1), np.diff(inner))
+        places = bins * clusters + labels[inner[0] : inner[-1]]
+        counts = np.bincount(places, minlength=(len(inner) - 1) * clusters)
+        found.append(counts.reshape(-1, clusters).astype(np.float64) @ rows)
+    return np.concatenate(found)
+
+
+def _any_of(
+    rows: Bool[ndarray, "C M"], labels: Int[ndarray, " N"], tile: int
+) -> Bool[ndarray, "bins M"]:
+    """For each `tile` tokens the union of the rows of their clusters."""
+    bins = -(-len(labels) // tile)
+    padded = np.pad(labels, (0, bins * tile - len(labels)), mode="edge").reshape(bins, tile)
+    padded = np.sort(padded, axis=1)
+    packed = np.packbits(np.ascontiguousarray(rows), axis=1)  # 8 columns in one byte
+    found = packed[padded[:, 0]]
+    for before, now in pairwise(padded.T):
+        is_new = before != now
+        found[is_new] |= packed[now[is_new]]
+    return np.unpackbits(found, axis=1, count=rows.shape[1]).view(bool)

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
 import math
+import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
-from svg2.errors import TraceError
+from svg2.errors import MediaError, TraceError
 from svg2.method.selection import METHODS
 from svg2.trace.records import Record, Trace, TraceRun
+from svg2.trace.video import check_mp4
 
 FORMAT = "svg2-explorer"
 MAX_FRAMES = 1000
+MAX_DECODE_SECONDS = 120
+
+Check = Callable[[], None]
+"""Called between the steps of long work; what it raises ends the work."""
+
+
+def no_check() -> None:
+    """Lets the work go on."""
 
 
 def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
@@ -48,10 +60,20 @@ def explorer_payload(trace: Trace, mode: str = "trace") -> dict[str, Any]:
     }
 
 
-def payload_bytes(payload: dict[str, Any]) -> bytes:
-    """A payload as gzipped JSON, which the explorer unpacks; equal payloads, equal bytes."""
-    text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
-    return gzip.compress(text.encode(), compresslevel=1, mtime=0)
+def payload_bytes(payload: dict[str, Any], check: Check = no_check) -> bytes:
+    """A payload as gzipped JSON, which the explorer unpacks; equal payloads, equal bytes.
+
+    Args:
+        check: called again and again; what it raises ends the work.
+    """
+    # Piece by piece: the whole text would take several times the memory of the trace.
+    pieces = json.JSONEncoder(allow_nan=False, separators=(",", ":")).iterencode(payload)
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1, mtime=0) as file:
+        for piece in pieces:
+            check()
+            file.write(piece.encode())
+    return packed.getvalue()
 
 
 def latent_frames(num_frames: int, num_latent: int) -> list[list[int]]:
@@ -88,6 +110,28 @@ def check_showable(trace: Trace) -> None:
                 value = -1
             if not least <= value <= 1:
                 raise TraceError(f"The trace is not sound: run {r} was recorded without a {name}.")
+
+
+def check_clips(trace: Trace) -> None:
+    """Check that every clip can be decoded to its end and has as many frames as were measured.
+
+    Raises:
+        TraceError: a clip that can't, or all take longer than `MAX_DECODE_SECONDS`.
+    """
+    num_frames = len(trace.runs[0].psnr_frame)
+    if any(len(run.psnr_frame) != num_frames for run in trace.runs):
+        raise TraceError("The trace is not sound: its runs have different numbers of frames.")
+    end = time.monotonic() + MAX_DECODE_SECONDS
+    clips = {"dense clip": trace.dense_mp4}
+    clips |= {f"clip of run {r}": run.mp4 for r, run in enumerate(trace.runs)}
+    for name, data in clips.items():
+        try:
+            check_mp4(data, num_frames, max(0.01, end - time.monotonic()))
+        except MediaError as error:
+            reason = str(error)
+            raise TraceError(
+                f"The {name} can't be shown: {reason[0].lower()}{reason[1:]}"
+            ) from error
 
 
 def _run(run: TraceRun) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.cluster_attention import reference
 from kernels.cluster_attention.stand_ins import StandIns
+from kernels.exact import check_first_call
 from kernels.impl import Impl, refuse_gradients, resolve_impl
 
 
@@ -38,7 +39,8 @@ def cluster_attention(
     Raises:
         ValueError: the shapes do not fit; an input requires a gradient; the fused kernels are
             asked for more clusters or keys than they take; or the variant does not run here.
-        ImplUnavailable: the implementation asked for cannot run here.
+        ImplUnavailable: the implementation asked for cannot run here, or the first fused result
+            on this chip was wrong.
     Source: SVG2, arXiv 2505.18875.
     """
     _check_shapes(q, k, v, q_offsets, k_offsets, kept, stand_ins, q_perm)
@@ -52,9 +54,13 @@ def cluster_attention(
     if resolve_impl(impl, q, is_matmul=True) == "fused":
         from kernels.cluster_attention import fused
 
-        return fused.cluster_attention(
+        out = fused.cluster_attention(
             q, k, v, q_offsets, k_offsets, kept, scale, keys, values, log_weights, q_perm, variant
         )
+        check_first_call(
+            *(out, q, k, v, q_offsets, k_offsets, kept, scale, stand_ins, q_perm, variant)
+        )
+        return out
     if variant is not None:
         raise ValueError(
             f"variant={variant!r} names an attend kernel of impl='fused', but the reference runs "

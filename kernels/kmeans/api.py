@@ -58,7 +58,7 @@ def init_centroids(
         device=generator.device,
         dtype=torch.float64,
     )[:, first_head : first_head + heads]
-    chosen = draw.argsort(dim=-1)[..., :num_clusters].to(x.device)
+    chosen = draw.topk(num_clusters, largest=False).indices.to(x.device)
     return x.gather(2, chosen[..., None].expand(-1, -1, -1, x.shape[-1]))
 
 

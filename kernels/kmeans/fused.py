@@ -12,8 +12,9 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.impl import INTERPRETING, chip_of, dense_rows, device_of
+from kernels.impl import chip_of, dense_rows, device_of
 from kernels.permutation import fused as permutation
+from kernels.winners import winner
 
 # Tokens of a cluster that the update adds up side by side.
 UPDATE_ROWS = 32
@@ -21,19 +22,49 @@ UPDATE_ROWS = 32
 
 @dataclass(frozen=True)
 class Tiling:
-    """Block sizes and launch options of `assign_kernel`: tokens by centroids."""
+    """Block sizes and launch options of `assign_kernel`.
+
+    Attributes:
+        block_n: tokens of a tile.
+        block_c: centroids of a tile.
+        num_warps, num_stages: Triton's.
+        per_tile: whether a tile's nearest centroid is found before the next tile. It takes fewer
+            registers than the nearest per column, which larger tiles have no room for.
+    """
 
     block_n: int
     block_c: int
     num_warps: int
     num_stages: int
+    per_tile: bool = False
 
 
-def tiling_for(target: str) -> Tiling:
-    """The tiling for a chip, named "sm_90" or "gfx942"; found by compiling, not by timing."""
-    if target in {"sm_90", "sm_100"}:
+# What a race times beside the default; none spills on sm_90.
+RACED = (
+    *(Tiling(128, 64, 8, stages, per_tile=True) for stages in (2, 4)),
+    *(Tiling(block_n, 128, 4, 1, per_tile=True) for block_n in (64, 128)),
+    *(Tiling(128, 128, 8, stages, per_tile=True) for stages in (1, 2)),
+    Tiling(128, 64, 4, 1),
+    Tiling(128, 64, 4, 1, per_tile=True),
+    Tiling(128, 256, 8, 1, per_tile=True),
+    Tiling(64, 256, 4, 1, per_tile=True),
+    Tiling(256, 128, 8, 1, per_tile=True),
+)
+
+
+def tiling_for(chip: str, head_dim: int) -> Tiling:
+    """The tiling for a chip, named "sm_90" or "gfx942": what won there, or else the default."""
+    won = winner(f"assign D{head_dim}", chip, lambda fields: Tiling(**fields))
+    return won or default_tiling(chip)
+
+
+def default_tiling(chip: str) -> Tiling:
+    """The tiling where no race was run; found by compiling, not by timing."""
+    if chip == "interpreter":
+        return Tiling(64, 16, 4, 1)
+    if chip in {"sm_90", "sm_100"}:
         return Tiling(128, 64, 8, 4)
-    if target.startswith("sm_"):
+    if chip.startswith("sm_"):
         return Tiling(128, 64, 8, 2)
     return Tiling(128, 64, 8, 1)
 
@@ -54,6 +85,7 @@ def assign_kernel(
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PER_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The nearest centroid of each token; the lowest index among equals."""
@@ -67,22 +99,46 @@ def assign_kernel(
     centroids_ptr += head * C * D
     half_norms_ptr += head * half_stride
 
-    # The best per column, so of every BLOCK_C-th centroid: columns are compared at the end.
-    best = tl.full([BLOCK_N, BLOCK_C], float("-inf"), tl.float32)
-    best_first = tl.zeros([BLOCK_N, BLOCK_C], tl.int32)
+    if PER_TILE:
+        best = tl.full([BLOCK_N], float("-inf"), tl.float32)
+        best_at = tl.zeros([BLOCK_N], tl.int32)
+    else:
+        # The best per column, so of every BLOCK_C-th centroid: columns are compared at the end.
+        best = tl.full([BLOCK_N, BLOCK_C], float("-inf"), tl.float32)
+        best_at = tl.zeros([BLOCK_N, BLOCK_C], tl.int32)
     for first in range(0, C, BLOCK_C):
         # Past the last centroid that one again, at an infinite distance: no load needs a mask.
         place = tl.minimum(first + c, C - 1)[:, None] * D + d[None, :]
         centroids = tl.load(centroids_ptr + place)
         half_norms = tl.load(half_norms_ptr + first + c)
         scores = tl.dot(x, tl.trans(centroids), input_precision=PRECISION) - half_norms[None, :]
-        better = scores > best
-        best = tl.where(better, scores, best)
-        best_first = tl.where(better, first, best_first)
-    highest = tl.max(best, 1)
-    label = tl.min(tl.where(best == highest[:, None], best_first + c[None, :], C), 1)
+        if PER_TILE:
+            highest = tl.max(scores, 1)
+            column = tl.min(tl.where(scores == highest[:, None], c[None, :], BLOCK_C), 1)
+            best_at = tl.where(highest > best, first + column, best_at)
+            best = tl.maximum(best, highest)
+        else:
+            better = scores > best
+            best = tl.where(better, scores, best)
+            best_at = tl.where(better, first, best_at)
+    if PER_TILE:
+        label = best_at
+    else:
+        highest = tl.max(best, 1)
+        label = tl.min(tl.where(best == highest[:, None], best_at + c[None, :], C), 1)
     # A NaN token is nearest to no centroid, but its label must still be one.
     tl.store(labels_ptr + head * N + n, tl.minimum(label, C - 1), mask=n < N)
+
+
+def assign_constants(tiling: Tiling, head_dim: int) -> dict[str, int | bool | str]:
+    """The constexpr arguments of `assign_kernel`."""
+    return {
+        "D": head_dim,
+        "BLOCK_N": tiling.block_n,
+        "BLOCK_C": tiling.block_c,
+        "PER_TILE": tiling.per_tile,
+        "PRECISION": "ieee",
+    }
 
 
 @triton.jit(do_not_specialize=["H", "N", "C"])
@@ -141,7 +197,7 @@ def kmeans_and_sort(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Labels, centroids and sizes after `iters` rounds, and `perm` and `offsets` of the labels."""
     with device_of(x):
-        return lloyd(x, centroids, iters, device_tiling(x.device))
+        return lloyd(x, centroids, iters, device_tiling(x.device, x.shape[-1]))
 
 
 @kmeans_and_sort.register_fake
@@ -177,7 +233,7 @@ def lloyd(
     for _ in range(iters):
         assign_kernel[(triton.cdiv(num_tokens, tiling.block_n), batch * heads)](
             x, rounded, half_norms, labels, *strides_and_sizes,
-            D=head_dim, BLOCK_N=tiling.block_n, BLOCK_C=tiling.block_c, PRECISION="ieee",
+            **assign_constants(tiling, head_dim),
             num_warps=tiling.num_warps, num_stages=tiling.num_stages,
         )  # fmt: skip
         perm, offsets = permutation.counting_sort(labels, num_clusters)
@@ -232,6 +288,6 @@ def _(x: Tensor, perm: Tensor, offsets: Tensor) -> Tensor:
 
 
 @cache
-def device_tiling(device: torch.device) -> Tiling:
+def device_tiling(device: torch.device, head_dim: int) -> Tiling:
     """The tiling for the chip behind a device."""
-    return Tiling(64, 16, 4, 1) if INTERPRETING else tiling_for(chip_of(device))
+    return tiling_for(chip_of(device), head_dim)

@@ -1,15 +1,58 @@
 """Permutation in Triton: a stable counting sort, and rows gathered or scattered."""
 
+from dataclasses import dataclass
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from kernels.impl import INTERPRETING, dense_rows, device_of
+from kernels.impl import chip_of, dense_rows, device_of
+from kernels.winners import winner
 
-# Labels ranked among themselves by one program, and how many it compares with at a time.
-BLOCK_N, BLOCK_COMPARE = (128, 128) if INTERPRETING else (512, 16)
+
+@dataclass(frozen=True)
+class Tiling:
+    """Block sizes and launch options of the counting sort.
+
+    Attributes:
+        block_n: labels ranked among themselves by one program.
+        block_compare: labels that it compares with at a time.
+        num_warps: Triton's, of the ranking.
+    """
+
+    block_n: int
+    block_compare: int
+    num_warps: int
+
+
+# What a race times beside the default: smaller blocks compare less and count more often.
+RACED = (
+    *(Tiling(256, compare, 4) for compare in (16, 32)),
+    *(Tiling(128, compare, 4) for compare in (16, 32)),
+    Tiling(512, 32, 8),
+    Tiling(1024, 16, 8),
+)
+
+
+def tiling_for(chip: str) -> Tiling:
+    """The tiling for a chip, named "sm_90" or "gfx942": what won there, or else the default."""
+    return winner("sort", chip, lambda fields: Tiling(**fields)) or default_tiling(chip)
+
+
+def default_tiling(chip: str) -> Tiling:
+    """The tiling where no race was run."""
+    return Tiling(128, 128, 8) if chip == "interpreter" else Tiling(512, 16, 8)
+
+
+@cache
+def device_tiling(device: torch.device) -> Tiling:
+    """The tiling for the chip behind a device."""
+    return tiling_for(chip_of(device))
+
+
 # Tile of the prefix sum over blocks.
 BLOCK_B = 32
 BLOCK_C = 32
@@ -138,11 +181,16 @@ def _(labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
 
 
 def counting_sort(
-    labels: Int[Tensor, "B H N"], num_clusters: int
+    labels: Int[Tensor, "B H N"], num_clusters: int, tiling: Tiling | None = None
 ) -> tuple[Int[Tensor, "B H N"], Int[Tensor, "B H C1"]]:
-    """The sort without the custom op around it, for ops of which it is one step."""
+    """The sort without the custom op around it, for ops of which it is one step.
+
+    Args:
+        tiling: the one of the device if not given.
+    """
+    tiling = tiling or device_tiling(labels.device)
     batch, heads, num_tokens = labels.shape
-    num_blocks = triton.cdiv(num_tokens, BLOCK_N)
+    num_blocks = triton.cdiv(num_tokens, tiling.block_n)
     labels = labels.to(torch.int32).contiguous()
     device = labels.device
     perm = torch.empty(labels.shape, dtype=torch.int64, device=device)
@@ -151,12 +199,15 @@ def counting_sort(
     totals = torch.zeros(batch, heads, num_clusters + 1, dtype=torch.int32, device=device)
     blocks = (num_blocks, batch * heads)
     count_kernel[blocks](
-        labels, ranks, counts, num_tokens, num_clusters, BLOCK_N, BLOCK_COMPARE, num_warps=8
-    )
+        labels, ranks, counts, num_tokens, num_clusters,
+        tiling.block_n, tiling.block_compare, num_warps=tiling.num_warps,
+    )  # fmt: skip
     columns = (triton.cdiv(num_clusters, BLOCK_C), batch * heads)
     scan_kernel[columns](counts, totals, num_blocks, num_clusters, BLOCK_B, BLOCK_C)
     offsets = totals.cumsum(-1, dtype=torch.int32)
-    place_kernel[blocks](labels, ranks, counts, offsets, perm, num_tokens, num_clusters, BLOCK_N)
+    place_kernel[blocks](
+        labels, ranks, counts, offsets, perm, num_tokens, num_clusters, tiling.block_n
+    )
     return perm, offsets
 
 

@@ -15,9 +15,10 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from kernels.build import Build
-from kernels.impl import INTERPRETING, chip_of, device_of
+from kernels.impl import chip_of, device_of
 from kernels.kmeans.fused import sorted_means
 from kernels.routing.reference import LEAST_LOG_FACTOR, MOST_LOG_FACTOR
+from kernels.winners import winner
 
 LN_2 = tl.constexpr(math.log(2.0))
 LEAST = tl.constexpr(LEAST_LOG_FACTOR)
@@ -42,11 +43,24 @@ class Tiling:
     clusters: int = 4
 
 
-def tiling_for(chip: str) -> Tiling:
-    """The tiling for a chip, named "sm_90" or "gfx942"; found by compiling, not by timing.
+# What a race times beside the default. Larger tiles, or fewer warps, spill with stand-ins for
+# each pair at D 128.
+RACED = (
+    *(Tiling(64, 32, 8, 2, clusters) for clusters in (1, 2, 8)),
+    *(Tiling(64, 32, 8, stages) for stages in (1, 3)),
+)
 
-    Larger tiles, or fewer warps, spill with stand-ins for each pair at D 128.
-    """
+
+def tiling_for(chip: str, head_dim: int) -> Tiling:
+    """The tiling for a chip, named "sm_90" or "gfx942": what won there, or else the default."""
+    won = winner(f"route D{head_dim}", chip, lambda fields: Tiling(**fields))
+    return won or default_tiling(chip)
+
+
+def default_tiling(chip: str) -> Tiling:
+    """The tiling where no race was run; found by compiling, not by timing."""
+    if chip == "interpreter":
+        return Tiling(16, 16, 4, 1)
     return Tiling(64, 32, 8, 2 if chip.startswith("sm_") else 1)
 
 
@@ -154,7 +168,8 @@ def route(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mass and error, and keys, values and weights of stand-ins; keys and values are like k."""
     with device_of(k):
-        return route_with(q_centroids, k, v, k_offsets, scale, per_pair, device_tiling(k.device))
+        tiling = device_tiling(k.device, k.shape[-1])
+        return route_with(q_centroids, k, v, k_offsets, scale, per_pair, tiling)
 
 
 @route.register_fake
@@ -218,9 +233,9 @@ def _dense_heads(x: Tensor) -> Tensor:
 
 
 @cache
-def device_tiling(device: torch.device) -> Tiling:
+def device_tiling(device: torch.device, head_dim: int) -> Tiling:
     """The tiling for the chip behind a device."""
-    return Tiling(16, 16, 4, 1) if INTERPRETING else tiling_for(chip_of(device))
+    return tiling_for(chip_of(device), head_dim)
 
 
 def _constants(tiling: Tiling, head_dim: int, per_pair: bool) -> dict[str, int | bool | str]:
@@ -234,9 +249,13 @@ def _constants(tiling: Tiling, head_dim: int, per_pair: bool) -> dict[str, int |
     }
 
 
-def builds(chip: str, head_dim: int, dtype: str) -> Iterator[Build]:
-    """Routing with and without stand-ins for each pair of clusters."""
-    tiling = tiling_for(chip)
+def builds(chip: str, head_dim: int, dtype: str, tiling: Tiling | None = None) -> Iterator[Build]:
+    """Routing with and without stand-ins for each pair of clusters.
+
+    Args:
+        tiling: the default of the chip if not given.
+    """
+    tiling = tiling or default_tiling(chip)
     for per_pair in (False, True):
         yield Build(
             f"route {tiling.block_m}×{tiling.block_n} D{head_dim} {dtype}{'+pairs' * per_pair}",

@@ -56,6 +56,28 @@ def dense_baselines(clustered: ClusteredWorkload, impl: Impl) -> dict[str, Atten
     } | ours
 
 
+def flash_attention_4(clustered: ClusteredWorkload) -> Attend:
+    """Dense attention of the package flash-attn-4.
+
+    Raises:
+        BaselineUnavailable: the package can't be imported.
+    """
+    try:
+        attention = importlib.import_module("flash_attn.cute").flash_attn_func
+    except (ImportError, AttributeError) as error:
+        raise BaselineUnavailable(f"flash-attn-4 can't be imported: {error}") from error
+    # It takes [B, N, H, D].
+    q, k, v = (
+        x.transpose(1, 2) for x in (clustered.q_sorted, clustered.k_sorted, clustered.v_sorted)
+    )
+
+    def attend() -> Tensor:
+        out = attention(q, k, v)
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+    return attend
+
+
 def flex_padded(clustered: ClusteredWorkload, kept: Bool[Tensor, "B H Q K"]) -> Attend:
     """`flex_attention` over clusters that are padded to whole blocks of 128 tokens; batch 1.
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from kernels import bf16_is_native, kmeans, on_one_thread
 from svg2.bench.harness import Progress, save_record
-from svg2.bench.race import race
+from svg2.bench.turns import time_in_turns
 from svg2.bench.workload import ClusteredWorkload, Workload, make_clustered
 from svg2.config import SVG2Config
 from svg2.method.call import sparse_call
@@ -118,8 +118,8 @@ def _race(case: Case, rounds: int) -> dict[str, Any]:
         "sparse": sparse,
         "kmeans": lambda: on_one_thread(lambda: _kmeans(tokens), tokens.q.device),
     }
-    with _busy_processes(case.busy):
-        ms = race(contestants, rounds)
+    with busy_processes(case.busy):
+        ms = time_in_turns(contestants, rounds)
     paired = [dense / sparse for dense, sparse in zip(ms["dense"], ms["sparse"], strict=True)]
     low, ratio, high = statistics.quantiles(paired, n=4)
     stages = [clock.stage_ms for clock in clocks[-rounds:]]
@@ -170,7 +170,7 @@ def _exponents(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 @contextmanager
-def _busy_processes(count: int) -> Iterator[None]:
+def busy_processes(count: int) -> Iterator[None]:
     """So many processes beside this one, each with a core's worth of work."""
     processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
     try:

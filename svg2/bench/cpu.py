@@ -1,6 +1,6 @@
 """The CPU suite: the operations of a sparse call against dense SDPA, in one process.
 
-Every time is a median over the rounds of one `svg2.bench.race.race`.
+Every time is a median over the rounds of one `svg2.bench.turns.time_in_turns`.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from kernels import bf16_is_native, cluster_attention, kmeans, permute, sort_by_label
 from svg2.bench.harness import Progress, save_record
-from svg2.bench.race import race
+from svg2.bench.turns import time_in_turns
 from svg2.bench.workload import (
     WARM_KMEANS_ITERS,
     ClusteredWorkload,
@@ -107,7 +107,7 @@ def _measure_attention(
             stand_ins=stand_ins,
         )
 
-    ms = race(
+    ms = time_in_turns(
         {
             "dense": lambda: F.scaled_dot_product_attention(clustered.q, clustered.k, clustered.v),
             "everything": lambda: attend(everything),
@@ -164,7 +164,7 @@ def _measure_steps(
         permute(clustered.k, k_order)
         permute(clustered.v, k_order)
 
-    ms = race(
+    ms = time_in_turns(
         {
             "dense": lambda: F.scaled_dot_product_attention(clustered.q, clustered.k, clustered.v),
             "kmeans_q": lambda: kmeans(clustered.q, q_clusters.centroids, WARM_KMEANS_ITERS),

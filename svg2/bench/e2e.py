@@ -3,27 +3,36 @@
 Random weights take the same time as trained ones, but their attention has no structure. So a
 setting names a density, and the suite searches the top-p that gives it. The time of a whole run
 is the sum of measured forwards: dense, sparse from a cold start, and sparse from warm centroids.
+With a few blocks of each kind in place of all, the forwards too are put together, from the times
+of single blocks (`svg2.bench.blocks`).
 """
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
+from svg2.bench.blocks import BlockClock, block_counts, shortened
+from svg2.bench.e2e_models import (
+    BLOCK_MODELS,
+    MODELS,
+    TOY_BLOCK_MODELS,
+    TOY_MODELS,
+    Model,
+    Setting,
+)
 from svg2.bench.harness import Progress, reason, save_record, suite_device
-from svg2.bench.race import race
+from svg2.bench.turns import time_in_turns
 from svg2.config import SVG2Config, ceil_fraction
 from svg2.hooks.enable import Handle, enable, measure_dense
 from svg2.hooks.stats import RunStats
-from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
 from svg2.method.stages import STAGES
 from svg2.runs.provenance import peak_memory, provenance
 
@@ -33,109 +42,15 @@ _CALIBRATION_BLOCKS = 2
 _BISECTIONS = 7
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Settings of the method; `density` is over the sparse calls and takes the place of top-p."""
-
-    density: float
-    warmup_fraction: float
-    num_q_clusters: int
-    num_k_clusters: int
-    method: str = PAPER_METHOD
-
-
-@dataclass(frozen=True)
-class Model:
-    """A transformer in its published configuration and the latent video it denoises.
-
-    Attributes:
-        latent: channels, frames, rows, columns.
-        num_steps: denoising steps of a run.
-        config: arguments of the transformer's class that differ from its defaults, which are
-            those of the largest model.
-        text_tokens: prompt tokens without padding; HunyuanVideo has them in its self-attention.
-        branches: forwards per step: 2 with classifier-free guidance, 1 if guidance is distilled.
-    """
-
-    name: str
-    latent: tuple[int, int, int, int]
-    num_steps: int
-    settings: tuple[Setting, ...]
-    config: dict[str, Any] = field(default_factory=dict)
-    transformer: type = WanTransformer3DModel
-    text_tokens: int = 512
-    branches: int = 2
-
-    @property
-    def tokens(self) -> int:
-        """Number of video tokens; a patch is 1x2x2."""
-        return self.latent[1] * (self.latent[2] // 2) * (self.latent[3] // 2)
-
-
-_PAPER = Setting(0.295, 0.3, 300, 1000)
-_FURTHER = Setting(0.2, 0.1, 300, 1000, method=COMPENSATED_METHOD)
-MODELS = (
-    Model("Wan 2.1 14B, 720p, 81 frames", (16, 21, 90, 160), 50, (_PAPER, _FURTHER)),
-    Model(
-        "Wan 2.1 1.3B, 480p, 81 frames",
-        (16, 21, 60, 104),
-        50,
-        (Setting(0.295, 0.3, 200, 1000), Setting(0.2, 0.1, 200, 1000, method=COMPENSATED_METHOD)),
-        {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
-    ),
-    Model(
-        "HunyuanVideo 13B, 720p, 129 frames",
-        (16, 33, 90, 160),
-        50,
-        (Setting(0.255, 0.1, 400, 1000), Setting(0.2, 0.1, 400, 1000, method=COMPENSATED_METHOD)),
-        transformer=HunyuanVideoTransformer3DModel,
-        config={"guidance_embeds": True},
-        text_tokens=256,
-        branches=1,
-    ),
-)
-TOY_MODELS = (
-    Model(
-        "toy",
-        (16, 3, 16, 16),
-        4,
-        (Setting(0.4, 0.25, 6, 12), Setting(0.3, 0.25, 6, 12, method=COMPENSATED_METHOD)),
-        {
-            "num_attention_heads": 2,
-            "attention_head_dim": 64,
-            "ffn_dim": 64,
-            "num_layers": 3,
-            "text_dim": 32,
-        },
-        text_tokens=8,
-    ),
-    Model(
-        "toy, joint",
-        (4, 3, 16, 16),
-        4,
-        (Setting(0.4, 0.25, 6, 12),),
-        {
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_attention_heads": 2,
-            "attention_head_dim": 32,
-            "num_layers": 2,
-            "num_single_layers": 1,
-            "num_refiner_layers": 1,
-            "text_embed_dim": 16,
-            "pooled_projection_dim": 8,
-            "rope_axes_dim": (8, 12, 12),
-            "guidance_embeds": True,
-        },
-        transformer=HunyuanVideoTransformer3DModel,
-        text_tokens=8,
-        branches=1,
-    ),
-)
-
-
 def run_e2e_suite(
-    out_path: Path, on_progress: Progress, *, toy: bool = False, rounds: int = 3
+    out_path: Path,
+    on_progress: Progress,
+    *,
+    toy: bool = False,
+    rounds: int = 3,
+    blocks: int | None = None,
+    measured: Iterable[dict[str, Any]] = (),
+    facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure all models and write the record to `out_path` after every row.
 
@@ -153,28 +68,43 @@ def run_e2e_suite(
     Args:
         toy: run the harness at toy sizes on any device; every row then has `toy: true`.
         rounds: number of timed forwards per median.
+        blocks: make this many blocks of each kind, and put whole forwards together from the times
+            of single blocks; None: make them all.
+        measured: rows of an earlier call, which are kept and not measured again.
+        facts: more fields of each new row.
 
     Raises:
         SuiteUnavailable: there is no GPU, and no toy was asked for.
         OSError: `out_path` can't be written.
     """
     device = suite_device("end-to-end", toy)
+    models = {
+        (False, False): MODELS,
+        (True, False): TOY_MODELS,
+        (False, True): BLOCK_MODELS,
+        (True, True): TOY_BLOCK_MODELS,
+    }[toy, blocks is not None]
     record: dict[str, Any] = {
         "suite": "e2e",
         "toy": toy,
         "weights": "random",
         **provenance(device),
         "rounds": rounds,
-        "runs": [],
+        "blocks": blocks,
+        "runs": list(measured),
         "left_out": [],
     }
+    done = {(row["model"], row["method"], row["density_asked"]) for row in record["runs"]}
 
-    for model in TOY_MODELS if toy else MODELS:
+    for model in models:
+        settings = [s for s in model.settings if (model.name, s.method, s.density) not in done]
+        if not settings:
+            continue
         on_progress(f"{model.name}: random weights, {model.tokens:,} tokens")
         try:
-            bench = _Bench(model, device, rounds)
-            for setting in model.settings:
-                row = {"toy": toy, **bench.run(setting)}
+            bench = _Bench(model, device, rounds, blocks)
+            for setting in settings:
+                row = {"toy": toy, **bench.run(setting), **(facts or {})}
                 record["runs"].append(row)
                 save_record(out_path, record)
                 on_progress(
@@ -202,13 +132,23 @@ def speedup_limit(attention_share: float, warmup_fraction: float, relative_cost:
 class _Bench:
     """A transformer on its device, and the time of its dense forward on the fastest backend."""
 
-    def __init__(self, model: Model, device: torch.device, rounds: int) -> None:
+    def __init__(
+        self, model: Model, device: torch.device, rounds: int, blocks: int | None = None
+    ) -> None:
         self.model, self.device, self.rounds = model, device, rounds
+        counts = block_counts(model.transformer, model.config)
+        config = model.config
+        if blocks is not None:
+            config = shortened(model.transformer, config, blocks)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         with device, _default_dtype(dtype):
             torch.manual_seed(0)
-            self.transformer = model.transformer(**model.config).eval().requires_grad_(False)
+            self.transformer = model.transformer(**config).eval().requires_grad_(False)
             self.inputs = _inputs(self.transformer, model)
+        self.clock = BlockClock(self.transformer, counts, device)
+        self.made = sum(len(made) for made in self.clock.blocks.values())
+        self.whole = sum(counts.values())
+        self.block_ms: dict[str, dict[str, float]] = {}
         self.pipe = SimpleNamespace(
             transformer=self.transformer,
             transformer_2=None,
@@ -223,14 +163,15 @@ class _Bench:
         self.backend = min(self.backend_ms, key=self.backend_ms.__getitem__)
         self.transformer.set_attention_backend(self.backend)
         # Models with a mask over the prompt's padding apply it here.
-        self.stock_ms, _ = self._timed()
+        self.stock_ms, _ = self._timed("stock")
         with measure_dense(self.pipe) as handle:
-            self.dense_ms, self.dense_peak = self._timed()
+            self.dense_ms, self.dense_peak = self._timed("dense")
             stats = handle.stats
         attention_seconds = stats.attention_seconds
         if attention_seconds is None:
             raise RuntimeError(f"the attention of backend {self.backend} can't be timed")
-        self.attention_share = attention_seconds * 1e3 / _forwards(stats) / self.dense_ms
+        attention_ms = attention_seconds * 1e3 / _forwards(stats) * self.whole / self.made
+        self.attention_share = attention_ms / self.dense_ms
 
     def run(self, setting: Setting) -> dict[str, Any]:
         """Measure one setting; returns its row."""
@@ -239,20 +180,23 @@ class _Bench:
             num_k_clusters=setting.num_k_clusters,
             warmup_fraction=0.0,
             min_keep_ratio=0.0,
-            kmeans_iters_init=50 if self.device.type == "cuda" else 3,
+            kmeans_iters_init=setting.kmeans_iters_init if self.device.type == "cuda" else 3,
             method=setting.method,
         )
-        config = config.replace(top_p=self._calibrate(config, setting.density))
+        if setting.is_budget:
+            config = config.replace(density=setting.density)
+        else:
+            config = config.replace(top_p=self._calibrate(config, setting.density))
         with self._enabled(config):
             self._forward()  # compiles kernels
         with self._enabled(config) as handle:
-            (cold_ms,) = race({"cold": self._forward}, 1, self.device, warm_ups=0)["cold"]
+            cold_ms = self._whole_ms("cold", 1, warm_ups=0)
             cold = handle.stats
-            warm_ms, peak_bytes = self._timed()
+            warm_ms, peak_bytes = self._timed("warm")
             stats = handle.stats
         # The first calls are those of the cold forward.
         warm_calls = stats.call_stage_ms[len(cold.call) :].astype(float)
-        sums_ms = warm_calls.sum(axis=0) / (_forwards(stats) - 1)
+        sums_ms = warm_calls.sum(axis=0) / (_forwards(stats) - 1) * self.whole / self.made
         stage_ms = dict(zip(STAGES, sums_ms.tolist(), strict=True))
         model = self.model
         warmup_steps = ceil_fraction(setting.warmup_fraction, model.num_steps)
@@ -285,6 +229,9 @@ class _Bench:
             "cold_forward_ms": cold_ms,
             "warm_forward_ms": warm_ms,
             "stage_ms_per_forward": stage_ms,
+            "blocks_made": self.made,
+            "blocks_of_model": self.whole,
+            "block_ms": dict(self.block_ms),
             "attention_share": a,
             "dense_seconds": model.branches * dense_run / 1e3,
             "svg2_seconds": model.branches * sparse_run / 1e3,
@@ -308,17 +255,26 @@ class _Bench:
             try:
                 self.transformer.set_attention_backend(name)
                 with measure_dense(self.pipe):
-                    times = race({name: self._forward}, 1, self.device, warm_ups=1)
+                    times = time_in_turns({name: self._forward}, 1, self.device, warm_ups=1)
             except (RuntimeError, ValueError) as error:
                 self.backend_errors[name] = reason(error)
                 continue
             found[name] = times[name][0]
         return found
 
-    def _timed(self) -> tuple[float, int | None]:
+    def _timed(self, what: str) -> tuple[float, int | None]:
         with peak_memory(self.device) as peak:
-            times = race({"forward": self._forward}, self.rounds, self.device, warm_ups=1)
-        return statistics.median(times["forward"]), peak.nbytes
+            ms = self._whole_ms(what, self.rounds, warm_ups=1)
+        return ms, peak.nbytes
+
+    def _whole_ms(self, what: str, rounds: int, warm_ups: int) -> float:
+        """A forward of the whole model: the median measured, and the blocks that were not made."""
+        with self.clock.running():
+            times = time_in_turns({what: self._forward}, rounds, self.device, warm_ups)
+        block_ms = self.clock.block_ms(rounds)
+        self.block_ms[what] = block_ms
+        missing = self.clock.missing
+        return statistics.median(times[what]) + sum(missing[k] * block_ms[k] for k in missing)
 
     def _calibrate(self, config: SVG2Config, density: float) -> float:
         """The top-p whose density is nearest to `density`, searched on the first blocks alone."""

@@ -4,10 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kernels.exact import exact_rows, relative_error
 from svg2.bench.workload import ClusteredWorkload
-
-ERROR_BUDGET = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
-"""Largest relative error, in norm, of a right result; by the dtype of q, k and v."""
 
 _CHECKED_HEADS, _CHECKED_ROWS = 3, 64
 
@@ -30,35 +28,20 @@ class ExactRows:
         rows = torch.randint(q.shape[2], (_CHECKED_ROWS,), generator=generator)
         # Also the first and the last row, where an error at an edge would show.
         self.rows = torch.cat([rows, torch.tensor([0, q.shape[2] - 1])]).to(q.device)
-        self.out = torch.stack([self._head(clustered, h, kept, has_virtual) for h in self.heads])
-
-    def _head(
-        self, clustered: ClusteredWorkload, head: int, kept: Tensor | None, has_virtual: bool
-    ) -> Float[Tensor, "rows D"]:
-        q, k, v = (
-            x[0, head].double()
-            for x in (clustered.q_sorted, clustered.k_sorted, clustered.v_sorted)
+        where = (clustered.q_offsets, clustered.k_offsets, kept, q.shape[-1] ** -0.5)
+        stand_ins = clustered.stand_ins if has_virtual else None
+        self.out = torch.stack(
+            [
+                exact_rows(
+                    *(q[0, head][self.rows], clustered.k_sorted, clustered.v_sorted),
+                    *(*where, stand_ins, (0, head), self.rows),
+                )
+                for head in self.heads
+            ]
         )
-        q_ends = clustered.q_offsets[0, head, 1:].long().contiguous()
-        k_sizes = clustered.k_offsets[0, head].diff().long()
-        scale = q.shape[-1] ** -0.5
-        scores = q[self.rows] @ k.t() * scale
-        if kept is None:
-            return torch.softmax(scores, -1) @ v
-        rows_kept = kept[0, head][torch.searchsorted(q_ends, self.rows, right=True)]
-        is_kept = rows_kept.repeat_interleave(k_sizes, dim=-1, output_size=len(k))
-        scores = scores.masked_fill(~is_kept, -torch.inf)
-        if has_virtual:
-            k_mean = clustered.stand_ins.keys[0, head].double()
-            virtual = q[self.rows] @ k_mean.t() * scale + k_sizes.double().log()
-            virtual = virtual.masked_fill(rows_kept, -torch.inf)
-            scores = torch.cat([scores, virtual], dim=-1)
-            v = torch.cat([v, clustered.stand_ins.values[0, head].double()])
-        return torch.softmax(scores, -1) @ v
 
     def error_of(self, out: Float[Tensor, "B H N D"]) -> float:
         """Relative error of the checked rows, in norm; nan if any value of `out` is not finite."""
         if not out.isfinite().all():
             return float("nan")
-        some = torch.stack([out[0, head][self.rows].double() for head in self.heads])
-        return ((some - self.out).norm() / self.out.norm()).item()
+        return relative_error(torch.stack([out[0, h][self.rows] for h in self.heads]), self.out)

@@ -23,15 +23,16 @@ from kernels import (
     resolve_impl,
     sort_by_label,
 )
+from kernels.exact import ERROR_BUDGET
 from svg2.bench.baselines import (
     BaselineUnavailable,
     dense_baselines,
     flashinfer_blocks,
     flex_padded,
 )
-from svg2.bench.exact import ERROR_BUDGET, ExactRows
+from svg2.bench.exact import ExactRows
 from svg2.bench.harness import Progress, reason, save_record, suite_device
-from svg2.bench.race import race
+from svg2.bench.turns import time_in_turns
 from svg2.bench.workload import (
     WARM_KMEANS_ITERS,
     ClusteredWorkload,
@@ -361,7 +362,7 @@ class _Suite:
         self.save()
 
     def _race(self, contestants: dict[str, Callable]) -> dict[str, list[float]]:
-        return race(contestants, self.rounds, self.device)
+        return time_in_turns(contestants, self.rounds, self.device)
 
     def _is_late(self) -> bool:
         return time.monotonic() - self.started > self.budget_seconds

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from svg2.bench.race.table import block_records, race_records, race_table
 from svg2.method.selection import PAPER_METHOD
 from svg2.trace.atomic import write_atomic
 
@@ -23,9 +24,12 @@ def tables(folder: Path) -> str:
         _builtin_model(_read(folder / "builtin_model.json")),
         _sweep(_read(folder / "sweep_builtin.json")),
         _calls(_read(folder / "calls.json")),
+        _timings(_read(folder / "timings.json")),
         _cpu(_read(folder / "cpu.json")),
         _gpu(_read(folder / "gpu.json")),
+        *(race_table(record, _where(record)) for record in race_records(folder)),
         _e2e(_read(folder / "e2e.json")),
+        *(_e2e(record) for record in block_records(folder)),
         _versions(_read(folder / "versions.json")),
     ]
     return "\n".join(parts)
@@ -173,6 +177,30 @@ def _calls(record: dict[str, Any] | None) -> str:
     return "\n".join([*lines, ""])
 
 
+def _timings(record: dict[str, Any] | None) -> str:
+    """How far one comparison's speedup spreads when it is repeated."""
+    title = "How far the speedup of one comparison can be believed"
+    if record is None:
+        return f"{title}: {_NOT_MEASURED}\n"
+    lines = [
+        f"{title}: {record['method']} on the same prompt, {record['repeats']} times "
+        f"({_where(record)}). A disturbed run is shown without a number.",
+        "",
+        "| dense and sparse | busy processes beside | speedup, median (least to greatest) "
+        "| spread | disturbed | by the stopwatch alone |",
+        f"|{'---|' * 6}",
+    ]
+    for row in record["cases"]:
+        low, high = min(row["speedups"]), max(row["speedups"])
+        plain = f"{min(row['plain']):.2f} to {max(row['plain']):.2f}×"
+        lines.append(
+            f"| {'in turns' if row['in_turns'] else 'one after the other'} | {row['busy']} "
+            f"| {row['median']:.2f}× ({low:.2f} to {high:.2f}) | {row['spread']:.1%} "
+            f"| {row['disturbed']} of {record['repeats']} | {plain} |"
+        )
+    return "\n".join([*lines, ""])
+
+
 def _cpu(record: dict[str, Any] | None) -> str:
     title = "Cluster attention against dense SDPA in the same process, attention alone"
     if record is None:
@@ -243,8 +271,11 @@ def _e2e(record: dict[str, Any] | None) -> str:
     title = "Whole transformers with random weights on a GPU, dense against sparse"
     if record is None or record["toy"]:
         return f"{title}: {_NOT_MEASURED}\n"
+    of = "forwards"
+    if record.get("blocks"):
+        of = f"times of {record['blocks']} blocks of each kind, in place of all blocks"
     lines = [
-        f"{title} (runs put together from measured forwards; {_where(record)}):",
+        f"{title} (runs put together from measured {of}; {_where(record)}):",
         "",
         "| model | method | density | dense warm-up | speedup | bound at no cost |",
         "|---|---|---|---|---|---|",

@@ -14,6 +14,7 @@ MAX_PROMPT_CHARS = 2_000
 MAX_STEPS = 200
 MAX_GUIDANCE = 50
 MIN_SIDE_PX = 16
+MAX_SIDE_PX = 4096
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 MODEL_DEFAULTS = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
 """Fields of a request that take the model's default where they are None."""
@@ -70,8 +71,8 @@ class Request:
                     f"{MAX_PROMPT_CHARS:,} are allowed."
                 )
         self._integer("seed", 0, 2**63 - 1)
-        self._integer("height", MIN_SIDE_PX, 4096, optional=True)
-        self._integer("width", MIN_SIDE_PX, 4096, optional=True)
+        self._integer("height", MIN_SIDE_PX, MAX_SIDE_PX, optional=True)
+        self._integer("width", MIN_SIDE_PX, MAX_SIDE_PX, optional=True)
         self._integer("num_frames", 1, 1000, optional=True)
         self._integer("num_inference_steps", 1, MAX_STEPS, optional=True)
         self._guidance("guidance_scale", optional=True)

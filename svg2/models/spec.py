@@ -114,7 +114,7 @@ class ModelSpec:
                 "num_inference_steps": ceil_fraction(0.6, self.num_inference_steps),
             }
             return replace(self, **{**usual, **self.draft})
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
         return self
 

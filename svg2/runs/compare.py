@@ -21,7 +21,8 @@ from svg2.runs.progress import Watch
 from svg2.runs.race import race, why_no_race
 from svg2.runs.result import Order, result_record
 from svg2.runs.run import Run
-from svg2.trace.atomic import json_bytes, write_atomic
+from svg2.trace.atomic import json_bytes, write_or_keep
+from svg2.trace.clip_settings import tags_of
 from svg2.trace.file import trace_bytes
 from svg2.trace.metrics import psnr_per_frame
 from svg2.trace.records import VERSION, RecordingPolicy, Trace, TraceRun, policy_dict
@@ -77,7 +78,7 @@ def compare(
     check_sparse(pipe, run)
     if dense is None and in_turns and why_no_race(pipe) is None:
         dense, sparse = race(pipe, run, watch, policy)
-        return _compared(dense, sparse, watch, Order.IN_TURNS)
+        return compared(dense, sparse, watch, Order.IN_TURNS)
     order = Order.DENSE_FIRST if dense is None else Order.DENSE_EARLIER
     if dense is None:
         # For the time left, a sparse step counts as much as a dense one until it is measured.
@@ -88,10 +89,10 @@ def compare(
         sparse = generate_sparse(pipe, run, watch, policy)
     except Cancelled:
         raise Cancelled(dense) from None
-    return _compared(dense, sparse, watch, order)
+    return compared(dense, sparse, watch, order)
 
 
-def _compared(dense: DenseRun, sparse: SparseRun, watch: Watch, order: Order) -> Comparison:
+def compared(dense: DenseRun, sparse: SparseRun, watch: Watch, order: Order) -> Comparison:
     """The comparison of two complete runs.
 
     Raises:
@@ -125,7 +126,7 @@ def start_trace(dense: DenseRun, sparse: SparseRun) -> Trace:
             "backend": dense.backend,
             "dtype": dense.dtype,
         },
-        dense_mp4=encode_mp4(dense.frames, fps),
+        dense_mp4=encode_mp4(dense.frames, fps, tags=tags_of(dense.request.to_dict())),
     )
 
 
@@ -136,7 +137,11 @@ def add_run(trace: Trace, dense: DenseRun, sparse: SparseRun, result: dict[str, 
         method=sparse.run.method.name,
         config=sparse.run.config.to_dict(),
         result=result,
-        mp4=encode_mp4(sparse.frames, trace.request["fps"]),
+        mp4=encode_mp4(
+            sparse.frames,
+            trace.request["fps"],
+            tags=tags_of(trace.request, sparse.run.config.to_dict()),
+        ),
         psnr_frame=psnr_per_frame(dense.frames, sparse.frames),
         call=stats.call,
         density=stats.call_density,
@@ -151,12 +156,13 @@ def add_run(trace: Trace, dense: DenseRun, sparse: SparseRun, result: dict[str, 
 def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[str, Path]:
     """Write dense.mp4, svg2.mp4, compare.mp4, trace.npz and result.json into a folder.
 
-    Each file is written whole or not at all.
+    All are written or none: earlier files of a comparison stay where that fails.
 
     Returns:
         Paths by file name.
     Raises:
-        OSError: a folder that can't be written.
+        OSError: a folder that can't be written; `svg2.trace.atomic.KeptElsewhere` where the files
+            are in another one.
     """
     dense, sparse, result = comparison.dense, comparison.sparse, comparison.result
     trace = comparison.trace
@@ -165,7 +171,11 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[s
         f"dense  {result['dense_seconds']:.1f} s",
         f"{result['method']}  {result['svg2_seconds']:.1f} s  {psnr}",
     )
-    both = encode_mp4(side_by_side(dense.frames, sparse.frames, captions), trace.request["fps"])
+    both = encode_mp4(
+        side_by_side(dense.frames, sparse.frames, captions),
+        trace.request["fps"],
+        tags=tags_of(trace.request, trace.runs[0].config),
+    )
     contents = {
         "dense.mp4": trace.dense_mp4,
         "svg2.mp4": trace.runs[0].mp4,
@@ -173,6 +183,5 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike) -> dict[s
         "trace.npz": trace_bytes(trace),
         "result.json": json_bytes(result),
     }
-    for name, data in contents.items():
-        write_atomic(Path(folder, name), data)
+    write_or_keep(folder, contents)
     return {name: Path(folder, name) for name in contents}

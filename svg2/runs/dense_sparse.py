@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from svg2.errors import RequestError
+from svg2.errors import ConfigError, RequestError
 from svg2.hooks.enable import check_runnable, enable, measure_dense
 from svg2.hooks.stats import RunStats
 from svg2.models.loading import as_kind
@@ -179,7 +180,7 @@ def generate_sparse(
 
     Raises:
         RequestError: an image or video of the request that can't be read.
-        ConfigError, RequestError: as `check_sparse`.
+        ConfigError, RequestError: as `check_sparse`; or kernels that compute wrongly here.
         NotFinite: latents or frames that are infinite or NaN.
         Cancelled: the watch was cancelled.
     """
@@ -204,7 +205,7 @@ def generate_sparse(
         run.request.seed,
         min_keep_ratio=config.min_keep_ratio if config.predicts else None,
     )
-    with peak_memory(device_of(pipe)) as memory:
+    with peak_memory(device_of(pipe)) as memory, _refusing_kernels():
         if device_of(pipe).type == "cuda":
             watch.report(name, "warm up")
             with enable(pipe, config.replace(warmup_fraction=0.0, kmeans_iters_init=1)):
@@ -229,6 +230,17 @@ def generate_sparse(
         recording_seconds=recorder.seconds,
         **_facts(pipe, memory),
     )
+
+
+@contextmanager
+def _refusing_kernels() -> Iterator[None]:
+    """Kernels whose first result on a chip is wrong are a setting that can't be had here."""
+    from kernels import ImplUnavailable  # loads torch
+
+    try:
+        yield
+    except ImplUnavailable as error:
+        raise ConfigError(str(error)) from error
 
 
 def _count_in(memory: PeakMemory, turn: Turn | None) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
-from svg2.errors import RequestError
+from svg2.errors import Cancelled, ModelUnavailable, RequestError
 from svg2.models.catalogue import MODELS
-from svg2.models.finding import model_spec
+from svg2.models.finding import model_spec, snapshot
+from svg2.models.loading import availability
 from svg2.models.request import Request
 from svg2.models.spec import ModelSpec
+from svg2.process import give_back_memory
 from svg2.runs.call import load
 from svg2.runs.compare import Comparison, compare
 from svg2.runs.dense_sparse import DenseRun
+from svg2.runs.limits import NO_LIMITS, Limits, Pace
+from svg2.runs.line import Line
 from svg2.runs.progress import OnProgress, Progress, ShouldCancel, Watch
 from svg2.runs.run import Run
 from svg2.trace.records import RecordingPolicy
@@ -22,7 +28,8 @@ from svg2.trace.records import RecordingPolicy
 Result = TypeVar("Result")
 
 _SETTINGS = ("method", "top_p", "num_q_clusters", "num_k_clusters")
-_ONE_JOB = threading.Lock()  # generations at the same time would disturb each other's timing
+LINE = Line()
+"""Of this process: generations at the same time would disturb each other's timing."""
 
 
 class Studio:
@@ -30,18 +37,32 @@ class Studio:
 
     Attributes:
         model: id of the studio's own model, as `svg2.models.finding.model_spec` takes it.
+        has_others: whether a run may name the models of the catalogue too.
+        limits: what a run may cost.
+        may_download: whether a run may download a model other than the studio's own.
     """
 
-    def __init__(self, model: str = "builtin") -> None:
+    def __init__(
+        self, model: str = "builtin", limits: Limits = NO_LIMITS, may_download: bool = False
+    ) -> None:
         self.model = model
+        self.limits = limits
+        self.may_download = may_download
+        self._pace = Pace()
         self._pipe: Any = None
         self._loaded: str | None = None
         self._lock = threading.Lock()
+        self.has_others = True
 
     @property
     def models(self) -> tuple[str, ...]:
         """Ids of the models that a run may name; the studio's own first."""
-        return tuple(dict.fromkeys((self.model, *MODELS)))
+        return tuple(dict.fromkeys((self.model, *(MODELS if self.has_others else ()))))
+
+    @property
+    def loaded(self) -> str | None:
+        """The model that is loaded; None where none is."""
+        return self._loaded
 
     @property
     def spec(self) -> ModelSpec:
@@ -65,46 +86,107 @@ class Studio:
         return model_spec(model)
 
     def run(self, values: Mapping[str, Any]) -> Run:
-        """Make a checked run from the fields of a page.
+        """Make a checked run from the fields of a page, within `limits`.
 
         Args:
             values: `model`, `preset`, fields of `Request` and settings of the method, by name.
                 A value that is None or missing takes the model's default.
 
         Raises:
-            InputError: an invalid value.
+            InputError: an invalid value, or more than `limits` allow.
         """
+        return self.within_limits(self.unlimited_run(values))
+
+    def unlimited_run(self, values: Mapping[str, Any]) -> Run:
+        """As `run`, whatever it may cost."""
         fields = {name: value for name, value in values.items() if value is not None}
         model = fields.pop("model", self.model)
         preset = fields.pop("preset", "published")
         settings = {name: _whole(fields.pop(name)) for name in _SETTINGS if name in fields}
         spec = self.spec_of(model)
-        return Run.of(Request(model=model, **fields), spec=spec, preset=preset, settings=settings)
+        request = Request(**{"prompt": "", "model": model, **fields})
+        return Run.of(request, spec=spec, preset=preset, settings=settings)
+
+    def within_limits(self, run: Run, num_dense: int = 1, num_sparse: int = 1) -> Run:
+        """The run, checked against `limits`.
+
+        Args:
+            num_dense, num_sparse: how many generations it is of.
+
+        Raises:
+            RequestError: it passes one of them.
+        """
+        spec = model_spec(run.request.model)
+        seconds = self._pace.seconds(run, num_dense, num_sparse)
+        self.limits.check(run, spec, num_dense + num_sparse, seconds)
+        return run
+
+    def admit(self, run: Run) -> None:
+        """Check that a run can be made here, before it waits for its turn.
+
+        Raises:
+            ModelUnavailable: its model can't be loaded here.
+            TooBusy: as many wait as may.
+        """
+        LINE.check_room()
+        missing = self.why_not(run.request.model)
+        if missing is not None:
+            raise ModelUnavailable(missing)
+
+    def why_not(self, model: str) -> str | None:
+        """What keeps one of `models` from running here, as a sentence; None if nothing.
+
+        Raises:
+            RequestError: any other model.
+        """
+        spec = self.spec_of(model)
+        missing = availability(spec)
+        is_ours = model == self.model or self.may_download or spec.is_local
+        if missing is None and not is_ours and snapshot(spec.source) is None:
+            return (
+                f"{spec.title} is not downloaded here, and visitors can't start a download: "
+                "choose another model."
+            )
+        return missing
+
+    def seconds_for(self, run: Run, with_dense: bool = True) -> float | None:
+        """What a comparison takes here, as earlier ones tell; None before there was one."""
+        return self._pace.seconds(run, num_dense=int(with_dense))
 
     def preload(self) -> None:
         """Load the studio's own model, so that the first visitor does not wait for it.
+
+        Runs that are asked for meanwhile wait for their turn.
 
         Raises:
             RequestError: an unknown or unsupported model.
             ModelUnavailable: a model that can't be loaded here.
         """
-        self.pipe(self.model, self.spec, Watch())
+        spec = self.spec
+        Job(
+            lambda report, should_cancel: self.pipe(self.model, spec, Watch(report, should_cancel))
+        ).result()
 
     def pipe(self, model: str, spec: ModelSpec, watch: Watch) -> Any:
         """The pipeline of a model, loaded if need be. Another loaded model is freed first.
 
-        A cancel during the load stops the run, and the loaded model stays for the next one.
+        It stays loaded where the new one can't be. A cancel during the load stops the run, and
+        the loaded model stays for the next one.
 
         Raises:
             ModelUnavailable: a model that can't be loaded here.
             Cancelled: the watch was cancelled.
         """
-        if self._loaded != model:
-            watch.report("", "load")  # said before the wait for whoever loads now
         with self._lock:
             if self._loaded != model:
+                watch.report("", "load")
+                missing = self.why_not(model)
+                if missing is not None:
+                    raise ModelUnavailable(missing)
                 watch.check()  # a cancelled run frees no other model
-                self._pipe = self._loaded = None
+                if self._loaded is not None:
+                    self._pipe = self._loaded = None
+                    give_back_memory()
                 self._pipe = load(spec, watch)
                 self._loaded = model
                 watch.check()
@@ -118,10 +200,38 @@ class Studio:
         dense: DenseRun | None = None,
         policy: RecordingPolicy | None = None,
     ) -> Comparison:
-        """`svg2.runs.compare.compare` with the loaded model and with previews."""
-        watch = Watch(on_progress, should_cancel, preview=True)
-        pipe = self.pipe(run.request.model, run.spec, watch)
-        return compare(run, pipe, watch=watch, dense=dense, policy=policy)
+        """`svg2.runs.compare.compare` with the loaded model and with previews.
+
+        Raises:
+            As `svg2.runs.compare.compare`.
+            RequestError: it took longer than `limits` allow, and was stopped.
+        """
+        pipe = self.pipe(run.request.model, run.spec, Watch(on_progress, should_cancel))
+        with self._in_time(run, on_progress, should_cancel) as watch:
+            made = compare(run, pipe, watch=watch, dense=dense, policy=policy)
+        if dense is None:
+            self._pace.note(run, made.result)
+        if LINE.is_disturbed:
+            made.result["is_disturbed"] = True
+        return made
+
+    @contextmanager
+    def _in_time(
+        self, run: Run, on_progress: OnProgress, should_cancel: ShouldCancel
+    ) -> Iterator[Watch]:
+        """A watch that also cancels a run which takes too long, and says so."""
+        most = self.limits.seconds_for(run, model_spec(run.request.model))
+        started = time.monotonic()
+
+        def is_over() -> bool:
+            return time.monotonic() - started > most
+
+        try:
+            yield Watch(on_progress, lambda: should_cancel() or is_over(), preview=True)
+        except Cancelled:
+            if should_cancel() or not is_over():
+                raise
+            raise RequestError(self.limits.overtime()) from None
 
 
 class Job(Generic[Result]):
@@ -131,11 +241,18 @@ class Job(Generic[Result]):
     newest report.
 
     Args:
-        work: function of `on_progress` and `should_cancel`. It is started at once.
+        work: function of `on_progress` and `should_cancel`. It is started when its turn comes.
+        seconds: what it is expected to take, for those who wait.
+
+    Raises:
+        TooBusy: as many jobs wait as may.
     """
 
-    def __init__(self, work: Callable[[OnProgress, ShouldCancel], Result]) -> None:
+    def __init__(
+        self, work: Callable[[OnProgress, ShouldCancel], Result], seconds: float | None = None
+    ) -> None:
         self._work = work
+        self._place = LINE.join(seconds)
         self._reports: SimpleQueue[Progress | None] = SimpleQueue()
         self._cancelled = threading.Event()
         self._outcome: Result | None = None
@@ -144,8 +261,9 @@ class Job(Generic[Result]):
         self._thread.start()
 
     def cancel(self) -> None:
-        """Ask the work to stop after its current step; further calls have no effect."""
+        """Ask the work to stop soon, or never to begin; further calls have no effect."""
         self._cancelled.set()
+        LINE.look_again()
 
     @property
     def is_cancelled(self) -> bool:
@@ -168,24 +286,35 @@ class Job(Generic[Result]):
 
     def _run(self) -> None:
         try:
-            with _ONE_JOB:
-                self._outcome = self._work(self._reports.put, self._cancelled.is_set)
+            with LINE.turn(self._place, self._cancelled.is_set, self._tell_waiting):
+                self._outcome = self._work(
+                    self._report, lambda: self.is_cancelled or LINE.is_closed
+                )
         except BaseException as error:  # `result` raises it again
             self._error = error
         finally:
             self._reports.put(None)
 
+    def _report(self, progress: Progress) -> None:
+        if progress.eta_seconds is not None:
+            self._place.seconds = progress.eta_seconds
+        self._reports.put(progress)
+
+    def _tell_waiting(self, ahead: int, seconds: float | None) -> None:
+        self._reports.put(Progress("", "wait", ahead=ahead, eta_seconds=seconds))
+
     def _newest(self) -> Progress | None:
+        """The newest report; None at the end, for every reader."""
         report = self._reports.get()
         while report is not None:
             try:
                 newer = self._reports.get_nowait()
             except Empty:
-                break
-            if newer is None:  # keep the end for the next call, so that the last report is seen
-                self._reports.put(None)
-                break
+                return report
+            if newer is None:
+                break  # the last report is seen before the end
             report = newer
+        self._reports.put(None)
         return report
 
 

@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from svg2.errors import Cancelled, NotFinite
 from svg2.hooks.steps import Wrapper, set_on_instance
-from svg2.runs.distributed import agree
+from svg2.runs.distributed import agree, processes
 
 if TYPE_CHECKING:
     import torch
@@ -38,16 +38,18 @@ class Progress:
 
     Attributes:
         run: `dense`, `stock` (dense as its pipeline does it, where that differs) or the method;
-            empty while the model loads.
-        stage: `load`, `warm up`, `encode`, `denoise`, `decode` or `measure`.
+            empty while others have their turn or the model loads.
+        stage: `wait` (for its turn), `gpu` (waiting for one), `load`, `warm up`, `encode`,
+            `denoise`, `decode` or `measure`.
         step, num_steps: denoising steps done and to do; 0 of 0 in other stages.
         eta_seconds: time left for all steps that were asked for, as the mean of the last three
-            steps tells; None while unknown.
-        preview: the middle latent frame as it is now, decoded alone. Only where it was asked for
-            and can be had, and at most two a second.
+            steps tells; in the stage `wait`, until the turn comes; None while unknown.
+        preview: the last picture of the middle latent frame as it is now. Only where it was asked
+            for and can be had, and at most two a second.
         density: mean density of each step so far, where a dense call counts 1; with `preview`.
         seconds: what the steps so far took.
         beside: the other side of a race, as it was last reported; None where there is none.
+        ahead: in the stage `wait`, how many go first.
     """
 
     run: str
@@ -59,6 +61,7 @@ class Progress:
     density: tuple[float, ...] = field(default=(), compare=False)
     seconds: float = field(default=0.0, compare=False)
     beside: Progress | None = field(default=None, compare=False, repr=False)
+    ahead: int = 0
 
 
 OnProgress = Callable[[Progress], None]
@@ -197,6 +200,13 @@ class Loop:
             return stepped
 
         set_on_instance(scheduler, "step", Wrapper(seen_step, step), undo)
+        watch = self._watch
+
+        def look_for_cancel(*_: Any) -> None:  # no method, which a copy of the model would copy
+            watch.check()
+
+        for attention in _interruptible_attentions(pipe):  # a step may take minutes
+            undo.callback(attention.register_forward_pre_hook(look_for_cancel).remove)
         decoder = getattr(pipe.vae, "decoder", None)  # what follows it may clamp infinity away
         if decoder is not None:
             undo.callback(decoder.register_forward_hook(self._see_decoded).remove)
@@ -286,6 +296,8 @@ class Loop:
         )
 
     def _see_decoded(self, decoder: Any, inputs: Any, decoded: Tensor) -> None:
+        if self._is_decoding:
+            self._watch.check()  # a clip is decoded in parts
         is_over = self._run is None or self._failure is not None
         if self._is_decoding and not is_over and not _is_finite(decoded):
             self._fail_decoding()
@@ -329,8 +341,39 @@ class Loop:
             self._watch.report(self._run, stage, *place, seconds=took, **glimpse)
 
 
+def _interruptible_attentions(pipe: Any) -> list[Any]:
+    """The self-attention modules between which a generation may be ended.
+
+    None where several processes wait for each other, or for a compiled transformer, which a hook
+    would have compiled again.
+    """
+    from svg2.hooks.families import family_of, transformers_of
+
+    if processes().world > 1:
+        return []
+    outer = [getattr(pipe, name, None) for name in ("transformer", "transformer_2")]
+    if any(
+        hasattr(transformer, "_orig_mod") or module._compiled_call_impl is not None
+        for transformer in outer
+        if transformer is not None
+        for module in transformer.modules()
+    ):
+        return []
+    families = [(transformer, family_of(transformer)) for transformer in transformers_of(pipe)]
+    return [
+        attention.module
+        for transformer, family in families
+        if family is not None
+        for attention in family.self_attentions(transformer)
+    ]
+
+
 def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | None:
-    """The middle latent frame decoded alone; None where that is not simple or not cheap."""
+    """The last picture of the middle latent frame; None where that is not simple or not cheap.
+
+    It is decoded with the frame before it: alone it would be taken for the first of a clip, whose
+    colours are coded in another way.
+    """
     import torch
 
     vae = pipe.vae
@@ -338,7 +381,7 @@ def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | Non
     if latents is None or latents.ndim != 5 or is_offloaded:
         return None
     middle = latents.shape[2] // 2
-    frame = latents[:1, :, middle : middle + 1].to(vae.device, vae.dtype)
+    frame = latents[:1, :, max(0, middle - 1) : middle + 1].to(vae.device, vae.dtype)
     mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
     with torch.no_grad():
         if mean is not None and std is not None:
@@ -347,7 +390,7 @@ def _preview(pipe: Any, latents: Tensor | None) -> UInt8[ndarray, "Y X 3"] | Non
         else:
             frame = frame / getattr(vae.config, "scaling_factor", 1.0)
         video = vae.decode(frame, return_dict=False)[0]
-    picture = pipe.video_processor.postprocess_video(video, output_type="np")[0][0]
+    picture = pipe.video_processor.postprocess_video(video, output_type="np")[0][-1]
     return (np.asarray(picture) * 255).round().astype(np.uint8)
 
 

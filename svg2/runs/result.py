@@ -8,6 +8,7 @@ from typing import Any
 
 from svg2.method.stages import DENSE_STAGE, STAGES
 from svg2.runs.dense_sparse import DenseRun, SparseRun
+from svg2.runs.outlook import warnings_of
 from svg2.runs.timing import Steps, Timing, timing
 from svg2.trace.metrics import psnr_db, psnr_per_frame, ssim
 
@@ -34,6 +35,7 @@ def result_record(dense: DenseRun, sparse: SparseRun, order: Order) -> dict[str,
     - `attention_speedup`: self-attention time of the whole loops, dense over sparse. The sparse
       time includes clustering, permutation, selection and the dense warm-up.
     - `attention_share`: share of the dense loop that its self-attention kernel takes.
+    - `warnings`: what to distrust of this run, each a sentence.
     - `density`, `compute_density`, `overhead_density`: over the sparse calls; null without any.
     """
     run, stats = sparse.run, sparse.stats
@@ -41,6 +43,7 @@ def result_record(dense: DenseRun, sparse: SparseRun, order: Order) -> dict[str,
     dense_seconds, svg2_seconds = dense.seconds["denoise"], sparse.seconds["denoise"]
     frames_db = psnr_per_frame(dense.frames, sparse.frames).tolist()
     compute_density = stats.compute_density
+    psnr = psnr_db(dense.frames, sparse.frames)
     told = _timing(dense, sparse, order)
     return {
         **{
@@ -62,9 +65,10 @@ def result_record(dense: DenseRun, sparse: SparseRun, order: Order) -> dict[str,
         "overhead_density": stats.overhead_density,
         "flop_ratio": None if compute_density is None else 1 / compute_density,
         "kept_mass": stats.kept_mass,
-        "psnr_db": psnr_db(dense.frames, sparse.frames),
+        "psnr_db": psnr,
         "psnr_per_frame": [None if math.isinf(value) else value for value in frames_db],
         "ssim": ssim(dense.frames, sparse.frames),
+        "warnings": warnings_of(psnr, sparse.records),
         "dense_seconds": dense_seconds,
         "dense_stock_seconds": dense.stock_seconds,
         "dense_stock_psnr_db": dense.stock_psnr_db,

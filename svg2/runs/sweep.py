@@ -21,7 +21,7 @@ from svg2.runs.dense_sparse import (
 from svg2.runs.progress import Watch
 from svg2.runs.result import Order, result_record
 from svg2.runs.run import Run
-from svg2.trace.atomic import json_bytes, write_atomic
+from svg2.trace.atomic import json_bytes, write_or_keep
 from svg2.trace.file import trace_bytes
 from svg2.trace.recording import fit
 from svg2.trace.records import RecordingPolicy, Trace
@@ -85,15 +85,14 @@ def sweep(
         trace_bytes_limit: most bytes of trace.npz; records are dropped to stay under it.
 
     Raises:
-        As `svg2.runs.compare.compare`.
-        OSError: a folder that can't be written.
+        As `svg2.runs.compare.compare`, and `OSError` as `svg2.runs.compare.save_comparison`.
     """
     check_encoder()
     watch = watch or Watch()
     run, runs = plan.run, plan.runs
-    # the runs divide the size limit of the records
     policy = policy or RecordingPolicy()
-    policy = dataclasses.replace(policy, max_bytes=policy.max_bytes // len(runs))
+    if trace_bytes_limit is None:  # else the file is fitted to its limit
+        policy = dataclasses.replace(policy, max_bytes=policy.max_bytes // len(runs))
     pipe = load_for(run, watch) if pipe is None else pipe
     for sparse_run in runs:
         check_sparse(pipe, sparse_run)
@@ -124,14 +123,21 @@ def sweep(
             point = _against_baseline(result, content["baselines"][method])
             content["points"].append(point)
             trace = add_run(trace or start_trace(dense, sparse), dense, sparse, point)
-            write_atomic(folder / "trace.npz", trace_bytes(_fitted(trace, trace_bytes_limit)))
         content["complete"] = sparse_run is runs[-1]
-        write_atomic(folder / "sweep.json", json_bytes(content))
+        recorded = (
+            {} if trace is None else {"trace.npz": trace_bytes(_fitted(trace, trace_bytes_limit))}
+        )
+        # A trace of an earlier sweep does not belong to these points.
+        write_or_keep(folder, {**recorded, "sweep.json": json_bytes(content)}, ["trace.npz"])
     return content
 
 
 def _fitted(trace: Trace, limit: int | None) -> Trace:
-    return trace if limit is None else fit(trace, limit)
+    """The trace in at most `limit` bytes; its fastest run, which pages open with, keeps most."""
+    if limit is None:
+        return trace
+    speedups = [run.result["speedup"] for run in trace.runs]
+    return fit(trace, limit, most=speedups.index(max(speedups)))
 
 
 def _dense_record(dense: DenseRun) -> dict[str, Any]:

@@ -16,12 +16,22 @@ from svg2.errors import TraceError
 from svg2.git_lfs import ADVICE, is_pointer
 from svg2.method.stages import STAGES
 from svg2.trace.atomic import write_atomic
-from svg2.trace.records import NUM_NEAR, TICKS, VERSION, Record, Trace, TraceRun
+from svg2.trace.header import read_header, require
+from svg2.trace.records import (
+    MAX_BYTES,
+    MAX_PAIRS,
+    NUM_NEAR,
+    TICKS,
+    Record,
+    Trace,
+    TraceRun,
+)
 
 _MAX_FILE_BYTES = 64 << 20
-_MAX_UNPACKED_BYTES = 512 << 20
 _MAX_MEMBERS = 20_000
-_MAX_HEADER_BYTES = 4 << 20
+_MAX_HEADER_BYTES = 1 << 20
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack without a bound
+_ENTRY = b"PK\x01\x02"  # each entry of an archive's directory begins with it
 
 
 def save_trace(trace: Trace, path: str | os.PathLike) -> None:
@@ -118,11 +128,13 @@ class _Members:
             raise TraceError(
                 f"The file is larger than the {_MAX_FILE_BYTES >> 20} MB a trace may have."
             )
+        if data.count(_ENTRY) > _MAX_MEMBERS:
+            raise TraceError(f"The file is no trace: it holds more than {_MAX_MEMBERS} entries.")
         self._zip = zipfile.ZipFile(io.BytesIO(data))
         members = self._zip.infolist()
-        if len(members) > _MAX_MEMBERS or sum(m.file_size for m in members) > _MAX_UNPACKED_BYTES:
+        if sum(m.file_size for m in members) > MAX_BYTES:
             raise TraceError(
-                "The file is no sound trace: it unpacks to more than a trace may hold."
+                f"The file unpacks to more than the {MAX_BYTES >> 20} MB a trace may hold."
             )
         self._sizes = {}
         for member in members:
@@ -131,6 +143,7 @@ class _Members:
                 not member.filename.endswith(".npy")
                 or not _NAME.fullmatch(name)
                 or name in self._sizes
+                or member.compress_type not in _METHODS
             ):
                 raise TraceError(
                     f"The file is no trace: it holds an unknown entry {member.filename[:40]!r}."
@@ -151,7 +164,9 @@ class _Members:
         if name not in self._sizes:
             raise TraceError(f"The trace is incomplete: {name} is missing.")
         try:
-            raw = self._zip.read(f"{name}.npy")
+            with self._zip.open(f"{name}.npy") as member:
+                # Without a bound all is unpacked first, whatever the directory says.
+                raw = member.read(self._sizes[name] + 1)
             stream = io.BytesIO(raw)
             version = np.lib.format.read_magic(stream)
             read_header = {
@@ -165,10 +180,10 @@ class _Members:
             raise TraceError(f"The trace is damaged: {name} can't be read.") from error
         if found.hasobject or found != np.dtype(dtype) or fortran or len(shape) != ndim:
             raise TraceError(f"The trace is not sound: {name} has the wrong type or shape.")
-        body = raw[stream.tell() :]
-        if math.prod(shape) * found.itemsize != len(body):
+        start = stream.tell()
+        if math.prod(shape) * found.itemsize != len(raw) - start:
             raise TraceError(f"The trace is damaged: {name} is cut short.")
-        return np.frombuffer(body, found).reshape(shape)
+        return np.frombuffer(raw, found, offset=start).reshape(shape)
 
 
 def _read_file(path: Path) -> bytes:
@@ -185,11 +200,11 @@ def _read_file(path: Path) -> bytes:
 
 
 def _parse(members: _Members) -> Trace:
-    header = _header(members.array("header", np.uint8, 1).tobytes())
+    header = read_header(members.array("header", np.uint8, 1).tobytes())
     runs = tuple(_run(members, r, fields) for r, fields in enumerate(header["runs"]))
-    records = tuple(_record(members, i, header, runs) for i in range(header["num_records"]))
+    records = _records(members, header, runs)
     positions = {record.position for record in records}
-    _require(len(positions) == len(records), "two of its records have one position")
+    require(len(positions) == len(records), "two of its records have one position")
     with_errors = sum(record.gain is not None for record in records)
     expected = (
         2
@@ -197,7 +212,7 @@ def _parse(members: _Members) -> Trace:
         + len(records) * (3 + len(_RECORD_ARRAYS))
         + with_errors * len(_ERROR_ARRAYS)
     )
-    _require(len(members) == expected, "it holds entries that its header does not name")
+    require(len(members) == expected, "it holds entries that its header does not name")
     return Trace(
         **{name: header[name] for name in ("version", "n_tokens", "n_text", "request")},
         **{name: header[name] for name in ("policy", "provenance", "dense_result")},
@@ -208,59 +223,38 @@ def _parse(members: _Members) -> Trace:
     )
 
 
-def _header(raw: bytes) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        header = json.loads(raw, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise TraceError("The file is no trace: its header is not JSON.") from error
-    _require(isinstance(header, dict), "its header is no object")
-    if header.get("version") != VERSION:
-        raise TraceError(
-            f"The trace has version {str(header.get('version'))[:20]!r}, not {VERSION}."
-        )
-    for name in ("request", "policy", "provenance", "dense_result"):
-        _require(isinstance(header.get(name), dict), f"{name} is no object")
-    for name in ("n_tokens", "n_text", "num_records"):
-        _require(_is_count(header.get(name), 1 << 24), f"{name} is no count")
-    grid = header.get("grid")
-    _require(
-        isinstance(grid, list)
-        and len(grid) == 3
-        and all(_is_count(g, 1 << 16) and g > 0 for g in grid),
-        "grid is not three sizes",
-    )
-    _require(math.prod(grid) == header["n_tokens"], "n_tokens is not the size of the grid")
-    runs = header.get("runs")
-    _require(isinstance(runs, list), "runs is no list")
-    for run in runs:
-        sound = isinstance(run, dict) and isinstance(run.get("method"), str)
-        sound = (
-            sound and isinstance(run.get("config"), dict) and isinstance(run.get("result"), dict)
-        )
-        _require(sound, "a run lacks its method, config or result")
-    return header
-
-
 def _run(members: _Members, r: int, fields: dict[str, Any]) -> TraceRun:
     arrays = {name: members.array(f"r{r}/{name}", *kind) for name, kind in _RUN_ARRAYS.items()}
     calls = len(arrays["call"])
-    _require(
+    require(
         arrays["call"].shape == (calls, 3) and (arrays["call"] >= 0).all(), f"r{r}/call is off"
     )
-    _require(arrays["stage_ms"].shape == (calls, len(STAGES)), f"r{r}/stage_ms is off")
-    _require(len(arrays["density"]) == calls, f"r{r}/density is off")
-    _require(arrays["kept_mass"].shape == arrays["density"].shape, f"r{r}/kept_mass is off")
+    require(arrays["stage_ms"].shape == (calls, len(STAGES)), f"r{r}/stage_ms is off")
+    require(len(arrays["density"]) == calls, f"r{r}/density is off")
+    require(arrays["kept_mass"].shape == arrays["density"].shape, f"r{r}/kept_mass is off")
     for name in ("density", "kept_mass", "stage_ms"):
-        _require(
+        require(
             np.isfinite(arrays[name]).all() and (arrays[name] >= 0).all(), f"r{r}/{name} is off"
         )
-    _require(not np.isnan(arrays["psnr_frame"]).any(), f"r{r}/psnr_frame is off")
+    require(not np.isnan(arrays["psnr_frame"]).any(), f"r{r}/psnr_frame is off")
     return TraceRun(
         fields["method"], fields["config"], fields["result"], _mp4(members, f"r{r}/mp4"), **arrays
     )
+
+
+def _records(
+    members: _Members, header: dict[str, Any], runs: tuple[TraceRun, ...]
+) -> tuple[Record, ...]:
+    records, pairs = [], 0
+    for i in range(header["num_records"]):
+        records.append(_record(members, i, header, runs))
+        pairs += records[-1].P.size
+        if pairs > MAX_PAIRS:
+            raise TraceError(
+                f"The trace holds more than the {MAX_PAIRS >> 20} million pairs of clusters that "
+                "its records may have together: record fewer calls, or with fewer clusters."
+            )
+    return tuple(records)
 
 
 def _record(
@@ -269,50 +263,41 @@ def _record(
     kinds = _RECORD_ARRAYS | (_ERROR_ARRAYS if f"i{i}/gain" in members else {})
     arrays = {name: members.array(f"i{i}/{name}", *kind) for name, kind in kinds.items()}
     index = members.array(f"i{i}/index", np.int32, 1)
-    _require(index.shape == (5,) and (index >= 0).all(), f"i{i}/index is off")
+    require(index.shape == (5,) and (index >= 0).all(), f"i{i}/index is off")
     run, step, layer, branch, head = index.tolist()
-    _require(
+    require(
         run < len(runs) and head < runs[run].density.shape[1], f"i{i}/index names no run or head"
     )
-    _require(
+    require(
         (runs[run].call == (step, layer, branch)).all(axis=1).any(), f"i{i}/index names no call"
     )
     n_tokens, (num_q, num_k) = header["n_tokens"], arrays["P"].shape
-    _require(0 < num_q <= n_tokens and 0 < num_k <= n_tokens, f"i{i}/P is off")
+    require(0 < num_q <= n_tokens and 0 < num_k <= n_tokens, f"i{i}/P is off")
     for name, count in (("q_labels", num_q), ("k_labels", num_k)):
         labels = arrays[name]
-        _require(labels.shape == (n_tokens,) and labels.max() < count, f"i{i}/{name} is off")
-    _require(
+        require(labels.shape == (n_tokens,) and labels.max() < count, f"i{i}/{name} is off")
+    require(
         arrays["q_rgb"].shape == (num_q, 3) and arrays["k_rgb"].shape == (num_k, 3),
         f"i{i}/rgb is off",
     )
     near = arrays["k_near"]
-    _require(near.shape == (num_k, NUM_NEAR) and near.max() < num_k, f"i{i}/k_near is off")
+    require(near.shape == (num_k, NUM_NEAR) and near.max() < num_k, f"i{i}/k_near is off")
     mass = arrays["P"]
-    _require(np.isfinite(mass).all() and (mass >= 0).all() and (mass <= 1).all(), f"i{i}/P is off")
+    require(np.isfinite(mass).all() and (mass >= 0).all() and (mass <= 1).all(), f"i{i}/P is off")
     if "gain" in arrays:
         gain, thresholds = arrays["gain"], arrays["thresholds"]
-        _require(gain.shape == mass.shape and np.isfinite(gain).all(), f"i{i}/gain is off")
+        require(gain.shape == mass.shape and np.isfinite(gain).all(), f"i{i}/gain is off")
         sound = thresholds.shape == (TICKS + 1,) and np.isfinite(thresholds).all()
-        _require(sound and (np.diff(thresholds) <= 0).all(), f"i{i}/thresholds is off")
+        require(sound and (np.diff(thresholds) <= 0).all(), f"i{i}/thresholds is off")
     packed = members.array(f"i{i}/kept", np.uint8, 1)
-    _require(len(packed) == -(-num_q * num_k // 8), f"i{i}/kept is off")
+    require(len(packed) == -(-num_q * num_k // 8), f"i{i}/kept is off")
     kept = np.unpackbits(packed, count=num_q * num_k).astype(bool).reshape(num_q, num_k)
     recall = float(members.array(f"i{i}/recall", np.float32, 0))
-    _require(0 <= recall <= 1 + 1e-6, f"i{i}/recall is off")
+    require(0 <= recall <= 1 + 1e-6, f"i{i}/recall is off")
     return Record(run, step, layer, branch, head, **arrays, kept=kept, recall=min(recall, 1.0))
 
 
 def _mp4(members: _Members, name: str) -> bytes:
     data = members.array(name, np.uint8, 1).tobytes()
-    _require(data[4:8] == b"ftyp", f"{name} is no MP4 video")
+    require(data[4:8] == b"ftyp", f"{name} is no MP4 video")
     return data
-
-
-def _is_count(value: Any, limit: int) -> bool:
-    return type(value) is int and 0 <= value <= limit
-
-
-def _require(condition: Any, problem: str) -> None:
-    if not condition:
-        raise TraceError(f"The trace is not sound: {problem}.")

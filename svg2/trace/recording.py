@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,19 @@ from numpy import ndarray
 from svg2.config import SVG2Config
 from svg2.method.call_sample import CallSample
 from svg2.trace.file import trace_bytes
-from svg2.trace.records import NUM_NEAR, Record, RecordingPolicy, Trace
+from svg2.trace.records import (
+    MAX_BYTES,
+    MAX_PAIRS,
+    NUM_NEAR,
+    Record,
+    RecordingPolicy,
+    Trace,
+)
 from svg2.trace.thresholds import gain_thresholds, log_gain
 
 NUM_RECALL_QUERIES = 64
 NUM_STEPS = 4
-NUM_HEADS = 2
+NUM_HEADS = 3
 
 _RECORDS_SHARE = 0.75  # of a trace; the rest is for its clips and statistics
 
@@ -27,11 +34,14 @@ _MIN_AXIS_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Selection:
-    """The calls that are recorded, and one sentence where the policy's size made them fewer."""
+    """The calls that are recorded, and one sentence where the policy's size made them fewer.
+
+    `heads` are their numbers, or how many there are of each layer, see `heads_by_density`.
+    """
 
     steps: tuple[int, ...]
     layers: tuple[int, ...]
-    heads: tuple[int, ...]
+    heads: tuple[int, ...] | int
     note: str
 
 
@@ -54,7 +64,7 @@ def choose(
     sparse_layers = range(config.dense_layers, num_layers)
     steps = _spread(sparse_steps, NUM_STEPS) if policy.steps is None else policy.steps
     layers = tuple(sparse_layers) if policy.layers is None else policy.layers
-    heads = tuple(range(NUM_HEADS)) if policy.heads is None else policy.heads
+    heads = range(min(NUM_HEADS, num_heads)) if policy.heads is None else policy.heads
     asked = (
         tuple(s for s in sorted(set(steps)) if s in sparse_steps),
         tuple(x for x in sorted(set(layers)) if x in sparse_layers),
@@ -65,7 +75,8 @@ def choose(
     record_bytes = (
         4 * n_tokens + masses * num_q * num_k + num_q * num_k // 8 + 3 * num_q + 11 * num_k
     )
-    room = int(policy.max_bytes * _RECORDS_SHARE) // record_bytes
+    room = int(min(policy.max_bytes, MAX_BYTES) * _RECORDS_SHARE) // record_bytes
+    room = min(room, MAX_PAIRS // (num_q * num_k))
     steps, layers, heads = asked
     if len(steps) * len(layers) * len(heads) > room:
         heads = _spread(heads, max(1, room // max(1, len(steps) * len(layers))))
@@ -81,7 +92,7 @@ def choose(
     note = ""
     if thinned:
         note = f"Recorded {', '.join(thinned)} to stay under {policy.max_bytes / 2**20:.0f} MB."
-    return Selection(steps, layers, heads, note)
+    return Selection(steps, layers, len(heads) if policy.heads is None else heads, note)
 
 
 class Recorder:
@@ -110,6 +121,7 @@ class Recorder:
         self._branches = frozenset(branches)
         self._min_keep_ratio = min_keep_ratio
         self._rng = np.random.default_rng(seed)
+        self._heads: dict[tuple[int, int], tuple[int, ...]] = {}  # by layer and branch
 
     def __call__(self, call: CallSample) -> None:
         """Record one sparse call, if it is among those selected."""
@@ -122,8 +134,29 @@ class Recorder:
             torch.cuda.synchronize(call.q.device)
         started = time.perf_counter()
         errors = _errors(call, self._min_keep_ratio)
-        self.records += [_record(call, head, self._rng, errors) for head in self._selection.heads]
+        self.records += [_record(call, head, self._rng, errors) for head in self._heads_of(call)]
         self.seconds += time.perf_counter() - started
+
+    def _heads_of(self, call: CallSample) -> tuple[int, ...]:
+        """The same heads of a layer at every step, so that they can be followed."""
+        wanted = self._selection.heads
+        if not isinstance(wanted, int):
+            return wanted
+        place = (call.layer, call.branch)
+        if place not in self._heads:
+            kept, q_sizes, k_sizes = (
+                x[-1].cpu().numpy() for x in (call.kept, call.q_sizes, call.k_sizes)
+            )
+            pairs = (kept * q_sizes[..., None] * k_sizes[:, None]).sum((1, 2))
+            self._heads[place] = heads_by_density(pairs, wanted)
+        return self._heads[place]
+
+
+def heads_by_density(densities: Sequence[float] | ndarray, count: int) -> tuple[int, ...]:
+    """Numbers of `count` heads spread by density, both ends included; one is the middle one."""
+    order = np.argsort(densities, kind="stable")
+    found = (order[len(order) // 2],) if count == 1 else _spread(order, count)
+    return tuple(sorted(int(head) for head in found))
 
 
 @dataclass(frozen=True)
@@ -180,35 +213,75 @@ def _record(
     )
 
 
-def fit(trace: Trace, max_bytes: int) -> Trace:
-    """The trace with fewer records, so that its file has at most `max_bytes`.
+def fit(trace: Trace, max_bytes: int, most: int = 0) -> Trace:
+    """The trace with fewer records, so that its file has at most `max_bytes` and can be read.
 
-    Heads go first, then steps, then layers, always spread over what there is; the clips and the
-    statistics of every call stay, so a file without any record may still be larger.
+    Run `most` keeps its records longest. Of the other runs heads go first, then steps, then
+    layers, always spread over what there is; of that run steps, then heads, then layers. The clips
+    and the statistics of every call stay, so a file without any record may still be larger.
     """
-    asked = {
-        axis: sorted({getattr(record, axis) for record in trace.records})
-        for axis in ("head", "step", "layer")
-    }
-    kept = dict(asked)
+    records = {most: [r for r in trace.records if r.run == most]}
+    records[-1] = [r for r in trace.records if r.run != most]
     fitted = trace
-    while len(trace_bytes(fitted)) > max_bytes and fitted.records:
-        axis = next((a for a, values in kept.items() if len(values) > 1), None)
-        if axis is None:
-            kept = dict.fromkeys(kept, ())
-        else:
-            kept[axis] = list(_spread(kept[axis], len(kept[axis]) - 1))
-        records = tuple(
-            record
-            for record in trace.records
-            if all(getattr(record, a) in values for a, values in kept.items())
-        )
-        fitted = dataclasses.replace(trace, records=records)
+    for run, axes in ((-1, ("head", "step", "layer")), (most, ("step", "head", "layer"))):
+        whole, cuts = records[run], _cuts(records[run], axes)
+        while not _fits(fitted, max_bytes) and (cut := next(cuts, None)) is not None:
+            records[run] = _thinned(whole, cut)
+            kept = set(map(id, records[most] + records[-1]))
+            fitted = dataclasses.replace(
+                trace, records=tuple(r for r in trace.records if id(r) in kept)
+            )
     if fitted is trace:
         return trace
-    left = (f"{len(kept[a])} of {len(asked[a])} {a}s" for a in asked if kept[a] != asked[a])
-    note = f"Kept {', '.join(left)} to stay under {max_bytes / 2**20:.1f} MB."
+    note = (
+        f"Kept {len(fitted.records)} of {len(trace.records)} records to stay under "
+        f"{max_bytes / 2**20:.1f} MB, most of them of run {most + 1}."
+    )
     return dataclasses.replace(fitted, policy=trace.policy | {"note": note})
+
+
+def _fits(trace: Trace, max_bytes: int) -> bool:
+    return not trace.is_too_large and len(trace_bytes(trace)) <= max_bytes
+
+
+def _cuts(records: Sequence[Record], axes: Sequence[str]) -> Iterator[dict[str, int]]:
+    """How many heads, steps and layers to keep of each run, fewer from cut to cut, to none."""
+    counts = {axis: len({getattr(r, axis) for r in records}) for axis in axes}
+    for axis in axes:
+        while counts[axis] > 1:
+            counts[axis] -= 1
+            yield dict(counts)
+    yield dict.fromkeys(axes, 0)
+
+
+def _thinned(records: Sequence[Record], counts: Mapping[str, int]) -> list[Record]:
+    """Of each run so many steps and layers, and of each of its layers so many heads."""
+    if not all(counts.values()):
+        return []
+    left = []
+    for run in sorted({r.run for r in records}):
+        own = [r for r in records if r.run == run]
+        steps = _spread(sorted({r.step for r in own}), counts["step"])
+        for layer in _spread(sorted({r.layer for r in own}), counts["layer"]):
+            here = [r for r in own if r.layer == layer]
+            seen: dict[int, Record] = {}
+            for record in here:
+                seen.setdefault(record.head, record)
+            numbers = list(seen)
+            heads = {
+                numbers[i]
+                for i in heads_by_density([_pairs(r) for r in seen.values()], counts["head"])
+            }
+            left += [r for r in here if r.step in steps and r.head in heads]
+    return left
+
+
+def _pairs(record: Record) -> int:
+    """Number of pairs of tokens that were kept."""
+    num_q, num_k = record.kept.shape
+    q_sizes = np.bincount(record.q_labels, minlength=num_q)
+    k_sizes = np.bincount(record.k_labels, minlength=num_k)
+    return int(q_sizes @ record.kept @ k_sizes)
 
 
 def _spread(items: Sequence[int], count: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """What a trace holds: frozen records of a dense run, of sparse runs, and of single calls."""
 
+import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +16,12 @@ TICKS = 200
 """Budgets of top-p that a page offers: 1/200 to 200/200."""
 NO_GAIN = -60_000.0
 """Stands for the logarithm of 0 in a trace."""
+MAX_BYTES = 96 << 20
+"""Most bytes of a trace file, unpacked."""
+MAX_PAIRS = 16 << 20
+"""Most pairs of a query and a key cluster, in all records of a trace together."""
+MAX_TOKENS = 1 << 19
+"""Most video tokens of a trace."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,8 @@ class RecordingPolicy:
     Attributes:
         steps: step numbers; None takes 4 spread over the sparse steps, first and last included.
         layers: layer numbers; None takes all.
-        heads: head numbers; None takes the first two.
+        heads: head numbers; None takes three of each layer: in its first recorded call the one
+            that keeps least, the one that keeps most, and one between.
         branches: guidance branches, 0 conditional, 1 unconditional, 2 both in one batch.
         max_bytes: bound on the size of the trace. Records, counted before compression, are thinned
             to take at most three quarters of it, which leaves the rest to clips and statistics.
@@ -151,6 +159,37 @@ class Trace:
     runs: tuple[TraceRun, ...] = field(default=())
     records: tuple[Record, ...] = field(default=())
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of clips and arrays as stored, before compression."""
+        arrays = sum(
+            array.nbytes
+            for run in self.runs
+            for array in (run.psnr_frame, run.call, run.density, run.kept_mass, run.stage_ms)
+        )
+        clips = len(self.dense_mp4) + sum(len(run.mp4) for run in self.runs)
+        return clips + arrays + sum(record.nbytes for record in self.records)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of its file, unpacked: a little more than they are."""
+        header = [self.request, self.policy, self.provenance, self.dense_result]
+        header += [part for run in self.runs for part in (run.method, run.config, run.result)]
+        arrays = 2 + 6 * len(self.runs) + 12 * len(self.records)
+        return self.stored_bytes + _bytes_of_json(header) + 128 * arrays
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the trace takes in memory, roughly: kept pairs are a byte each."""
+        pairs = sum(record.kept.size for record in self.records)
+        return self.file_bytes + pairs + 4096 * len(self.records)
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether no file could be read that holds all of it."""
+        pairs = sum(record.P.size for record in self.records)
+        return pairs > MAX_PAIRS or self.file_bytes > MAX_BYTES
+
 
 def selection_at(record: Record, top_p: float, min_keep_ratio: float) -> Bool[ndarray, "Q K"]:
     """What the method would keep of the recorded masses at another budget, in float64.
@@ -195,3 +234,13 @@ def mass_before(ranked: Float64[ndarray, "*rows K"]) -> Float64[ndarray, "*rows 
 def policy_dict(policy: RecordingPolicy, note: str = "") -> dict[str, Any]:
     """The policy as it stands in a trace's header."""
     return {**asdict(policy), "note": note}
+
+
+def _bytes_of_json(value: Any) -> int:
+    size, level = 0, [value]
+    while level:
+        size += sum(map(sys.getsizeof, level))
+        dicts = [value for value in level if isinstance(value, dict)]
+        lists = [value for value in level if isinstance(value, list | tuple)]
+        level = [x for d in dicts for x in (*d, *d.values())] + [x for part in lists for x in part]
+    return size

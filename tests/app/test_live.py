@@ -16,8 +16,9 @@ pytestmark = pytest.mark.browser
 INTERACTIVE_SECONDS = 3.0
 
 
-def let_go_at(page, top_p: float) -> None:
-    page.locator("#explorer input.budget").evaluate(
+def let_go_at(page, top_p: float):
+    slider = page.locator("#explorer input.budget")
+    slider.evaluate(
         """(s, p) => {
             s.value = p;
             s.dispatchEvent(new Event('input', { bubbles: true }));
@@ -25,6 +26,13 @@ def let_go_at(page, top_p: float) -> None:
         }""",
         top_p,
     )
+    return slider
+
+
+def measure_at(page, top_p: float) -> None:
+    slider = let_go_at(page, top_p)
+    page.get_by_role("button", name=f"Measure {top_p:g}").wait_for()
+    slider.press("Enter")
 
 
 def pick_method(page, title: str) -> None:
@@ -88,14 +96,14 @@ def test_a_run_streams_in(made) -> None:
 def test_a_release_shows_its_progress_in_place(made) -> None:
     page, _ = made
     before = page.locator("#explorer .runs button").count()
-    let_go_at(page, 0.4)
+    measure_at(page, 0.4)
     here = page.locator("#explorer .side .live")
     here.locator(".livetext", has_text=re.compile(r"Measuring top-p 0.4: .*step")).wait_for()
     here.get_by_role("button", name="Cancel").click()
     says(page, "Cancelled.")
     here.wait_for(state="hidden")
     assert page.locator("#explorer .runs button").count() == before
-    let_go_at(page, 0.6)
+    measure_at(page, 0.6)
     page.locator("#explorer .runs button", has_text="top-p 0.6").wait_for()
     assert "dense timed earlier" in page.locator("#explorer .metrics").inner_text()
 
@@ -118,7 +126,7 @@ def test_a_second_run_of_the_same_video_joins_the_first(made) -> None:
 
 def test_a_whole_run_takes_the_buttons_over_from_a_release(made) -> None:
     page, _ = made
-    let_go_at(page, 0.3)
+    measure_at(page, 0.3)
     page.locator("#status .progress", has_text=re.compile(r"SVG2.*step [1-9]")).wait_for()
     assert page.locator("#generate").is_enabled()  # a whole run may take a release's place
     field(page, "seed").fill("1")
@@ -129,6 +137,35 @@ def test_a_whole_run_takes_the_buttons_over_from_a_release(made) -> None:
     says(page, "Cancelled.")
     page.locator("#cancel").wait_for(state="hidden")
     field(page, "seed").fill("0")
+
+
+def test_a_run_goes_on_where_the_page_is_loaded_again(visit) -> None:
+    """As Gradio does it after a lost connection, and a phone that slept."""
+    page = visit(f"?num_inference_steps={STEPS}&width=128&height=128&seed=9", checked=False)
+    larger(page)
+    page.click("#generate")
+    page.locator("#status .progress", has_text=re.compile(r"step [1-9]")).wait_for()
+    page.reload()
+    page.locator("#status .progress", has_text=re.compile(r"step \d")).wait_for()
+    assert page.locator("#generate").is_disabled()
+    says(page, "Done:")
+    page.locator("#explorer .mode", has_text="live CPU").wait_for()
+    assert page.locator("#generate").is_enabled()
+
+
+def test_those_who_wait_see_how_many_go_first(visit) -> None:
+    first = visit(f"?num_inference_steps={STEPS}&width=128&height=128&seed=10")
+    second = visit("?seed=11")
+    larger(first)
+    first.click("#generate")
+    first.locator("#status .progress", has_text=re.compile(r"step [1-9]")).wait_for()
+    second.click("#generate")
+    second.locator("#status .progress", has_text="1 run goes first").wait_for()
+    second.click("#cancel")
+    says(second, "Cancelled.")  # at once, while the first one goes on
+    assert first.locator("#generate").is_disabled()
+    first.click("#cancel")
+    says(first, "Cancelled.")
 
 
 def test_a_link_opens_its_trace_and_state(visit) -> None:
@@ -194,11 +231,13 @@ def axe_source() -> str:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 1024, 1440])
 def test_axe_finds_nothing_serious(visit, theme: str, width: int) -> None:
     source = axe_source()
     page = visit("#cluster=2&pair=3&tour=4", width=width, theme=theme)
     unfold(page, "Video and sampling")
+    page.locator("#lessons button").first.click()
+    page.locator("#lessons li").first.wait_for()
     page.locator("#explorer .tour").wait_for()
     page.wait_for_timeout(600)
     page.evaluate("(source) => { (0, eval)(source); }", source)

@@ -80,6 +80,10 @@ def test_generate_then_release_a_budget(visit) -> None:
         s.dispatchEvent(new Event('input', { bubbles: true }));
         s.dispatchEvent(new Event('change', { bubbles: true }));
     }""")
+    offer = page.get_by_role("button", name=re.compile(r"^Measure 0\.5, about \d"))
+    expect(field(page, "top_p").first).to_have_value("0.5")
+    assert page.locator("#cancel").is_hidden()  # asked first
+    offer.click()
     runs = page.locator("#explorer .runs button")
     runs.nth(1).wait_for()
     assert [re.sub(r"\s+", " ", text) for text in runs.all_inner_texts()] == [
@@ -157,6 +161,22 @@ def test_prompts_are_never_markup(visit) -> None:
     generate(page)
     assert page.locator("#explorer .prompt").inner_text().count("<img src=x")
     assert page.evaluate("window.stung") is None
+
+
+@pytest.mark.parametrize("name", ["ready", "method", "model"])
+@pytest.mark.parametrize("key", ["Tab", "Shift+Tab"])
+def test_a_list_closes_on_tab(name: str, key: str, page) -> None:
+    if name == "model" and not page.locator("#model").is_visible():
+        unfold(page, "Model")
+    box = page.locator(f"#{name} input")
+    chosen = box.input_value()
+    box.click()
+    page.locator("[role=option]").first.wait_for()
+    page.keyboard.press(key)
+    expect(page.locator("[role=option]")).to_have_count(0)
+    page.wait_for_timeout(300)
+    assert page.locator("[role=option]").count() == 0
+    assert box.input_value() == chosen
 
 
 def test_surprise_me_brings_another_prompt(page) -> None:
@@ -265,6 +285,7 @@ def test_nothing_is_served_but_open_traces(address: str, traces: OpenTraces) -> 
 def test_another_model_brings_its_settings_and_says_why_it_cannot_run_here(visit) -> None:
     page = visit()
     unfold(page, "Model")
+    page.locator("#menu summary", has_text="can't run here").click()
     page.locator("#menu li", has_text="Wan 2.1 14B").wait_for()
     assert not page.locator("#image").is_visible()
     page.locator("#model input").click()

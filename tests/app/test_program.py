@@ -79,3 +79,51 @@ def test_uploads_do_not_stay_for_good(studio: Studio, traces: OpenTraces) -> Non
     look_each, keep = app.build_page(studio, traces).delete_cache
     assert look_each <= 3600
     assert keep <= 24 * 3600
+
+
+# As `spaces` on a ZeroGPU Space: it must come before what it changes, and its tasks before launch.
+_SPACES = """
+import sys
+assert not {"torch", "gradio"} & set(sys.modules), "too late for spaces"
+tasks = []
+def GPU(task, duration):
+    assert callable(duration)
+    tasks.append(task.__qualname__)
+    return task
+"""
+_LAUNCHED = """
+import app, os, sys, threading
+import gradio, spaces
+def launch(*_, **__):
+    from viz.page import zero_gpu
+    kinds = {type(t).__name__ for t in threading.enumerate()} - {"TMonitor"}
+    print(spaces.tasks, zero_gpu._loaded.pipe.device, kinds)
+    sys.stdout.flush()
+    os._exit(0)
+gradio.Blocks.launch = launch
+app.main([])
+"""
+
+
+@pytest.mark.slow
+def test_a_zero_gpu_space_has_its_model_and_its_task_before_the_page_is_served(tmp_path) -> None:
+    (tmp_path / "spaces.py").write_text(_SPACES)
+    said = run_python(_LAUNCHED, SPACES_ZERO_GPU="true", PYTHONPATH=str(tmp_path))
+    assert said == "['generate_side'] cpu {'_MainThread'}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spaces", ["raise ImportError('no spaces')", "assert False, 'no API'"])
+def test_a_zero_gpu_space_without_its_package_is_refused_in_a_sentence(tmp_path, spaces) -> None:
+    (tmp_path / "spaces.py").write_text(spaces)
+    code = (
+        "import sys; sys.stderr = sys.stdout\n"
+        "try: import app\n"
+        "except SystemExit as refused: print(refused.code)"
+    )
+    *said, code = run_python(code, SPACES_ZERO_GPU="1", PYTHONPATH=str(tmp_path)).splitlines()
+    assert code == "2"
+    assert len(said) == 1
+    assert said[0].startswith(
+        "python app.py: SPACES_ZERO_GPU is set, but ZeroGPU can't be used: no"
+    )

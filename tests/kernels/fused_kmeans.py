@@ -64,6 +64,22 @@ def test_ties_go_to_the_first_and_empty_clusters_keep_their_centroids(dtype):
     assert_consistent(x, before, result)
 
 
+@pytest.mark.parametrize("dtype", [FP32, FP16])
+@pytest.mark.parametrize(("n", "num"), [(1, 1), (63, 16), (257, 17), (300, 40)])
+@pytest.mark.parametrize("kind", ["tokens", "ties", "nan"])
+def test_the_nearest_after_each_tile_is_the_nearest_of_all(kind, n, num, dtype):
+    x = tokens(n, heads=2, dim=64).to(dtype)
+    before = start(x, num)
+    if kind == "ties":  # each centroid twice: in one tile, and in the next
+        before = before[:, :, torch.arange(num) // 2 % 9 % num]
+    if kind == "nan":
+        x[:, :, ::3] = float("nan")
+    by_column = fused.lloyd(x, before, 1, fused.Tiling(64, 16, 4, 1))
+    for tiling in (fused.Tiling(64, 16, 4, 1, True), fused.Tiling(32, 64, 4, 1, True)):
+        for found, expected in zip(fused.lloyd(x, before, 1, tiling), by_column, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_one_token_per_cluster():
     x = tokens(63, dim=64, heads=1)
     result = kernels.kmeans(x, start(x, 63), 1, impl="fused")

@@ -1,5 +1,6 @@
 """Work shared among one-thread workers."""
 
+import multiprocessing
 import threading
 
 import pytest
@@ -93,3 +94,34 @@ def test_threads_that_come_later_have_all_cores_also_where_workers_began_in_a_dr
     thread.join()
     assert counts == [2]
     assert torch.get_num_threads() == 2
+
+
+def _share_some(out):
+    seen = []
+
+    def work(take):
+        while (item := take()) is not None:
+            seen.append(item)
+
+    share_work(range(7), work, CPU)
+    out.put((sorted(seen), on_one_thread(lambda: 3, CPU)))
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_forked_process_gets_workers_of_its_own(two_threads, is_held):
+    """The parent's threads are not in it, and waiting for them would never end."""
+    share_work(range(4), lambda take: take(), CPU)
+    on_one_thread(lambda: None, CPU)
+    context = multiprocessing.get_context("fork")
+    out = context.SimpleQueue()
+    process = context.Process(target=_share_some, args=(out,), daemon=True)
+    if is_held:
+        with cpu._pools_lock:
+            process.start()
+    else:
+        process.start()
+    process.join(60)
+    is_done = process.exitcode == 0
+    process.kill()
+    assert is_done
+    assert out.get() == (list(range(7)), 3)

@@ -30,7 +30,7 @@ needs_triton = pytest.mark.skipif(
     "marked", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)]
 )
 def test_in_the_interpreter(marked):
-    assert len(FILES) == 4
+    assert len(FILES) == 5
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marked]
     done = subprocess.run(
         [*command, *FILES],

@@ -10,6 +10,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 import kernels
+from kernels import winners
 from kernels.cluster_attention.fused import (
     Config,
     Tiling,
@@ -65,7 +66,7 @@ def test_a_tail_must_fit_the_lists_of_the_main_tiles(change):
     ],
 )
 def test_the_first_row_that_fits_a_chip_counts(chip, head_dim, tile):
-    main = config_for(chip, head_dim).main
+    main = config_for(chip, head_dim, "portable").main
     assert (main.block_m, main.block_n) == tile
 
 
@@ -74,7 +75,7 @@ def test_what_no_row_fits():
         config_for("sm_90", 96)
 
 
-def test_a_row_names_another_attend_kernel(monkeypatch):
+def test_a_row_names_another_attend_kernel(monkeypatch, tmp_path):
     launched = []
 
     class Other:
@@ -87,7 +88,9 @@ def test_a_row_names_another_attend_kernel(monkeypatch):
     monkeypatch.setitem(
         tiling.ATTEND_VARIANTS, "other", AttendVariant((Row("sm_90", (64,), other),))
     )
-    monkeypatch.setattr(tiling, "PREFERRED", {"sm_9": "other"})
+    path = tmp_path / "winners.json"
+    path.write_text('{"sm_90": {"attend D64": {"choice": {"variant": "other"}}}}')
+    monkeypatch.setattr(winners, "PATH", path)
     monkeypatch.setattr(launch, "attend_kernel", {"other": Other}.get)
     monkeypatch.setattr(launch, "make_lists", lambda *_: None)
     monkeypatch.setattr(launch, "_num_processors", lambda _: 1)
@@ -96,7 +99,7 @@ def test_a_row_names_another_attend_kernel(monkeypatch):
     assert launched == [(other, (1, 2, 20, 64))]
     assert (out == 7).all()
     assert config_for("sm_90", 64, "other") == other
-    # The portable one where the preferred does not run.
+    # The portable one where no other won.
     for chip, head_dim in (("sm_90", 128), ("sm_80", 64)):
         assert config_for(chip, head_dim) == config_for(chip, head_dim, "portable")
         assert "other" not in tiling.variants_for(chip, head_dim)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from svg2 import cli
+from svg2.trace.clip_settings import read_settings
 from svg2.trace.file import load_trace
 from tests.svg2.pipelines import make_model_folder
 
@@ -131,6 +132,13 @@ def test_compare_writes_five_files_and_ends_stdout_with_the_result(folder, tmp_p
     assert (result["config"]["top_p"], result["config"]["num_k_clusters"]) == (0.7, 10)
     assert (result["seed"], result["num_inference_steps"]) == (3, 3)
     assert load_trace(out / "trace.npz").runs[0].result == result
+    for name in ("dense.mp4", "svg2.mp4", "compare.mp4"):
+        request, config, _ = read_settings((out / name).read_bytes())
+        assert request == {name: result[name] for name in request}
+        assert config == ({} if name == "dense.mp4" else result["config"])
+    assert "svg2: Gain or loss of" in captured.err
+    for sentence in result["warnings"]:
+        assert f"svg2: {sentence}" in captured.err
     assert "denoise 3/3" in captured.err or "svg2-comp denoise" in captured.err
 
 

@@ -18,6 +18,9 @@ def demo(trace, tmp_path):
     fewer = replace(
         trace, runs=trace.runs[:2], records=tuple(r for r in trace.records if r.run < 2)
     )
+    fewer.runs[0].result.update(
+        svg2_seconds=7.0, dense_seconds=13.0, total_seconds={"decode": 0.6}
+    )
     for name, shown, mode in (("a", fewer, "ready-made trace"), ("b", trace, "live CPU")):
         (tmp_path / name).mkdir()
         payload = payload_bytes(explorer_payload(shown, mode))
@@ -28,7 +31,14 @@ def demo(trace, tmp_path):
         return f"{event.method} {event.top_p:g} {event.trace}"
 
     with gr.Blocks() as page:
-        explorer = gr.HTML(**explorer_component(explorer_value(address("a"), can_run=True)))
+        gr.Slider(
+            0, 1, 0.9, step=0.005, label="Budget of the form", interactive=True, elem_id="form"
+        )
+        explorer = gr.HTML(
+            **explorer_component(
+                explorer_value(address("a"), can_run=True), {"budget": "#form input[type=number]"}
+            )
+        )
         heard = gr.Textbox(label="heard")
         newer = gr.Button("newer")
         busy = gr.Button("busy")
@@ -36,7 +46,10 @@ def demo(trace, tmp_path):
         newer.click(lambda: explorer_value(address("b"), can_run=True), outputs=explorer)
         busy.click(
             lambda: explorer_value(
-                address("b"), live={"text": "dense: denoise, step 3 of 20", "done": 0.2}
+                address("b"),
+                can_run=True,
+                has_dense=True,
+                live={"text": "dense: denoise, step 3 of 20", "done": 0.2},
             ),
             outputs=explorer,
         )
@@ -62,7 +75,26 @@ def test_the_component_lives_in_a_gradio_page(demo, chromium):
     slider = page.get_by_label("Budget top-p")
     for _ in range(10):
         slider.press("ArrowLeft")
-    expect(page.get_by_label("heard")).to_have_value("svg2 0.85 a")  # the run that it opens with
+    offer = page.locator(".offer .mainbutton")
+    assert offer.inner_text() == "Measure 0.85, about 21 s"  # both sides and decoding
+    form = page.locator("#form input[type=number]")
+    expect(form).to_have_value("0.85")  # one budget in the form and in the view
+    form.fill("0.525")  # also what the form holds moves the view
+    assert page.locator(".budgetvalue").inner_text() == "0.525"
+    page.wait_for_timeout(600)  # more than a release waits for: nothing has been asked for
+    assert page.get_by_label("heard").input_value() == ""
+    slider.press("Enter")
+    expect(page.get_by_label("heard")).to_have_value("svg2 0.525 a")  # the run it opens with
+    page.locator("#form input[type=range]").evaluate(
+        "(s) => { s.value = 0.6; s.dispatchEvent(new Event('input', { bubbles: true })); }"
+    )
+    offer.click()
+    expect(page.get_by_label("heard")).to_have_value("svg2 0.6 a")
+    page.get_by_role("button", name="Back to the measured 0.9").click()
+    assert offer.is_hidden()
+    slider.press("Enter")  # what was measured is not asked for
+    expect(form).to_have_value("0.9")
+    assert page.get_by_label("heard").input_value() == "svg2 0.6 a"
 
     page.get_by_role("button", name="newer").click()
     page.get_by_text("live CPU").wait_for()
@@ -77,6 +109,10 @@ def test_the_component_lives_in_a_gradio_page(demo, chromium):
     page.get_by_role("button", name="busy").click()
     page.get_by_text("dense: denoise, step 3 of 20").wait_for()
     assert page.get_by_label("Layer", exact=True).input_value() == "1"
+
+    slider.press("ArrowLeft")
+    assert offer.inner_text().startswith("Measure 0.895")
+    expect(form).to_have_value("0.895")
 
     page.evaluate("() => document.body.classList.add('dark')")
     page.locator(".lab[data-theme=dark]").wait_for()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tracemalloc
 import zipfile
 from dataclasses import replace
 
 import pytest
 
 from svg2.trace.file import save_trace
+from svg2.trace.video import decode_mp4, encode_mp4
+from tests.large_traces import make_large_trace
+from tests.traces import make_synthetic_trace
 from viz.__main__ import main
-from viz.export import run_names, shown_records
+from viz.export import MAX_VIEWS, export_bytes, run_names, shown_records
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +86,39 @@ def test_a_missing_trace_and_a_missing_folder_are_exit_2(trace, tmp_path, capsys
     out = tmp_path / "no" / "such" / "out.zip"
     assert main(["export", str(tmp_path / "trace.npz"), "--out", str(out)]) == 2
     assert "can't be written" in capsys.readouterr().err
+
+
+def test_of_many_layers_a_bounded_number_is_drawn(trace):
+    first = trace.records[0]
+    for count in (1, 5, 16, 17, 40, 400):
+        records = tuple(replace(first, layer=2 * layer) for layer in range(count))
+        layers = [r.layer for r in shown_records(replace(trace, records=records))]
+        assert len(layers) == min(count, MAX_VIEWS)
+        assert (layers[0], layers[-1]) == (0, 2 * (count - 1))
+        assert layers == sorted(set(layers))
+
+
+@pytest.mark.parametrize("num_frames", [3, 5, 9])
+def test_a_clip_with_fewer_frames_than_latent_ones_is_exported(num_frames):
+    trace = make_synthetic_trace(grid=(5, 4, 4), num_q=3, num_k=4, steps=3, layers=1, heads=1)
+    clip = encode_mp4(decode_mp4(trace.runs[0].mp4)[:num_frames], 8)
+    runs = tuple(
+        replace(run, mp4=clip, psnr_frame=run.psnr_frame[:num_frames]) for run in trace.runs
+    )
+    with zipfile.ZipFile(io.BytesIO(export_bytes(replace(trace, runs=runs)))) as archive:
+        assert "views/layer01-clusters-keys.png" in archive.namelist()
+
+
+@pytest.mark.parametrize(
+    "large",
+    [(2048, 4096, (1, 256, 256)), (60_000, 64, (1, 256, 256)), (64, 60_000, (1, 256, 256))],
+)
+def test_an_export_takes_little_memory_whatever_the_clusters(large):
+    trace = make_large_trace(*large)
+    tracemalloc.start()
+    try:
+        export_bytes(trace)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 << 20

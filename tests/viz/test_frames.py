@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from svg2.trace.video import decode_mp4
+from viz import frames
 from viz.frames import (
     CELL_PX,
+    SHEET_PX,
+    cell_px,
     cluster_overlay,
     cluster_sheet,
     contact_sheet,
     mask_image,
+    middle_frames,
     png_bytes,
 )
 from viz.masks import block_density
@@ -40,8 +44,9 @@ def test_a_border_is_darker_than_the_square_it_bounds(trace):
 
 
 def test_a_sheet_shows_every_latent_frame(trace):
-    frames = decode_mp4(trace.dense_mp4)
-    sheet = cluster_sheet(frames, trace.records[0], trace.grid, "k")
+    num_frames = len(trace.runs[0].psnr_frame)
+    middle = decode_mp4(trace.dense_mp4, frames=middle_frames(num_frames, trace.grid[0]))
+    sheet = cluster_sheet(middle, num_frames, trace.records[0], trace.grid, "k")
     side = (trace.grid[1] * CELL_PX, trace.grid[2] * CELL_PX)
     assert sheet.shape[0] >= 3 * side[0]
     assert sheet.shape[1] >= 3 * side[1]
@@ -69,3 +74,25 @@ def test_png_round_trip():
     back = cv2.imdecode(np.frombuffer(png_bytes(image), np.uint8), cv2.IMREAD_COLOR)
     assert back is not None
     np.testing.assert_array_equal(back[..., ::-1], image)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [(9, 24, 24), (21, 45, 80), (33, 45, 80), (1, 512, 512), (2, 512, 512), (1000, 1, 512)],
+)
+def test_a_sheet_has_no_more_pixels_than_it_may(trace, grid):
+    cell = cell_px(grid)
+    _, rows, columns = grid
+    tile = np.zeros((rows * cell, columns * cell, 3), np.uint8)
+    sheet = contact_sheet([tile] * grid[0], [""] * grid[0])
+    assert sheet.shape[0] * sheet.shape[1] < 1.05 * SHEET_PX + 20_000 * grid[0]
+    assert cell == CELL_PX or sheet.size > SHEET_PX  # no smaller than it must be
+
+
+def test_squares_of_any_size_are_drawn(trace, monkeypatch):
+    record, frame = trace.records[0], np.zeros((48, 56, 3), np.uint8)
+    for cell in (1, 3, 8):
+        monkeypatch.setattr(frames, "cell_px", lambda grid, cell=cell: cell)
+        picture = cluster_overlay(frame, record, trace.grid, 1, "k", opacity=0.5)
+        _, rows, columns = trace.grid
+        assert picture.shape == (rows * cell, columns * cell, 3)

@@ -101,8 +101,18 @@ def test_a_sentence_says_where_the_time_went(trace, open_page):
     )
     bar = page.locator(".timebar").nth(1)
     assert "attention that stays dense 1.5 s" in bar.get_attribute("aria-label")
-    labels = page.locator(".timebar .part").all_inner_texts()
-    assert all(text == "" or text.endswith(" s") for text in labels), labels
+    labels = page.locator(".timebar .part text").all_text_contents()
+    assert labels
+    assert all(text.endswith(" s") for text in labels), labels
+    legend = page.locator(".timechart .key").all_text_contents()
+    assert legend == [  # each filling is named, also where its part has no room for words
+        "attention",
+        "attention that stays dense",
+        "clustering, sorting, selecting",
+        "the rest of the model",
+    ]
+    names = page.locator(".timechart .tick").all_text_contents()
+    assert "0 s" in names
 
 
 def test_time_that_gains_as_much_as_work_is_not_said_to_gain_less(trace, open_page):
@@ -135,7 +145,7 @@ def test_dense_attention_that_was_not_measured_draws_no_bars(trace, open_page):
 def test_a_dense_time_from_before_is_marked_wherever_it_stands(trace, open_page):
     page = open_page(with_run(trace, dense_reused=True))
     for place in (".timebar >> nth=0", ".stage .dense figcaption", ".metrics"):
-        assert "timed earlier" in page.locator(place).inner_text()
+        assert "timed earlier" in page.locator(place).text_content()
     page = open_page(with_run(trace))
     assert "timed earlier" not in page.locator(".lab").inner_text()
 
@@ -146,9 +156,9 @@ def test_every_part_of_a_bar_can_be_read(theme, trace, open_page):
         with_run(trace, stages={"kmeans": 6.0}, svg2_seconds=12.0), theme=theme, width=1440
     )
     colours = page.locator(".timebar .part").evaluate_all(
-        """(parts) => parts.filter((p) => p.textContent).map((p) => {
-            const { color, backgroundColor } = getComputedStyle(p);
-            return [p.className, color, backgroundColor];
+        """(parts) => parts.filter((p) => p.querySelector('text')).map((p) => {
+            const fill = (tag) => getComputedStyle(p.querySelector(tag)).fill;
+            return [p.getAttribute('class'), fill('text'), fill('rect')];
         })"""
     )
     assert any("clustering" in name for name, *_ in colours)
@@ -206,3 +216,21 @@ def test_the_footer_names_the_machine_of_the_run_on_show(trace, open_page):
     text = foot.inner_text()
     assert "top-p 0.7: measured on Another Chip, 8 cores · torch 9.9 · commit abcdef012345" in text
     assert "triton" not in text
+
+
+@pytest.mark.parametrize(
+    ("device", "sparse", "dense", "said"),
+    [
+        ("cpu", 1 << 30, 3 << 28, "1.00 GiB of this process; dense 0.75 GiB"),
+        ("cuda", 5 << 30, 4 << 30, "5.00 GiB on the GPU; dense 4.00 GiB"),
+        ("cuda", None, 1 << 30, "not measured on the GPU; dense 1.00 GiB"),
+        ("cpu", 1 << 30, None, "1.00 GiB of this process; dense not measured"),
+    ],
+)
+def test_peak_memory_of_both_runs_stands_side_by_side(
+    device, sparse, dense, said, trace, open_page
+):
+    peaks = {"peak_memory_bytes": sparse, "dense_peak_memory_bytes": dense}
+    page = open_page(with_run(trace, device=device, **peaks))
+    shown = page.locator(".metric", has_text="Peak memory").inner_text()
+    assert said in " ".join(shown.split())

@@ -54,7 +54,7 @@ def test_a_methods_mark_line_and_legend_are_its_own_and_can_be_seen(
         method(n, c, "square") for n, c in zip(names, colours, strict=True)
     ]  # one symbol for both: the second gets another
     page = open_page({**explorer_payload(trace), "methods": methods}, theme=theme)
-    assert page.locator(".legend .method").all_inner_texts() == [m["title"] for m in methods]
+    assert page.locator(".legend .method").all_text_contents() == [m["title"] for m in methods]
     legend, marks, lines = page.evaluate(READ)
     assert len({shape for shape, _ in legend}) == 2
     assert [colour for _, colour in lines] == [colour for _, colour in legend]

@@ -107,3 +107,15 @@ def test_bad_arguments_are_refused():
         block_density(record, record.kept, 4, "sorted")
     with pytest.raises(ValueError, match="tile"):
         tile_waste(record, record.kept, 0, "original")
+
+
+@pytest.mark.parametrize("order", ["original", "permuted"])
+@pytest.mark.parametrize(("num_q", "num_k"), [(300, 7), (7, 300), (5000, 5001)])
+def test_counts_of_pairs_are_whole_at_any_size(num_q, num_k, order):
+    record = random_record(3, 9001, num_q, num_k)
+    pairs = sum(
+        int(record.q_sizes[q]) * int(record.k_sizes[record.kept[q]].sum()) for q in range(num_q)
+    )
+    assert pairs > 1 << 24  # beyond what float32 counts
+    assert block_density(record, record.kept, 1, order).item() == pairs / 9001**2
+    assert tile_waste(record, record.kept, 64, order).kept_pairs == pairs

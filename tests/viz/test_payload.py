@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from svg2.errors import TraceError
+from tests.large_traces import make_large_trace
 from viz import explorer_component, explorer_html, explorer_payload, explorer_value, payload_bytes
 from viz.explorer_page import explorer_js
 from viz.payload import latent_frames
@@ -122,3 +124,16 @@ def test_the_component_takes_an_address():
     assert parts["value"] == {"src": "/file=a.json.gz", "can_run": True}
     assert "'release'" in parts["js_on_load"]
     assert "${" not in parts["html_template"]
+
+
+def test_packing_a_payload_takes_no_multiple_of_its_memory():
+    payload = explorer_payload(make_large_trace(1000, 1000, records=8))
+    held = len(json.dumps(payload))
+    tracemalloc.start()
+    try:
+        packed = payload_bytes(payload)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert gzip.decompress(packed) == json.dumps(payload, separators=(",", ":")).encode()
+    assert peak < 0.5 * held + len(packed)

@@ -1,6 +1,8 @@
 """A view saved as a picture: what it holds, how large it is, and what it says."""
 
 import io
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -76,11 +78,47 @@ def test_a_mask_is_saved_without_moire(page):
             "(c) => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
         )
     ).reshape(bins, bins, 4)[..., :3]
-    top, left, side = 2 * (MARGIN + 26 + 16 + 25), 2 * MARGIN, 2 * 560
+    top, left, side = 2 * (MARGIN + 26 + 16 + 25), 2 * (MARGIN + 42), 2 * (560 - 42)  # axes
     centres = ((np.arange(bins) + 0.5) * side / bins).astype(int)
     found = picture[top + centres][:, left + centres]
     close = np.abs(found - small).sum(-1) < 12
     assert close.mean() > 0.9  # lines between frames and clusters lie over the rest
+
+
+def pixels_of(canvas) -> np.ndarray:
+    """The clip's own pixels on a canvas that shows each as a square."""
+    width, height, data = canvas.evaluate(
+        """(c) => [c.width, c.height,
+            Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)]"""
+    )
+    return np.array(data).reshape(height, width, 4)[..., :3].astype(float)
+
+
+@pytest.mark.parametrize("width", [390, 820, 1440])
+def test_a_clip_is_saved_without_moire_whatever_the_page_s_width(width, timed, open_page):
+    """Where two neighbouring pixels differ much, each takes its exact share of the picture."""
+    page = open_page(timed, "#run=1&frame=3", width=width, fresh=True, reduced_motion="reduce")
+    wait_for_clips(page)
+    page.wait_for_timeout(300)
+    picture = np.asarray(Image.open(io.BytesIO(saved(page, "compare"))).convert("RGB"))
+    shown = pixels_of(page.locator(".stage .dense canvas"))
+    count = timed.request["width"]
+    step = shown.shape[1] // count
+    assert shown.shape[1] == count * step
+    source = shown[step // 2 :: step, step // 2 :: step].sum(-1)
+    span = 960 / count
+    left, top = 2 * MARGIN, 2 * (MARGIN + 26 + GAP + 25)
+    wrong = []
+    for y in range(source.shape[0]):
+        row = picture[int(top + (y + 0.5) * span), left : left + 960].astype(float).sum(-1)
+        for x in np.flatnonzero(np.abs(np.diff(source[y])) > 150):
+            a, b = source[y, x], source[y, x + 1]
+            first, last = round((x + 0.5) * span), round((x + 1.5) * span)
+            share = ((row[first:last] - b) / (a - b)).sum()
+            wrong.append(abs(share - ((x + 1) * span - first)))
+    assert len(wrong) > 30
+    assert np.median(wrong) < 0.1
+    assert np.quantile(wrong, 0.95) < 0.3
 
 
 def test_the_chart_is_saved_as_svg_with_its_colours(page):
@@ -89,6 +127,50 @@ def test_the_chart_is_saved_as_svg_with_its_colours(page):
     assert "PSNR, dB" in text
     assert "rgb(63, 111, 216)" in text  # the marks of SVG2
     assert "tabindex" not in text
+    assert "SVG2 + compensation" not in text
+    assert ">SVG2</text>" in text  # the legend goes with the chart
+
+
+@pytest.mark.parametrize(
+    ("view", "title"), [("tradeoff", "Trade-off"), ("gain", "Where the time")]
+)
+def test_an_svg_stands_on_a_slide_by_itself(view, title, page):
+    text = saved(page, view, "Save SVG").decode()
+    said = re.findall(r"<text[^>]*>([^<]*)</text>", text)
+    assert said[0].startswith(title)
+    lines = " ".join(page.evaluate("() => explorer.inspect().pictureLines"))
+    for part in ("“", "seed", "top-p 0.9", "dB against dense", "SVG2 Lab"):
+        assert part in lines
+        assert any(part in one for one in said)
+    assert "NaN" not in text
+    root = ElementTree.fromstring(text)
+    assert {root.get("width"), root.get("height")} == set(root.get("viewBox").split()[2:])
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        ({"cluster": None}, ""),
+        ({"side": "q", "cluster": 3}, "pinned query cluster 4"),
+        ({"side": "k", "cluster": 3}, "pinned key cluster 4"),
+        (
+            {"side": "q", "cluster": 3, "pair": 5},
+            "pinned the block of query cluster 4 and key cluster 6",
+        ),
+        (
+            {"side": "q", "cluster": 3, "pair": 5, "zoom": True},
+            "zoomed to the block of query cluster 4 and key cluster 6",
+        ),
+    ],
+)
+def test_a_picture_names_pin_zoom_and_budget(patch, said, page):
+    page.evaluate("(patch) => explorer.select(patch)", patch)
+    lines = page.evaluate("() => explorer.inspect().pictureLines")
+    assert lines[2].startswith("step 6, layer 2, head 1, top-p 0.9")
+    assert said in lines[2]
+    page.evaluate("() => explorer.select({ top_p: 0.6 })")
+    lines = page.evaluate("() => explorer.inspect().pictureLines")
+    assert "what-if top-p 0.6" in lines[2]
 
 
 def test_the_lines_name_run_place_and_origin(page):
@@ -97,5 +179,5 @@ def test_the_lines_name_run_place_and_origin(page):
     assert "17 frames of" in lines[0]
     assert "SVG2 · top-p 0.9" in lines[1]
     assert "dB against dense" in lines[1]
-    assert lines[2].startswith("step 6, layer 2, head 1 · ")
+    assert lines[2].startswith("step 6, layer 2, head 1, top-p 0.9 · ")
     assert lines[2].endswith("SVG2 Lab")

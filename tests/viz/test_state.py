@@ -16,6 +16,10 @@ from viz.explorer_page import explorer_js
 pytestmark = pytest.mark.browser
 
 
+DRAWN = """() => new Promise((done) =>
+    requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(done))))"""
+
+
 @pytest.fixture
 def page(trace, open_page):
     return open_page(trace, "#run=1", reduced_motion="reduce")
@@ -43,7 +47,9 @@ def assert_every_view_follows(page, trace) -> None:
     title = METHODS[run.method].title
     name = f"{title} · top-p {run.config['top_p']:g}"
     assert page.locator(".runs [aria-pressed=true]").inner_text() == name
-    assert page.locator(".stage .sparse figcaption").inner_text().startswith(name)
+    caption = page.locator(".stage .sparse figcaption").inner_text()
+    # beside a wipe and a blink stands the difference to the run, which names it too
+    assert name in caption if now["compare"] in ("wipe", "blink") else caption.startswith(name)
     assert f"{run.result['psnr_db']:.1f} dB" in page.locator(".headline").inner_text()
     point = page.locator(".chart .point.current").get_attribute("aria-label")
     assert point.startswith(f"{title}, top-p {run.config['top_p']:g}:")
@@ -182,7 +188,7 @@ def test_a_link_restores_the_exact_state(page, trace, open_page):
             explorer.select({ run: 2, step: 1, layer: 1, head: 1, frame: 9, top_p: 0.635 });
             explorer.select({ side: 'k', cluster: 7, pair: 3, hover: null, lit: 'members' });
             explorer.select({ compare: 'wipe', wipe: 0.31, opacity: 0.35, axis: 'attention' });
-            explorer.select({ zoom: true });
+            explorer.select({ zoom: true, against: 0 });
         }"""
     )
     before = state(page)
@@ -230,21 +236,21 @@ def test_a_new_hash_in_the_same_tab_is_followed(page, trace):
     assert_every_view_follows(page, trace)
 
 
-def test_the_tour_asks_seven_questions_by_keyboard(page, trace):
+def test_the_tour_asks_eight_questions_by_keyboard(page, trace):
     page.get_by_role("button", name="Take the tour").press("Enter")
     titles = []
-    for step in range(7):
-        assert page.locator(".tour .small").first.inner_text() == f"Tour, {step + 1} of 7"
+    for step in range(8):
+        assert page.locator(".tour .small").first.inner_text() == f"Tour, {step + 1} of 8"
         titles.append(page.locator(".tour h3").inner_text())
         assert page.locator(".pointed").count() == 1
         assert_every_view_follows(page, trace)
         page.keyboard.press("ArrowRight")
-    assert len(set(titles)) == 7
+    assert len(set(titles)) == 8
     assert page.locator(".tour").is_hidden()
     page.get_by_role("button", name="Take the tour").press("Enter")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
-    assert page.locator(".tour .small").first.inner_text() == "Tour, 1 of 7"
+    assert page.locator(".tour .small").first.inner_text() == "Tour, 1 of 8"
     page.keyboard.press("Escape")
     assert page.locator(".tour").is_hidden()
     focused = page.evaluate(
@@ -297,7 +303,7 @@ def test_wipe_and_difference_follow_the_frame(trace, open_page):
     dense, sparse = (decode_mp4(m).astype(int) for m in (trace.dense_mp4, trace.runs[0].mp4))
     for frame in (2, 11):
         page.evaluate("(frame) => explorer.select({ frame, compare: 'wipe' })", frame)
-        page.wait_for_timeout(100)
+        page.evaluate(DRAWN)
         drawn = pixels(page, ".stage .dense canvas", 24)
         rows, columns = (
             np.floor((np.arange(24) + 0.5) * n / 24).astype(int) for n in dense.shape[1:3]
@@ -306,12 +312,63 @@ def test_wipe_and_difference_follow_the_frame(trace, open_page):
         assert np.abs(drawn[:, :11] - a[:, :11]).mean() < 4
         assert np.abs(drawn[:, 13:] - b[:, 13:]).mean() < 4
         page.evaluate("() => explorer.select({ compare: 'difference' })")
-        page.wait_for_timeout(100)
+        page.evaluate(DRAWN)
         drawn = pixels(page, ".stage .dense canvas", 24)
         wanted = np.minimum(255, 8 * np.abs(a - b))
         # a level of difference in the browser's decoder is eight here
         assert np.abs(drawn - wanted).mean() < 20
         assert np.corrcoef(drawn.ravel(), wanted.ravel())[0, 1] > 0.8
+
+
+def test_two_sparse_runs_stand_side_by_side(trace, open_page):
+    page = open_page(trace, "#run=1&frame=5", reduced_motion="reduce")
+    names = page.locator(".runs button").all_inner_texts()
+    beside = page.get_by_label("Clip on the left")
+    assert beside.locator("option").all_inner_texts() == ["Dense", *names[1:]]
+    beside.select_option(label=names[2])
+    wait_for_clips(page)
+    captions = page.locator(".stage figcaption")
+    for caption, run in zip(captions.all(), (2, 0), strict=True):
+        seconds = trace.runs[run].result["svg2_seconds"]
+        assert caption.inner_text().startswith(names[run])
+        assert f"{seconds:.1f} s" in caption.inner_text() or f"{seconds:.0f} s" in (
+            caption.inner_text()
+        )
+    clips = [decode_mp4(trace.runs[run].mp4).astype(int) for run in (2, 0)]
+    rows, columns = (
+        np.floor((np.arange(24) + 0.5) * n / 24).astype(int) for n in clips[0].shape[1:3]
+    )
+    a, b = (clip[4][rows][:, columns] for clip in clips)
+    page.locator(".outlinenote input").uncheck()  # it would be drawn over the clip on the right
+    page.evaluate(DRAWN)
+    far = np.abs(a - b).mean()
+    for side, wanted, other in (("dense", a, b), ("sparse", b, a)):
+        drawn = pixels(page, f".stage .{side} canvas", 24)
+        assert np.abs(drawn - wanted).mean() < 4
+        assert np.abs(drawn - wanted).mean() < np.abs(drawn - other).mean() - 0.2 * far
+    page.evaluate("() => explorer.select({ compare: 'wipe', wipe: 0.5 })")
+    page.evaluate(DRAWN)
+    drawn = pixels(page, ".stage .dense canvas", 24)
+    assert np.abs(drawn[:, :11] - a[:, :11]).mean() < 4
+    assert np.abs(drawn[:, 13:] - b[:, 13:]).mean() < 4
+    label = page.locator(".stage .dense canvas").get_attribute("aria-label")
+    assert names[2] in label
+    assert names[0] in label
+    assert "dense" not in label.lower()
+
+
+def test_no_run_stands_beside_itself(trace, open_page):
+    page = open_page(trace, "#run=1&against=3", reduced_motion="reduce")
+    assert state(page)["against"] == 2
+    page.evaluate("() => explorer.select({ run: 2 })")
+    assert state(page)["against"] is None
+    assert page.get_by_label("Clip on the left").input_value() == ""
+
+
+def test_a_link_to_a_run_beside_that_is_not_there_shows_dense(trace, open_page):
+    page = open_page(trace, "#run=1&against=9", reduced_motion="reduce")
+    assert state(page)["against"] is None
+    assert "run 9" in page.locator(".lab > .notice").inner_text()
 
 
 def test_every_glossary_word_that_is_used_has_a_meaning():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.traces import make_synthetic_trace
+from tests.viz.test_header import with_run
 from viz import explorer_payload
 
 pytestmark = pytest.mark.browser
@@ -91,28 +92,63 @@ def test_what_letting_go_does_is_said_as_it_is(trace, open_page):
     assert "goes to the nearest run that was made" in told(page)  # no model stands behind a file
 
 
-@pytest.mark.parametrize("width", [390, 700])
-def test_on_a_narrow_page_the_card_stands_above_what_it_speaks_of(width, trace, open_page):
-    page = open_page(trace, "#run=1", width=width, reduced_motion="reduce")
+SPOKEN_OF = [
+    *(".stage", ".tiles", ".tiles", ".tiles", ".board", "input.budget"),
+    *(".timechart", "[data-view=tradeoff] .chart"),
+]
+
+
+@pytest.mark.parametrize("width", [390, 700, 1024, 1440])
+def test_the_card_stands_above_what_it_speaks_of(width, trace, open_page):
+    page = open_page(with_run(trace), "#run=1", width=width, reduced_motion="reduce")
     page.get_by_role("button", name="Take the tour").click()
     card = page.locator(".tour")
-    spoken_of = [".stage", ".tiles", ".tiles", ".tiles", ".board", "input.budget", ".chart"]
-    for step, selector in enumerate(spoken_of):
-        assert page.locator(".tour .small").inner_text() == f"Tour, {step + 1} of 7"
-        assert card.evaluate("(node) => getComputedStyle(node).position") == "static"
+    for step, selector in enumerate(SPOKEN_OF):
+        assert page.locator(".tour .small").inner_text() == f"Tour, {step + 1} of 8"
         box, shown = card.bounding_box(), page.locator(selector).first.bounding_box()
         assert -1 <= box["y"] < 400  # in sight
         assert box["y"] + box["height"] <= shown["y"] < 900
+        bar = page.locator(".placebar").bounding_box()
+        if width > 1000:  # there the bar stays on top
+            assert bar["y"] + bar["height"] <= box["y"] + 1 or bar["y"] > box["y"]
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
         page.keyboard.press("ArrowRight")
     assert card.is_hidden()
 
 
-def test_on_a_wide_page_the_card_floats(trace, open_page):
-    page = open_page(trace, "#run=1&tour=5", reduced_motion="reduce")
-    position = page.locator(".tour").evaluate("(node) => getComputedStyle(node).position")
-    assert position == "fixed"
-    for _ in range(2):
+@pytest.mark.parametrize("leave", ["Escape", "Done"])
+def test_the_tour_leaves_all_as_it_was(leave, trace, open_page):
+    link = "#run=3&step=2&layer=2&frame=4&cluster=3&pair=2&side=k&top_p=0.5&sort=0&axis=compute"
+    page = open_page(trace, link, reduced_motion="reduce")
+    before = page.evaluate("() => explorer.selection()")
+    page.get_by_role("button", name="Take the tour").click()
+    for _ in range(7):
         page.keyboard.press("ArrowRight")
-    chart = page.locator(".chart").bounding_box()  # the last view, at the end of the page
-    assert chart["y"] + chart["height"] < page.locator(".tour").bounding_box()["y"]
+    assert page.evaluate("() => explorer.selection()") != before
+    if leave == "Escape":
+        page.keyboard.press("Escape")
+    else:
+        page.get_by_role("button", name="Done").click()
+    assert page.evaluate("() => explorer.selection()") == before
+    assert page.locator(".pointed").count() == 0
+
+
+def test_the_tour_plays_the_sorting_itself(trace, open_page):
+    page = open_page(trace, "#run=1", reduced_motion="no-preference")
+    page.get_by_role("button", name="Take the tour").click()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("() => explorer.selection().sort < 1")
+    page.wait_for_function("() => explorer.selection().sort === 1")
+    assert "Watch the scattered pairs" in told(page)
+
+
+def test_why_time_gains_less_is_a_step_of_its_own(trace, open_page):
+    shown = with_run(trace, speedup=1.2, compute_density=0.4)
+    page = open_page(shown, "#run=1&tour=7", fresh=True, reduced_motion="reduce")
+    assert page.locator(".tour h3").inner_text() == "Why does time gain less than work?"
+    assert "Attention is 70 % of the dense loop, and only that can shrink." in told(page)
+    page = open_page(
+        with_run(trace, stages={"dense_attention": None}), "#run=1&tour=7", reduced_motion="reduce"
+    )
+    assert told(page) == "Where the seconds of this run went was not measured."

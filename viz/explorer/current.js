@@ -1,7 +1,7 @@
 // What the state selects: the record on show, the mask at its budget, and the ways to move on.
 
 import { budget, isNumber } from "./dom.js";
-import { curve, heaviestBlock, measure, selectionAt, TICKS } from "./select.js";
+import { curve, heaviestBlock, leastKept, measure, neededAt, selectionAt, TICKS } from "./select.js";
 import { measuredBudget, nearestPlace, PLACE, placesOf, recordAt, recordedRun } from "./state.js";
 
 /** What the views read of the state. */
@@ -18,6 +18,24 @@ export function makeCurrent(data, store) {
       const { step, layer, head } = store.get();
       return `step ${step + 1}, layer ${layer + 1}, head ${head + 1}`;
     },
+    /** What is pinned and zoomed to, in words; empty where nothing is. */
+    pinName() {
+      const { cluster, pair, side, zoom } = store.get();
+      const names = { q: "query cluster", k: "key cluster" };
+      if (zoom || pair !== null) {
+        const { q, k } = current.block();
+        return `${zoom ? "zoomed to" : "pinned"} the block of query cluster ${q + 1} and key cluster ${k + 1}`;
+      }
+      return cluster === null ? "" : `pinned ${names[side]} ${cluster + 1}`;
+    },
+    /** The budget on show in words: what the run was asked to keep, or the what-if. */
+    budgetName() {
+      const { top_p } = store.get();
+      if (current.isMeasured()) return current.measuredName();
+      return `${current.canRedo() ? "what-if" : "not run:"} top-p ${budget(top_p)}`;
+    },
+    /** Call, budget and pin, as a picture says them. */
+    viewName: () => [current.placeName(), current.budgetName(), current.pinName()].filter(Boolean).join(", "),
     measuredBudget: () => measuredBudget(data, store.get().run),
     isMeasured: () => store.get().top_p === current.measuredBudget(),
     /** The run whose selection is shown. */
@@ -56,6 +74,7 @@ export function makeCurrent(data, store) {
       current.kept();
       return memo.stats;
     },
+    floor: () => floorOf(current, store.get()),
     minKeepRatio: () => data.runs[source()].config.min_keep_ratio ?? 0,
     curve: (record) => curve(record, current.minKeepRatio()),
     /** What is pointed at, or else pinned: every view marks the same clusters. */
@@ -77,10 +96,26 @@ export function makeCurrent(data, store) {
   return current;
 }
 
+/**
+ * What every query cluster keeps whatever top-p asks for: `least` key clusters, a `share` of them; null
+ * where that is the heaviest alone, or top-p is not the rule. `binds` of `rows` have enough mass with fewer.
+ */
+function floorOf(current, state) {
+  const { config } = current.shownRun();
+  const record = current.record();
+  const share = current.minKeepRatio();
+  const least = leastKept(record, share);
+  if (current.method().rule !== "top_p" || isNumber(config.density) || least < 2) return null;
+  const top_p = current.isOwnMask() ? current.measuredBudget() : state.top_p;
+  const rows = [...record.q.sizes.keys()].filter((q) => record.q.sizes[q] > 0);
+  const binds = rows.filter((q) => neededAt(record, q, top_p, least) < least).length;
+  return { least, share, top_p, binds, rows: rows.length };
+}
+
 /** Changes of the state that are more than one value. */
 export function makeMoves(data, store, current) {
   const { source } = current;
-  const recorded = (name) => placesOf(data, source(), name).recorded;
+  const recorded = (name) => placesOf(data, source(), name, store.get()).recorded;
   const moves = {
     selectRun(index) {
       const state = store.get();

@@ -71,6 +71,14 @@ export function decibel(x) {
   return isNumber(x) ? `${x.toFixed(1)} dB` : "not measured";
 }
 
+/** What one sees of a PSNR, in words; about, for it depends on the clip. Empty where it was not measured. */
+export function seen(x) {
+  if (x === null || x === Infinity) return "no difference";
+  if (!isNumber(x)) return "";
+  const words = ["differs in many details", "differs plainly", "seen when compared", "hard to see"];
+  return words[[25, 30, 35].filter((least) => x >= least - 2.5).length];
+}
+
 export function plain(x, digits = 3) {
   return isNumber(x) ? x.toFixed(digits).replace(/^0\./, ".") : "not measured";
 }

@@ -21,8 +21,8 @@ const COUNTED = [
 ];
 const SHARES = ["top_p", "wipe", "opacity", "sort"];
 
-/** The state as the part of a link after the #. */
-export function writeLink(state, trace) {
+/** The state as the part of a link after the #; `view` is the view to bring into sight, null the top of the page. */
+export function writeLink(state, trace, view = null) {
   const query = new URLSearchParams();
   if (trace) query.set("trace", trace);
   query.set("run", String(state.run + 1));
@@ -31,13 +31,15 @@ export function writeLink(state, trace) {
   }
   for (const name of Object.keys(CHOICES)) query.set(name, state[name]);
   for (const name of SHARES) query.set(name, String(Number(state[name].toPrecision(6))));
+  if (state.against !== null) query.set("against", String(state.against + 1));
   if (state.zoom) query.set("zoom", "1");
+  if (view) query.set("view", view);
   if (state.tour !== null) query.set("tour", String(state.tour + 1));
   return query.toString();
 }
 
 /**
- * What a link asks for: `trace` or null, `wanted` (a part of the state) and `problems`, one short
+ * What a link asks for: `trace` and `view` or null, `wanted` (a part of the state) and `problems`, one short
  * phrase for each part that can't be read.
  */
 export function readLink(text) {
@@ -46,7 +48,7 @@ export function readLink(text) {
   const problems = [];
   const complain = (name) =>
     problems.push(`“${name}=${query.get(name).slice(0, 20)}” can't be read`);
-  for (const [name, to] of [["run", "run"], ...COUNTED, ["tour", "tour"]]) {
+  for (const [name, to] of [["run", "run"], ["against", "against"], ...COUNTED, ["tour", "tour"]]) {
     if (!query.has(name)) continue;
     const number = Number(query.get(name));
     if (Number.isInteger(number) && number >= 1 && number < 1e6) wanted[to] = number - 1;
@@ -64,7 +66,7 @@ export function readLink(text) {
     else complain(name);
   }
   if (query.has("zoom")) wanted.zoom = query.get("zoom") === "1";
-  return { trace: query.get("trace"), wanted, problems };
+  return { trace: query.get("trace"), view: query.get("view"), wanted, problems };
 }
 
 /**
@@ -74,7 +76,7 @@ export function readLink(text) {
 export function missing(data, wanted, place) {
   const found = [];
   const say = (name, at) => found.push(`${name} ${at + 1}`);
-  if (wanted.run >= data.runs.length) say("run", wanted.run);
+  for (const name of ["run", "against"]) if (wanted[name] >= data.runs.length) say("run", wanted[name]);
   if (wanted.frame >= data.frameCount) say("frame", wanted.frame);
   for (const name of ["step", "layer", "branch", "head"]) {
     if (isNumber(wanted[name]) && place && place[name] !== wanted[name]) say(name, wanted[name]);

@@ -3,7 +3,9 @@
 import { blockDensity, makeBins, tilesTouched } from "./blocks.js";
 import { bytesOf, parsePayload, readPayload } from "./data.js";
 import { el, isNumber, put } from "./dom.js";
+import { bytesAt, FetchError, fetchFile } from "./fetching.js";
 import { forecastAt } from "./forecast.js";
+import { makeRunNotice, watchLine } from "./line.js";
 import { missing, readLink, writeLink } from "./link.js";
 import { linesOf } from "./picture.js";
 import { curve, measure, selectionAt } from "./select.js";
@@ -15,11 +17,11 @@ import { openWorkspace } from "./workspace.js";
 /**
  * Put the explorer into an element. Returns what the page around it may call:
  * `load(payload)`, `loadBase64(text)`, `receive(value)` (see `explorer_value` in explorer_page.py),
- * `selection()`, `select(patch)`, `link()`.
+ * `selection()`, `select(patch)`, `selectBudget(top_p)`, `link()`.
  *
  * Options: `css` (the style sheet), `standalone` (the page is nothing but the explorer: keys and the
  * system's colour scheme are its own), `onRelease({top_p, method, run, trace, again})`, `onCancel()`,
- * `onOpen({trace})`.
+ * `onOpen({trace})`, `onBudget(top_p)` (the budget on show has changed), `onAgain()` (a run that a reload ended is wanted again).
  */
 export function mount(host, options) {
   const page = {
@@ -34,6 +36,7 @@ export function mount(host, options) {
     told: "", // by the page around, about a release
   };
   followTheme(page);
+  if (!options.standalone) page.banners.prepend(watchLine(() => page.openSrc).node);
   window.addEventListener("hashchange", () => onHash(page));
   return {
     load: (payload) => load(page, payload),
@@ -44,13 +47,17 @@ export function mount(host, options) {
       return Object.fromEntries([...SELECTION, ...LOOKS, "tour"].map((n) => [n, state[n]]));
     },
     select: (patch) => page.workspace.app.store.set(patch),
+    selectBudget: (top_p) => page.workspace?.app.selectBudget(top_p),
     link: () => address(page),
     /** What is drawn, as numbers, and which frames are decoded: for tests and for reading out. */
     inspect() {
       const { app } = page.workspace;
       const { dense, sparse } = app.clips;
-      const clips = [dense, sparse(app.store.get().run)];
+      const { run, against } = app.store.get();
+      const clips = [against === null ? dense : sparse(against), sparse(run)];
       return {
+        runs: app.data.runs.map(({ name, config, result }) => ({ name, config, result })),
+        curves: app.curves(),
         decoded: clips.map((clip) => clip.pictures.map(Boolean)),
         methods: [...app.data.methods.values()],
         ...(app.hasRecords && {
@@ -58,7 +65,7 @@ export function mount(host, options) {
           ...app.stats(),
           measured: app.isMeasured(),
           record: app.record(),
-          pictureLines: linesOf(app, app.placeName()),
+          pictureLines: linesOf(app, app.viewName()),
         }),
       };
     },
@@ -73,13 +80,17 @@ function makeShell(host, options) {
   const topSlot = el("div", { class: "liveslot top" }, panel.node);
   const notice = el("p", { class: "notice", role: "alert", hidden: true });
   const body = el("div", { class: "body" }, el("p", { class: "wait" }, "Opening the trace…"));
-  const root = el("div", { class: "lab" }, topSlot, notice, body);
+  const ended = makeRunNotice(options.onAgain);
+  const banners = el("div", { class: "banners" }, ended.node);
+  const root = el("div", { class: "lab" }, banners, topSlot, notice, body);
   put(shadow, el("style", {}, options.css), root);
   makeGlossary(root);
   const query = new URLSearchParams(location.search);
-  const isEmbedded = query.get("embed") === "1";
+  const isPresented = query.get("present") === "1";
+  const isEmbedded = isPresented || query.get("embed") === "1";
   if (isEmbedded) root.dataset.embed = "";
-  return { root, panel, topSlot, notice, body, slide: isEmbedded ? query.get("view") : null };
+  if (isPresented) root.dataset.present = "";
+  return { root, banners, panel, ended, topSlot, notice, body, slide: isEmbedded ? query.get("view") : null, isPresented };
 }
 
 /** The page's theme where it sets one, else the system's where the explorer is the whole page. */
@@ -103,21 +114,21 @@ function followTheme(page) {
   watcher.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
 }
 
-function showNotice({ notice }, text) {
+function showNotice({ notice }, text, button = null) {
   notice.hidden = !text;
-  put(notice, text ?? "");
+  put(notice, text ?? "", button);
 }
 
-/** The address of what is on show. */
-function address({ workspace, askedSrc }) {
+/** The address of what is on show, with the view that is in sight unless another is named. */
+function address({ workspace, askedSrc }, view = workspace.viewInSight()) {
   const state = workspace.app.store.get();
-  const text = writeLink({ ...state, frame: state.playing ? null : state.frame }, traceOf(askedSrc));
+  const text = writeLink({ ...state, frame: state.playing ? null : state.frame }, traceOf(askedSrc), view);
   return `${location.href.split("#")[0]}#${text}`;
 }
 
 /** The link to what is on show, and whether the clipboard took it. */
-async function copyLink(page) {
-  const text = address(page);
+async function copyLink(page, view) {
+  const text = address(page, view);
   try {
     await navigator.clipboard.writeText(text);
     return { copied: true, text };
@@ -127,13 +138,16 @@ async function copyLink(page) {
 }
 
 function workspaceOptions(page) {
-  const { onRelease, standalone } = page.options;
+  const { onRelease, onBudget, standalone } = page.options;
   return {
     standalone,
+    onBudget,
     slide: page.slide,
+    isPresented: page.isPresented,
     onRelease: onRelease && ((asked) => onRelease({ ...asked, trace: traceOf(page.openSrc) })),
     onState: () => page.workspace && history.replaceState(history.state, "", address(page)),
-    copyLink: () => copyLink(page),
+    copyLink: (view) => copyLink(page, view),
+    fetchFile: standalone ? null : (name, say) => fetchFile(page.openSrc, name, say),
   };
 }
 
@@ -149,14 +163,16 @@ function show(page, data, wanted) {
     throw error;
   }
   page.workspace?.close();
+  if (page.workspace) next.shareBudget(); // the first trace leaves what the page around opened with
   page.workspace = next;
 }
 
 /** Open what the link asks for, and say what of it this trace does not hold. */
 function followLink(page, data) {
-  const { wanted, problems } = page.link;
+  const { wanted, problems, view } = page.link;
   const found = [...problems];
   show(page, data, wanted);
+  page.workspace.bringIntoSight(view);
   const { app } = page.workspace;
   const state = app.store.get();
   const lacks = missing(data, wanted, app.hasRecords ? state : null);
@@ -176,8 +192,8 @@ function load(page, payload) {
   return show(page, data, app ? carriedOver(app.store.get(), app.data, data) : {});
 }
 
-/** Open a payload from its bytes. Returns whether it could be opened. */
-async function open(page, bytesOrPromise, src = null) {
+/** Open a payload from its bytes. Returns whether it could be opened; `retry()` is offered where they did not come. */
+async function open(page, bytesOrPromise, src = null, retry = null) {
   page.ticket += 1;
   const { ticket } = page;
   try {
@@ -188,36 +204,44 @@ async function open(page, bytesOrPromise, src = null) {
     }
     return true;
   } catch (error) {
-    if (ticket === page.ticket)
-      showNotice(page, "The trace could not be opened. What was shown before stays.");
+    if (ticket === page.ticket) showFailure(page, error, retry);
     return false;
   }
 }
 
-async function bytesAt(src) {
-  const answer = await fetch(src);
-  if (!answer.ok) throw new Error(`${src} answered ${answer.status}.`);
-  return new Uint8Array(await answer.arrayBuffer());
+/** Open what lies at an address. */
+const openAt = (page, src) => open(page, fetched(page, src), src, () => openAt(page, src));
+
+/** Bytes at an address, with words on each further try. */
+const fetched = (page, src) => bytesAt(src, (text) => page.askedSrc === src && showNotice(page, text));
+
+function showFailure(page, error, retry) {
+  const stays = page.workspace ? " What was shown before stays. " : " ";
+  const text = error instanceof FetchError ? error.message : "The trace could not be opened.";
+  const again = retry && el("button", { type: "button", class: "plainbutton", onclick: retry }, "Try again");
+  showNotice(page, `${text}${stays}`, again);
+  if (!page.workspace) put(page.body, el("p", { class: "wait" }, "No trace is open."));
 }
 
-/** Open the trace that the link names, which lies beside the one at `src`; without it, that one. */
+/** Open the trace that the link names, which lies beside the one at `src`; where it is gone, that one. */
 async function openLinked(page, src) {
   const name = page.link.trace;
   const linked = src.replace(/[^/]+\/payload$/, `${name}/payload`);
   page.askedSrc = linked;
-  const answer = await fetch(linked).catch(() => null);
-  if (answer?.ok) {
+  try {
+    const bytes = await fetched(page, linked);
     page.options.onOpen?.({ trace: name });
-    await open(
-      page,
-      answer.arrayBuffer().then((buffer) => new Uint8Array(buffer)),
-      linked,
-    );
+    await open(page, bytes, linked);
     return;
+  } catch (error) {
+    if (!error.isGone) {
+      showFailure(page, error, () => openLinked(page, src));
+      return;
+    }
   }
   page.askedSrc = src;
   page.link = { trace: null, wanted: {}, problems: [] };
-  await open(page, bytesAt(src), src);
+  await openAt(page, src);
   showNotice(page, "The trace of this link is no longer open here, so another one is shown.");
 }
 
@@ -232,8 +256,9 @@ function onHash(page) {
 /** Take what the page around says: the trace to show, a run in progress, a notice about a release. */
 function receive(page, value) {
   if (!value) return;
-  page.extras.can_run = value.can_run;
+  Object.assign(page.extras, { can_run: value.can_run, has_dense: value.has_dense });
   showLive(page, value);
+  if (value.live || !value.notice) page.ended.follow(value.live ?? null);
   if (!value.notice) clearNotice(page, value);
   if (!value.src || value.src === page.askedSrc) {
     if (value.notice) tell(page, value.notice);
@@ -241,7 +266,7 @@ function receive(page, value) {
     if (traceOf(page.askedSrc) !== page.link.trace) openLinked(page, value.src);
   } else {
     page.askedSrc = value.src;
-    open(page, bytesAt(value.src), value.src).then(() => value.notice && tell(page, value.notice));
+    openAt(page, value.src).then(() => value.notice && tell(page, value.notice));
   }
 }
 

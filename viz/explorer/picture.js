@@ -1,6 +1,6 @@
 // A view as a picture for a slide: what it has drawn, under a title and over lines that say of what.
 
-import { el, isNumber, percent, decibel, times } from "./dom.js";
+import { decibel, el, isNumber, percent, svg, times } from "./dom.js";
 
 const SCALE = 2; // for screens of today, and for print
 const GAP = 16;
@@ -90,11 +90,24 @@ export function compose({ title, parts, columns, cell, lines, colours }) {
   return canvas;
 }
 
-/** Small pictures are enlarged by whole pixels, larger ones scaled smoothly: neither makes a moiré. */
+/** A small picture is enlarged by whole pixels and then scaled smoothly: at no size does it make a moiré. */
 function drawWhole(context, source, x, y, width, height) {
-  context.imageSmoothingEnabled = source.width > SCALE * width;
+  context.imageSmoothingEnabled = true;
   context.imageSmoothingQuality = "high";
-  context.drawImage(source, x, y, width, height);
+  context.drawImage(enlarged(source, SCALE * width), x, y, width, height);
+}
+
+/** The picture with each pixel as a square of whole pixels, at least `least` of them wide. */
+export function enlarged(source, least) {
+  const whole = Math.ceil(least / source.width);
+  if (whole <= 1) return source;
+  const canvas = document.createElement("canvas");
+  canvas.width = whole * source.width;
+  canvas.height = whole * source.height;
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  return canvas;
 }
 
 /** A line cut into lines that fit. */
@@ -111,8 +124,8 @@ function wrapped(context, line, width) {
   return [...found, now];
 }
 
-/** An SVG element as a file of its own, with the styles that it has on the page. */
-export function svgText(node) {
+/** A copy of an SVG element with the styles that it has on the page, and its size. */
+function styledCopy(node) {
   const copy = node.cloneNode(true);
   const [, , width, height] = node.getAttribute("viewBox").split(" ").map(Number);
   copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
@@ -125,13 +138,38 @@ export function svgText(node) {
     element.setAttribute("style", own);
     for (const name of ["tabindex", "role", "class"]) element.removeAttribute(name);
   });
-  return new XMLSerializer().serializeToString(copy);
+  return { copy, width, height };
+}
+
+/** An SVG chart as a file that stands alone: under its title and over the lines, as `compose` has them. */
+export function svgSheet(node, { title, lines, colours }) {
+  const { copy, width: own, height } = styledCopy(node);
+  const width = Math.max(640, own + 2 * MARGIN);
+  const context = document.createElement("canvas").getContext("2d");
+  context.font = `${LINE_PX}px ${FONT}`;
+  const text = lines.flatMap((line) => wrapped(context, line, width - 2 * MARGIN));
+  const top = MARGIN + TITLE_PX + GAP;
+  const write = (words, y, size, weight, fill) =>
+    svg("text", { x: MARGIN, y, fill, "font-size": size, "font-weight": weight, "font-family": FONT }, words);
+  copy.setAttribute("x", MARGIN);
+  copy.setAttribute("y", top);
+  const total = top + height + GAP + text.length * (LINE_PX + 6) + MARGIN;
+  const sheet = svg(
+    "svg",
+    { xmlns: "http://www.w3.org/2000/svg", width, height: total, viewBox: `0 0 ${width} ${total}` },
+    svg("rect", { width, height: total, fill: colours.paper }),
+    write(title, MARGIN + TITLE_PX * 0.8, TITLE_PX, 650, colours.ink),
+    copy,
+    text.map((line, i) => write(line, top + height + GAP + (i + 1) * (LINE_PX + 6) - 6, LINE_PX, 400, colours.soft)),
+  );
+  return new XMLSerializer().serializeToString(sheet);
 }
 
 /** The same as an image that can be drawn, `SCALE` times as large. */
 export async function svgImage(node) {
   const image = new Image();
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgText(node))}`;
+  const text = new XMLSerializer().serializeToString(styledCopy(node).copy);
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
   await image.decode();
   const canvas = document.createElement("canvas");
   canvas.width = SCALE * image.width;
@@ -143,18 +181,21 @@ export async function svgImage(node) {
 /**
  * Buttons that save or copy a view's picture. `picture()` gives (or promises) what `compose` takes, without
  * lines and colours, and with the `place` that it shows; null where nothing is drawn. `chart` is an SVG
- * element that can be saved as such.
+ * element that can be saved as such. `files` are kinds of file that the server makes of the run on show.
  */
-export function makeSave(app, name, { picture, chart }) {
+export function makeSave(app, name, { picture, chart, files = [] }) {
   const said = el("span", { class: "small", role: "status" });
   const say = (text) => {
     said.textContent = text;
   };
-  const make = async () => {
+  const sheet = async () => {
     const drawn = await picture();
     if (!drawn) throw new Error("Nothing is drawn here.");
     const { place = null, ...what } = drawn;
-    const canvas = compose({ ...what, lines: linesOf(app, place), colours: app.colours() });
+    return { ...what, lines: linesOf(app, place), colours: app.colours() };
+  };
+  const make = async () => {
+    const canvas = compose(await sheet());
     return new Promise((done) => canvas.toBlob(done, "image/png"));
   };
   const button = (label, act) =>
@@ -165,12 +206,29 @@ export function makeSave(app, name, { picture, chart }) {
     say("Copied");
   });
   const vector = chart
-    ? button("Save SVG", async () => save(new Blob([svgText(chart)], { type: "image/svg+xml" }), `svg2-${name}.svg`))
+    ? button("Save SVG", async () =>
+        save(new Blob([svgSheet(chart, await sheet())], { type: "image/svg+xml" }), `svg2-${name}.svg`),
+      )
     : null;
-  return el("p", { class: "save" }, png, copy, vector, said);
+  const made = app.fetchFile
+    ? files.map((kind) =>
+        button(`Save ${kind}`, async () => {
+          const { run, against } = app.store.get();
+          const file = `${name}-${against === null ? "dense" : against + 1}-${run + 1}.${kind.toLowerCase()}`;
+          save(await app.fetchFile(file, say), `svg2-${file}`);
+          say("");
+        }),
+      )
+    : [];
+  const link = button("Copy link", async () => {
+    const { copied, text } = await app.copyLink(name);
+    say(copied ? "Link copied" : text);
+  });
+  return el("p", { class: "save" }, png, copy, vector, made, link, said);
 }
 
-function save(blob, name) {
+/** Have the browser keep a file. */
+export function save(blob, name) {
   const link = el("a", { href: URL.createObjectURL(blob), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);

@@ -52,6 +52,15 @@ export function leastKept(record, minKeepRatio) {
   return Math.max(1, Math.ceil(minKeepRatio * record.K - 1e-9)); // 0.07 of 100 is 7, not 8
 }
 
+/** The number of key clusters, up to `most`, that a query cluster needs to reach a budget by mass, heaviest first. */
+export function neededAt(record, q, topP, most = Infinity) {
+  const { occupied, before } = rank(record);
+  if (topP === 1) return Math.min(occupied, most);
+  let needed = 1;
+  while (needed < Math.min(occupied, most) && before[q * occupied + needed] < topP) needed += 1;
+  return needed;
+}
+
 /** The tick nearest to a budget; of two equally near ones the even, as Python rounds. */
 function tickOf(topP) {
   const exact = topP * TICKS;

@@ -5,7 +5,7 @@ import { isNumber } from "./dom.js";
 /** What names one attention call and head of a run. */
 export const PLACE = ["step", "layer", "branch", "head"];
 /** What is looked at. */
-export const SELECTION = ["run", ...PLACE, "frame", "cluster", "pair", "side", "top_p"];
+export const SELECTION = ["run", "against", ...PLACE, "frame", "cluster", "pair", "side", "top_p"];
 /** How it is drawn. */
 export const LOOKS = ["lit", "opacity", "compare", "wipe", "axis", "tint", "sort", "zoom"];
 
@@ -109,9 +109,15 @@ export function nearestPlace(data, wanted, run) {
 
 const unique = (values) => [...new Set(values)].sort((a, b) => a - b);
 
-/** All values that a part of `PLACE` takes in the sparse calls of a run, and those recorded there. */
-export function placesOf(data, run, name) {
-  const recorded = unique(data.index.filter((r) => r.run === run).map((r) => r[name]));
+/**
+ * All values that a part of `PLACE` takes in the sparse calls of a run, and those recorded there. Each
+ * layer has recorded heads of its own: those of the call `at`.
+ */
+export function placesOf(data, run, name, at = null) {
+  const own = data.index.filter((r) => r.run === run);
+  const isThere = (r) => ["step", "layer", "branch"].every((n) => r[n] === at[n]);
+  const found = name === "head" && at ? own.filter(isThere) : own;
+  const recorded = unique(found.map((r) => r[name]));
   const { call, heads } = data.runs[run];
   if (name === "head") return { all: unique([...Array(heads).keys(), ...recorded]), recorded };
   const column = { step: 0, layer: 1, branch: 2 }[name];
@@ -128,6 +134,7 @@ export function openingState(data, wanted) {
   const side = wanted.side ?? "q";
   const state = {
     run,
+    against: againstOf(data, wanted.against, run),
     ...Object.fromEntries(PLACE.map((name) => [name, place[name]])),
     frame: Math.min(wanted.frame ?? 0, data.frameCount - 1),
     ...pinsOf(data, place, recorded, side, wanted),
@@ -142,6 +149,11 @@ export function openingState(data, wanted) {
   return state;
 }
 
+/** The run that is shown beside `run`; null is the dense one. */
+function againstOf(data, wanted, run) {
+  return isNumber(wanted) && wanted < data.runs.length && wanted !== run ? wanted : null;
+}
+
 /** The pinned cluster and block, where the place that was asked for is there and has them. */
 function pinsOf(data, place, run, side, wanted) {
   const none = { cluster: null, pair: null };
@@ -154,8 +166,13 @@ function pinsOf(data, place, run, side, wanted) {
   return { cluster: wanted.cluster, pair: hasPair ? wanted.pair : null };
 }
 
-/** A change of the cluster drops the block and the zoom that belonged to the old one. */
-export function follow(state, patch) {
+/**
+ * A change of the cluster drops the block and the zoom that belonged to the old one. A run is never
+ * beside itself: dense takes its place.
+ */
+export function follow(state, asked) {
+  const { run, against } = { ...state, ...asked };
+  const patch = against === run ? { ...asked, against: null } : asked;
   const moved = ["cluster", "side"].some((n) => n in patch && patch[n] !== state[n]);
   return moved && !("pair" in patch) ? { pair: null, zoom: false, ...patch } : patch;
 }
@@ -172,7 +189,7 @@ export function carriedOver(state, old, data) {
   // the page around holds a limited number of runs: a new one may replace an old one
   const grown =
     data.runs.length > old.runs.length || whole(data.runs.at(-1)) !== whole(old.runs.at(-1));
-  if (!same) kept.run = openingRun(data);
+  if (!same) [kept.run, kept.against] = [openingRun(data), undefined];
   else if (grown) kept.run = data.runs.length - 1;
   const asked = (run) => run && JSON.stringify([run.method, run.config]);
   if (!same || asked(old.runs[state.run]) !== asked(data.runs[kept.run])) kept.top_p = undefined;

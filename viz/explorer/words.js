@@ -15,7 +15,7 @@ const WORDS = {
     "The clustering: assign each token to its nearest centroid, move each centroid to the mean of its tokens, repeat. The centroids of one step start the next.",
   mask: "Which query–key pairs are computed. Rows are queries, columns are keys. What is skipped adds nothing, or, in methods with compensation, a stand-in takes its place.",
   "top-p":
-    "The budget. Each query cluster keeps its heaviest key clusters until they hold this share of its estimated attention mass. At 1 everything is kept. With routing by error top-p only sets how many pairs a layer may compute; the predicted errors say which.",
+    "The budget. Each query cluster keeps its heaviest key clusters until they hold this share of its estimated attention mass. At 1 everything is kept. Some settings also keep a least share of the key clusters in every row, which decides at small budgets. With routing by error top-p only sets how many pairs a layer may compute; the predicted errors say which.",
   permutation:
     "Tokens are sorted by cluster before attention and put back after it. The result is the same; the kept pairs come to lie together in blocks.",
   density:
@@ -37,7 +37,7 @@ const WORDS = {
     "Choosing by a look ahead. Each query centroid attends to all keys once, which shows the error of skipping each block. The layer's budget goes to the largest errors, whichever head they are in.",
   "warm-up":
     "The first denoising steps run dense, since they decide the layout of the video.",
-  psnr: "Peak signal-to-noise ratio of the sparse clip against the dense one, in decibels, on raw frames. Higher is closer; each 6 dB halves the error. It is no measure of beauty.",
+  psnr: "Peak signal-to-noise ratio of the sparse clip against the dense one, in decibels, on raw frames. Higher is closer; each 6 dB halves the error. About 25 dB differ plainly, 30 dB are seen when compared, 35 dB are hard to see. It is no measure of beauty.",
   ssim: "Structural similarity of the sparse clip to the dense one: 1 is equal.",
   head: "Each layer runs several attentions side by side, its heads. Each has clusters and a mask of its own.",
   guidance:
@@ -81,8 +81,9 @@ export function makeGlossary(root) {
     const own = tip.getBoundingClientRect();
     const left = Math.min(Math.max(at.left, frame.left + 8), frame.right - own.width - 8);
     const above = at.bottom + own.height + 10 > innerHeight && at.top > own.height + 10;
-    tip.style.left = `${left - frame.left}px`;
-    tip.style.top = `${(above ? at.top - own.height - 6 : at.bottom + 6) - frame.top}px`;
+    const scale = root.currentCSSZoom ?? 1; // boxes are measured as they are seen
+    tip.style.left = `${(left - frame.left) / scale}px`;
+    tip.style.top = `${((above ? at.top - own.height - 6 : at.bottom + 6) - frame.top) / scale}px`;
   };
   const wordOf = (event) => event.target.closest?.(".term");
   root.addEventListener("pointerover", (event) => {

@@ -1,24 +1,24 @@
 // All that lives as long as one trace is open: the state, the views on it, and what they share.
 
-import { budget, decibel, el, isNumber, plural, put } from "./dom.js";
+import { el, isNumber, plural, put } from "./dom.js";
 import { forecastAt } from "./forecast.js";
 import { KEYS, listenToKeys } from "./keys.js";
 import { makeSave } from "./picture.js";
 import { makeClips, makeClock } from "./playback.js";
-import { TICKS } from "./select.js";
+import { makePresentation } from "./present.js";
 import { makeMoves, makeCurrent, makeSummaries } from "./current.js";
+import { makeLater, makeRelease, releaseOf } from "./release.js";
 import { follow, makeStore, openingState, recordAt, recordedRun } from "./state.js";
 import { sourceOf } from "./views/header.js";
 import { VIEWS } from "./views/index.js";
 import { makeChooser } from "./views/telling.js";
 
-const RELEASE_DELAY_MS = 400; // arrow keys on the slider make one release, not twenty
 const LINK_DELAY_MS = 400; // browsers refuse an address that changes too often
 const SUMMARY_DELAY_MS = 50; // the first picture comes first
 
 /**
  * Open a trace in `root`, in place of what its body holds. `wanted` holds the parts of the state that
- * are asked for, `extras.can_run` whether a release can start a real run, `options` what `mount` takes
+ * are asked for, `extras` what the page around says of real runs (`can_run`, `has_dense`), `options` what `mount` takes
  * and `onState()`, called when the link to the page has changed, `copyLink()` and `slide`.
  */
 export function openWorkspace(data, { root, options, extras, wanted }) {
@@ -47,27 +47,50 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
     ...current,
     ...makeMoves(data, store, current),
     meanDensity: summaries.meanDensity,
+    curves: summaries.curves,
     forecast: makeForecast(data, current, summaries),
     colours: palette.colours,
     copyLink: options.copyLink,
+    fetchFile: options.fetchFile,
     runsOnRelease: () => Boolean(extras.can_run && options.onRelease),
     measureAgain: () => options.onRelease({ ...releaseOf(app), again: true }),
+    playSorting: () => tell("playSorting"),
     startTour: (step = 0, keepSelection = false) => tell("startTour", step, keepSelection),
   };
   app.tellingCluster = makeChooser(app);
-  const release = makeRelease(app, options, (text) => tell("say", text));
-  app.release = release.ask;
+  const release = makeRelease(app, { options, extras }, (text) => tell("say", text));
+  Object.assign(app, { release: release.ask, measure: release.measure, offer: release.offer });
   const clock = makeClock(app, () => tell("tick"));
   views = fillBody(app, root, options);
   const redraw = () => tell("draw");
   const link = makeLater(LINK_DELAY_MS, () => options.onState?.());
-  listen(app, { tell, clock, summaries, link });
+  const shareBudget = () => {
+    if (!isNumber(app.shownRun().config.density)) options.onBudget?.(store.get().top_p);
+  };
+  listen(app, { tell, clock, summaries, link, shareBudget });
   const resize = new ResizeObserver(redraw);
   resize.observe(root);
   const forgetKeys = listenToKeys(app, options.standalone ? document : root);
-  begin(app, wanted, { clock, summaries });
+  begin(app, options.isPresented ? { ...wanted, tour: undefined } : wanted, { clock, summaries });
   return {
     app,
+    shareBudget,
+    /** The view in the middle of the window, by name; null while the head of the page is in sight. */
+    viewInSight() {
+      const middle = innerHeight / 2;
+      const covers = ({ node }) => {
+        const { top, bottom } = node.getBoundingClientRect();
+        return top <= middle && bottom >= middle;
+      };
+      const name = scrollY > 0 ? views.find((view) => view.node && covers(view))?.node.dataset.view : null;
+      return VIEWS.some((entry) => entry.isSlide && entry.name === name) ? name : null;
+    },
+    /** Scroll to a view once it is laid out; a name that no view has is passed over. */
+    bringIntoSight(name) {
+      const entry = VIEWS.find((one) => one.isSlide && one.name === name);
+      const node = entry && root.querySelector(`[data-view=${entry.name}]`);
+      if (node) requestAnimationFrame(() => node.scrollIntoView({ block: "start" }));
+    },
     redraw() {
       palette.forget();
       redraw();
@@ -88,13 +111,11 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
 }
 
 /** Make the views and put them into the body of the page, with what stands below them. */
-function fillBody(app, root, { slide: slideName }) {
-  const slide = VIEWS.find((entry) => entry.isSlide && entry.name === slideName);
-  const views = VIEWS.filter((entry) => app.hasRecords || !entry.needsRecords).map((entry) => {
+function fillBody(app, root, { slide: slideName, isPresented }) {
+  const entries = VIEWS.filter((entry) => app.hasRecords || !entry.needsRecords);
+  const views = entries.map((entry) => {
     const view = entry.make(app);
     view.node.dataset.view = entry.name;
-    const isOff = slide && entry !== slide && !entry.besideSlide?.(slide);
-    view.node.classList.toggle("offslide", Boolean(isOff));
     if (view.picture) view.node.querySelector(".side").append(makeSave(app, entry.name, view));
     return view;
   });
@@ -113,11 +134,29 @@ function fillBody(app, root, { slide: slideName }) {
         ),
     el("footer", { class: "foot small" }, foot, el("p", {}, KEYS)),
   );
-  return [...views, { update: (state, changed) => changed.has("run") && showOrigin(state) }];
+  const origin = { update: (state, changed) => changed.has("run") && showOrigin(state) };
+  const showSlide = (name) => {
+    const slide = entries.find((entry) => entry.isSlide && entry.name === name);
+    entries.forEach((entry, i) => {
+      const isOff = slide && entry !== slide && !entry.besideSlide?.(slide, isPresented);
+      views[i].node.classList.toggle("offslide", Boolean(isOff));
+      if (slide && !isOff) views[i].draw?.(); // what is hidden has no size to be drawn at
+    });
+  };
+  if (!isPresented) {
+    showSlide(slideName);
+    return [...views, origin];
+  }
+  const slides = entries.flatMap(({ name, isSlide }, i) =>
+    isSlide ? [{ name, title: views[i].node.querySelector("h3").textContent }] : [],
+  );
+  const presentation = makePresentation(slides, slideName, showSlide);
+  root.querySelector(".body").prepend(presentation.node);
+  return [...views, origin, { close: presentation.close }];
 }
 
 /** Pass each change of the state on to the views, the clock, the summaries and the link. */
-function listen({ store, clips }, { tell, clock, summaries, link }) {
+function listen({ store, clips }, { tell, clock, summaries, link, shareBudget }) {
   store.listen((state, changed) => {
     tell("update", state, changed);
     if (changed.has("run")) {
@@ -125,6 +164,7 @@ function listen({ store, clips }, { tell, clock, summaries, link }) {
       summaries.start(0);
     }
     if (changed.has("playing") || changed.has("compare")) clock.wake();
+    if (changed.has("top_p") && state.tour === null) shareBudget();
     const isPlaying = state.playing && [...changed].every((n) => n === "frame");
     if (!isPlaying && !(changed.size === 1 && changed.has("hover"))) link.ask();
   });
@@ -137,65 +177,6 @@ function begin({ store, still, startTour }, wanted, { clock, summaries }) {
   if (store.get().compare === "blink") clock.wake();
   if (wanted.playing ?? (!still && wanted.frame === undefined)) store.set({ playing: true });
   if (isNumber(wanted.tour)) startTour(wanted.tour, wanted.run !== undefined); // a whole link is shown as it was
-}
-
-/** `ask()` calls `act` once, `delayMs` after the last time that it was asked. */
-function makeLater(delayMs, act) {
-  let timer = 0;
-  return {
-    ask() {
-      clearTimeout(timer);
-      timer = setTimeout(act, delayMs);
-    },
-    close: () => clearTimeout(timer),
-  };
-}
-
-/** Letting go of the slider asks for a run at that budget, or moves to the nearest one there is. */
-function makeRelease(app, options, say) {
-  return makeLater(RELEASE_DELAY_MS, () => {
-    const { top_p, run: index } = app.store.get();
-    if (app.isMeasured()) {
-      say(null);
-      return;
-    }
-    const { title } = app.data.runs[index];
-    const near = nearestRun(app.data, index, top_p);
-    const described = near && `${near.name}, ${decibel(near.result.psnr_db)}`;
-    if (near && Math.abs(near.config.top_p - top_p) < 0.5 / TICKS) {
-      app.selectRun(near.index);
-      say(`Measured already: ${described}.`);
-    } else if (app.runsOnRelease()) {
-      say(`Asked for a real run of ${title} at top-p ${budget(top_p)}.`);
-      options.onRelease(releaseOf(app));
-    } else if (near) {
-      app.selectRun(near.index);
-      app.selectBudget(near.config.top_p);
-      const stays = app.canRedo() ? "stays a what-if" : "was not run";
-      say(
-        `No model is loaded for this trace, so top-p ${budget(top_p)} ${stays}. Moved to the nearest measured run: ${described}.`,
-      );
-    } else {
-      app.selectBudget(app.measuredBudget());
-      say(`No model is loaded for this trace, so top-p ${budget(top_p)} was not run.`);
-    }
-  });
-}
-
-/** What a release asks for: the run on show, at the budget on show. */
-function releaseOf({ data, store }) {
-  const { top_p, run } = store.get();
-  return { top_p, method: data.runs[run].method, run };
-}
-
-/** The measured run of the same method and clusters whose budget is nearest; undefined where there is none. */
-function nearestRun({ runs }, index, top_p) {
-  const { method, clusters } = runs[index];
-  const far = (run) => Math.abs(run.config.top_p - top_p);
-  return runs
-    .filter((r) => r.method === method && r.clusters === clusters)
-    .filter(({ config }) => isNumber(config.top_p) && !isNumber(config.density))
-    .sort((a, b) => far(a) - far(b))[0];
 }
 
 /** `forecast()` tells what a run at the budget on show would give; null where it was run, or nothing can be said. */

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from svg2.errors import InputError, UsageError
+from svg2.trace import scratch
 
 _NUMBERS = {  # least and greatest; Gradio reads them when it is loaded
     "GRADIO_SERVER_PORT": (1, 65535),
@@ -35,6 +36,23 @@ def refused_at_start() -> Iterator[None]:
         sys.exit(f"python app.py: can't be served ({error}){advice}")
 
 
+def before_gradio() -> None:
+    """What must come before Gradio is loaded: its numbers are checked, and `spaces` comes first.
+
+    On a ZeroGPU Space `spaces` changes gradio and torch, so it must be there before both.
+
+    Raises:
+        UsageError: a number that Gradio would fail on, or no `spaces` where it is needed.
+    """
+    check_numbers()
+    if not is_on_zero_gpu():
+        return
+    try:
+        import spaces  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except (ImportError, AssertionError, RuntimeError) as error:
+        raise UsageError(f"SPACES_ZERO_GPU is set, but ZeroGPU can't be used: {error}") from error
+
+
 def check_numbers() -> None:
     """Check the numbers that Gradio reads from the environment, before it is loaded.
 
@@ -52,24 +70,30 @@ def check_numbers() -> None:
             )
 
 
+def is_on_zero_gpu() -> bool:
+    """Whether this is a ZeroGPU Space, as the package `spaces` reads it from the environment."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in {"1", "t", "true"}
+
+
 def check_upload_folder() -> None:
-    """Make Gradio's folder for uploads if need be, and check that files can be written there.
+    """Have uploads written to a folder of this process, which goes with it, or to the one given.
 
     Raises:
         UsageError: it can't be made or written, as where it belongs to another user.
     """
     folder = os.environ.get("GRADIO_TEMP_DIR")
     try:
-        folder = folder or str(Path(tempfile.gettempdir(), "gradio"))
+        folder = folder or str(scratch.root() / "uploads")
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"The folder for uploads {folder or ''!r} can't be written ({reason}): set "
-            "GRADIO_TEMP_DIR to a folder of your own."
+            f"The folder for uploads {folder or tempfile.tempdir or ''!r} can't be written "
+            f"({reason}): set GRADIO_TEMP_DIR to a folder of your own."
         ) from error
+    os.environ["GRADIO_TEMP_DIR"] = folder
 
 
 @contextmanager

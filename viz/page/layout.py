@@ -13,9 +13,18 @@ from svg2.method.selection import METHODS, ROUTED_METHOD
 from svg2.models.spec import PRESETS
 from svg2.runs.jobs import Studio
 from viz.explorer_page import explorer_component
+from viz.lessons import worksheets
 from viz.page.open_traces import OpenTraces
 from viz.page.visit import Visit
 from viz.page.words import BEYOND, EMPTY, KNOWN, MASTHEAD, about_method, links_to, model_title
+
+FORM = {"budget": "#top_p input[type=number]", "generate": "#generate"}
+VISIT_SECONDS = 6 * 3600
+
+
+def visit_state(first: Visit) -> gr.State:
+    """Holds a visit per page, until the page is closed or was not used for `VISIT_SECONDS`."""
+    return gr.State(first, time_to_live=VISIT_SECONDS, delete_callback=Visit.free)
 
 
 @dataclass(frozen=True)
@@ -108,13 +117,20 @@ class Workspace:
         """Lay it out in the row at hand."""
         is_open = start.visit.open_trace is not None
         with gr.Column(elem_id="workspace", min_width=280):
-            return cls(
+            workspace = cls(
                 nothing=gr.HTML(EMPTY, visible=not is_open, elem_id="nothing"),
                 explorer=gr.HTML(
-                    **explorer_component(start.visit.view()), visible=is_open, elem_id="explorer"
+                    **explorer_component(start.visit.view(), FORM),
+                    visible=is_open,
+                    elem_id="explorer",
                 ),
                 beyond=gr.HTML(BEYOND, elem_id="beyond"),
             )
+            with gr.Column(elem_id="lessons"):
+                for title, text in worksheets().items():
+                    with gr.Accordion(title, open=False):
+                        gr.Markdown(text)
+            return workspace
 
 
 def _prompt_part(start: Start) -> dict[str, Any]:
@@ -177,8 +193,8 @@ def _method_part(start: Start) -> dict[str, Any]:
     top_p = gr.Slider(
         *(0, 1),
         value=start.defaults.get("top_p", 0.9),
-        step=0.01,
-        label="Budget of the next run (top-p)",
+        step=0.005,
+        label="Budget (top-p)",
         info="Share of the attention mass. It sets how many pairs are computed.",
         elem_id="top_p",
     )
@@ -219,6 +235,8 @@ def _run_part() -> dict[str, Any]:
 
 def _trace_part(start: Start) -> dict[str, Any]:
     with gr.Accordion("This trace", open=False, elem_id="traces"):
-        upload = gr.UploadButton("Open a trace file", type="binary", size="sm", elem_id="upload")
+        upload = gr.UploadButton(
+            "Open a trace or a clip", type="binary", size="sm", elem_id="upload"
+        )
         links = gr.HTML(links_to(start.visit.open_trace), elem_id="links")
     return {"upload": upload, "links": links}

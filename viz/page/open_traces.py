@@ -6,27 +6,31 @@ import hashlib
 import logging
 import re
 import secrets
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from weakref import WeakValueDictionary
 
 from svg2.errors import TraceError
 from svg2.trace.file import load_trace, trace_bytes
 from svg2.trace.records import Trace
 from viz.export import export_bytes
-from viz.payload import check_showable, explorer_payload, payload_bytes
+from viz.payload import Check, check_clips, check_showable, explorer_payload, payload_bytes
 
-MAX_OPEN = 24
 READY_MADE = "ready-made trace"
+UPLOAD = "upload"
+MAX_HELD_BYTES = 1 << 30
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of an open trace, and a tag that names these bytes and no other."""
+
+    data: bytes
+    tag: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class OpenTrace:
     trace: Trace
     mode: str
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    _made: WeakValueDictionary[str, File] = field(
+        default_factory=WeakValueDictionary, init=False, repr=False, compare=False
+    )
+    _kept: list[File] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def prompt(self) -> str:
@@ -65,65 +73,103 @@ class OpenTrace:
         )
         return " · ".join(str(part) for part in parts if part)
 
-    @cached_property
-    def payload(self) -> bytes:
-        return payload_bytes(explorer_payload(self.trace, self.mode))
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that it takes in memory, roughly: a payload is at most as large as its trace."""
+        payload = self.made_file(PAYLOAD)
+        return self._trace_bytes + (len(payload.data) if payload else self._trace_bytes)
 
     @cached_property
-    def tag(self) -> str:
-        """Names this payload and no other, for a browser that has one already."""
-        return f'"{hashlib.sha256(self.payload).hexdigest()}"'
+    def _trace_bytes(self) -> int:
+        return self.trace.held_bytes
+
+    def made_file(self, name: str) -> File | None:
+        """One of `FILES`, where it was made before and is kept, or being sent to somebody."""
+        return self._made.get(name)
+
+    def file(self, name: str, check: Check) -> File:
+        """One of `FILES`. Payloads are kept, and of a ready-made trace all of them.
+
+        Args:
+            check: called again and again; what it raises ends the work.
+
+        Raises:
+            MediaError: a clip can't be decoded for an export.
+        """
+        made = self.made_file(name)
+        if made is None:
+            data = FILES[name](self, check)
+            made = self._made[name] = File(data, f'"{hashlib.sha256(data).hexdigest()}"')
+            if name == PAYLOAD or self.mode == READY_MADE:
+                self._kept.append(made)
+        return made
+
+
+PAYLOAD = "payload"
+FILES: Mapping[str, Callable[[OpenTrace, Check], bytes]] = {
+    PAYLOAD: lambda shown, check: payload_bytes(explorer_payload(shown.trace, shown.mode), check),
+    "trace.npz": lambda shown, check: trace_bytes(shown.trace),
+    "export.zip": lambda shown, check: export_bytes(shown.trace, shown.mode, check),
+}
+"""How each file is made that a browser may fetch: for the explorer, and to keep."""
 
 
 class OpenTraces:
-    """Open traces by key. The least recently used is dropped; ready-made ones stay."""
+    """Open traces by key: the ready-made ones, and whatever a visit shows.
 
-    def __init__(self, ready_made: Iterable[OpenTrace] = ()) -> None:
+    What a visit shows stays for as long as the visit holds it, and goes with it.
+
+    Args:
+        freed: called when much memory may have become free.
+    """
+
+    def __init__(
+        self, ready_made: Iterable[OpenTrace] = (), freed: Callable[[], None] = lambda: None
+    ) -> None:
         self.ready_made = {open_trace.key: open_trace for open_trace in ready_made}
-        self._items: OrderedDict[str, OpenTrace] = OrderedDict()
-        self._lock = threading.Lock()
+        self.freed = freed
+        self._shown: WeakValueDictionary[str, OpenTrace] = WeakValueDictionary()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the traces of all visits take in memory, roughly."""
+        return sum(open_trace.held_bytes for open_trace in list(self._shown.values()))
 
     def put(self, trace: Trace, mode: str) -> OpenTrace:
-        """Raises: TraceError: no page can show it."""
+        """Open a trace that was made here.
+
+        Raises:
+            TraceError: no page can show it.
+        """
         check_showable(trace)
         open_trace = OpenTrace(trace, mode)
-        with self._lock:
-            self._items[open_trace.key] = open_trace
-            while len(self._items) > MAX_OPEN:
-                self._items.popitem(last=False)
+        self._shown[open_trace.key] = open_trace
         return open_trace
 
+    def receive(self, data: bytes, instead_of: OpenTrace | None = None) -> OpenTrace:
+        """Open the trace of an uploaded file.
+
+        Args:
+            instead_of: what the visit shows now, whose place it takes.
+
+        Raises:
+            TraceError: the file is no sound trace, or the traces of other visits leave no room.
+        """
+        trace = load_trace(data)
+        check_showable(trace)
+        uploaded = OpenTrace(trace, UPLOAD)
+        replaced = instead_of is not None and instead_of.key in self._shown
+        others = self.held_bytes - (instead_of.held_bytes if instead_of and replaced else 0)
+        if others + uploaded.held_bytes > MAX_HELD_BYTES:
+            raise TraceError(
+                "The traces of other visitors leave no room for this one: try again later."
+            )
+        check_clips(trace)
+        self._shown[uploaded.key] = uploaded
+        return uploaded
+
     def get(self, key: str) -> OpenTrace | None:
-        with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
-            return self._items.get(key) or self.ready_made.get(key)
-
-    def route(self) -> Route:
-        """`lab/KEY/payload` for the explorer, `trace.npz` and `export.zip` to keep."""
-        makers: dict[str, Callable[[OpenTrace], bytes]] = {
-            "payload": lambda open_trace: open_trace.payload,
-            "trace.npz": lambda open_trace: trace_bytes(open_trace.trace),
-            "export.zip": lambda open_trace: export_bytes(open_trace.trace, open_trace.mode),
-        }
-
-        def answer(request: Request) -> Response:
-            name = request.path_params["name"]
-            open_trace = self.get(request.path_params["key"])
-            if open_trace is None or name not in makers:
-                return Response("This trace is no longer open here.", 404)
-            # A file is named by hand and may be replaced; any other key is never given twice.
-            is_file = open_trace.key in self.ready_made
-            headers = {"Cache-Control": f"private, {'no-cache' if is_file else 'max-age=3600'}"}
-            if is_file and name == "payload":
-                headers["ETag"] = open_trace.tag
-                if request.headers.get("If-None-Match") == open_trace.tag:
-                    return Response(status_code=304, headers=headers)
-            if name != "payload":
-                headers["Content-Disposition"] = f'attachment; filename="svg2-{name}"'
-            return Response(makers[name](open_trace), 200, headers, "application/octet-stream")
-
-        return Route("/lab/{key}/{name}", answer)
+        return self._shown.get(key) or self.ready_made.get(key)
 
 
 def read_traces(folder: Path) -> list[OpenTrace]:

@@ -8,10 +8,16 @@ import gradio as gr
 
 STYLE = Path(__file__).resolve().parents[2] / "assets" / "static" / "page.css"
 
-# A slide shows the workspace alone: `?embed=1`, and `&view=masks` or another for one view of it.
+# A slide shows the workspace alone: `?embed=1`, and `&view=masks` or another for one view of it;
+# `?present=1` goes from view to view.
 HEAD = """<script>
-if (new URLSearchParams(location.search).get('embed') === '1')
+if (['embed', 'present'].some((n) => new URLSearchParams(location.search).get(n) === '1'))
   document.documentElement.classList.add('embed');
+// Gradio opens a list again for the Tab that leaves it; Escape closes it.
+document.addEventListener('focusout', ({ target }) => setTimeout(() => {
+  if (document.activeElement !== target && target.matches?.('[role=combobox][aria-expanded=true]'))
+    target.dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape', bubbles: true }));
+}, 50));
 </script>"""
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import wraps
 from typing import Any
 
@@ -17,8 +18,10 @@ QUICK: Mapping[str, Any] = {
     "concurrency_limit": None,
     "api_visibility": "private",
 }
-# One generation at a time, whoever asked for it.
-HEAVY = {**QUICK, "concurrency_limit": 1, "concurrency_id": "model"}
+
+FAILED = "This failed, and nothing was changed. The server's log says why."
+
+log = logging.getLogger(__name__)
 
 
 class Wires:
@@ -41,10 +44,12 @@ class Wires:
     def then(
         self, event: Any, handler: Callable, inputs: str, outputs: str, **options: Any
     ) -> None:
-        """Call `handler` where an event's own handler succeeded, one generation at a time."""
-        event.success(*self._ends(handler, inputs, outputs), **{**HEAVY, **options})
+        """Call `handler` where an event's own handler succeeded."""
+        event.success(*self._ends(handler, inputs, outputs), **{**QUICK, **options})
 
     def _ends(self, handler: Callable, inputs: str, outputs: str) -> tuple[Any, ...]:
+        if "visit" in inputs.split():  # the first input wherever there is one
+            handler, outputs = _renewing(handler), f"visit {outputs}"
         found = ([self._components[name] for name in names.split()] for names in (inputs, outputs))
         return self._by_component(handler), *found
 
@@ -60,7 +65,8 @@ class Wires:
 
             @wraps(handler)
             def stream(*args: Any) -> Any:
-                with closing(handler(*args)) as updates:  # a lost connection ends the run too
+                # A lost connection ends the run too.
+                with in_a_sentence(handler.__name__), closing(handler(*args)) as updates:
                     for update in updates:
                         yield keyed(update)
 
@@ -68,6 +74,41 @@ class Wires:
 
         @wraps(handler)
         def call(*args: Any) -> Any:
-            return keyed(handler(*args))
+            with in_a_sentence(handler.__name__):
+                return keyed(handler(*args))
 
         return call
+
+
+def _renewing(handler: Callable) -> Callable:
+    """The handler with its visit among what it gives back: its time to live begins anew.
+
+    Gradio frees a state only after an event that gave it back.
+    """
+    if inspect.isgeneratorfunction(handler):
+
+        @wraps(handler)
+        def stream(visit: Any, *args: Any) -> Any:
+            with closing(handler(visit, *args)) as updates:
+                for update in updates:
+                    yield {**update, "visit": visit}
+
+        return stream
+
+    @wraps(handler)
+    def call(visit: Any, *args: Any) -> Any:
+        return {**(handler(visit, *args) or {}), "visit": visit}
+
+    return call
+
+
+@contextmanager
+def in_a_sentence(name: str) -> Iterator[None]:
+    """What the handler of this name did not foresee is logged, and the caller reads a sentence."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except Exception as error:
+        log.exception("The handler %s failed.", name)
+        raise gr.Error(FAILED, print_exception=False) from error

@@ -6,6 +6,7 @@ import base64
 import html
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from svg2.method.selection import METHODS
 from svg2.models.catalogue import MODELS
 from svg2.models.finding import BUILTIN_FOLDER
 from svg2.models.inputs import describe_cut, picture_of_cut
-from svg2.models.loading import availability
+from svg2.models.loading import resolve_device
 from svg2.models.prompts import knowledge_of
 from svg2.runs.jobs import Studio
+from svg2.runs.outlook import budget_warning, forecast
 from svg2.runs.progress import Progress
+from svg2.runs.provenance import hardware
 from svg2.runs.run import Run
 from viz.bench_figures import page_markup
 from viz.frames import png_bytes
+from viz.page.environment import is_on_zero_gpu
 from viz.page.open_traces import OpenTrace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +41,7 @@ RUN_TITLES = {
     **{method.name: method.title for method in METHODS.values()},
 }
 STAGES = {
+    "gpu": "waiting for a GPU",
     "load": "loading",
     "warm up": "warming up",
     "encode": "reading the prompt",
@@ -66,15 +71,28 @@ BEYOND = f"""
 
 WAITING = "Waiting for its turn."
 UNDER_WAY = "A run is under way; the budget can be run after it."
-JUST_REPLACED = "A newer run was just opened: let go of the slider again to measure there."
-STOPPING = "Stopping after this step."
+JUST_REPLACED = "A newer run was just opened: measure the budget there."
+NO_LONGER_OPEN = "This trace is no longer open here: open it again, or generate anew."
+STOPPING = "Stopping after this layer."
 CANCELLED = "Cancelled."
 CANCELLED_RUN = "Cancelled. What was shown before stays."
 CANCELLED_AFTER_DENSE = (
     "Cancelled. The dense run is done and kept: the same video again makes the sparse side alone."
 )
 FAILED = "The run failed. What was shown before stays."
+DISK_FULL = (
+    "The run was made, but there is no room for its clips: the disk of this server is full. What "
+    "was shown before stays."
+)
 TRACE_OPEN = "The trace is open."
+
+
+def like_clip(left_out: list[str]) -> str:
+    """Said where a clip has filled the form."""
+    filled = "The form is as it was for this clip"
+    if not left_out:
+        return f"{filled}."
+    return f"{filled}, but for what the page can't take from it: {', '.join(left_out)}."
 
 
 _FIELDS = {
@@ -83,19 +101,37 @@ _FIELDS = {
     "num_q_clusters": "query clusters",
     "num_k_clusters": "key clusters",
     "guidance_scale": "guidance",
+    "guidance_scale_2": "guidance of the second transformer",
+    "true_cfg_scale": "true guidance",
+    "negative_prompt": "negative prompt",
+    "min_keep_ratio": "least share kept",
+    "warmup_fraction": "share of dense steps",
+    "dense_layers": "dense layers",
+    "kmeans_iters_init": "first k-means iterations",
+    "kmeans_iters_step": "k-means iterations a step",
     "top_p": "top-p",
 }
+
+
+def named(field: str) -> str:
+    """A field of a request or of settings as the page names it."""
+    return _FIELDS.get(field, field.replace("_", " "))
+
+
 _FIELD = re.compile(rf"(^|: |\. )?\b({'|'.join(_FIELDS)})\b")
 
 
 def plain(error: Exception) -> str:
     """The error's own sentence, with fields as the page names them and no folders of ours."""
+    return _as_named(str(error).replace(f"{ROOT}{os.sep}", ""))
 
+
+def _as_named(text: str) -> str:
     def as_named(found: re.Match[str]) -> str:
         start, name = found[1], _FIELDS[found[2]]
         return name if start is None else f"{start}{name[0].upper()}{name[1:]}"
 
-    return _FIELD.sub(as_named, str(error).replace(f"{ROOT}{os.sep}", ""))
+    return _FIELD.sub(as_named, text)
 
 
 def say(text: str, kind: str = "quiet") -> str:
@@ -123,6 +159,9 @@ def progress_parts(progress: Progress) -> tuple[str, str, str]:
     """Which run, which stage or step k of n, and the time left."""
     who = RUN_TITLES.get(progress.run, progress.run)
     stage = STAGES.get(progress.stage, progress.stage)
+    if progress.stage == "wait":
+        who = "Waiting"
+        stage = "1 run goes first" if progress.ahead == 1 else f"{progress.ahead} runs go first"
     if progress.stage == "denoise":
         stage = f"step {progress.step} of {progress.num_steps}"
     left = ""
@@ -221,7 +260,20 @@ def _data_url(picture: UInt8[ndarray, "Y X 3"]) -> str:
 def outcome(result: dict[str, Any]) -> str:
     psnr = result["psnr_db"]
     fidelity = "identical to dense" if psnr is None else f"{psnr:.1f} dB against dense"
-    return f"Done: {pace(result)}, {fidelity}."
+    return " ".join([f"Done: {pace(result)}, {fidelity}.", *result.get("warnings", ())])
+
+
+def before_run(run: Run, traces: Iterable[OpenTrace]) -> str:
+    """What to expect of a run: of its prompt, of its budget, and of its time on this machine."""
+    request = run.request
+    note = grammar_note(request.prompt) if request.model == "builtin" else ""
+    results = [of.result for open_trace in traces for of in open_trace.trace.runs]
+    warning = budget_warning(run, results)
+    if warning is not None:
+        note += say(_as_named(warning), "warn")
+    if not is_on_zero_gpu():  # the GPU is known inside a call alone
+        note += say(forecast(run, hardware(resolve_device(request.device))))
+    return note
 
 
 def pace(result: dict[str, Any]) -> str:
@@ -235,7 +287,9 @@ def pace(result: dict[str, Any]) -> str:
 
 
 def about_method(method: str) -> str:
-    """What a method does, in one line."""
+    """What a method does, in one line; empty for no method."""
+    if not isinstance(method, str) or method not in METHODS:
+        return ""
     line = METHODS[method].line
     return say(f"{line[0].upper()}{line[1:]}.")
 
@@ -265,7 +319,7 @@ def model_title(studio: Studio, model: str) -> str:
 def model_note(studio: Studio, model: str) -> str:
     """What a chosen model takes, and why it can't run here where it can't."""
     spec = studio.spec_of(model)
-    missing = availability(spec)
+    missing = studio.why_not(model)
     parts = [missing or spec.needs]
     need = spec.memory(spec.num_frames, spec.height, spec.width)
     if need is not None and spec.published is not None:
@@ -278,19 +332,25 @@ def model_note(studio: Studio, model: str) -> str:
 
 
 def model_list(studio: Studio) -> str:
-    """Every model of the menu, and what keeps it from running here."""
-    rows = []
+    """Every model of the menu; those that can't run here are folded into one line."""
+    here, elsewhere = [], []
     for model in studio.models:
         try:
-            missing = availability(studio.spec_of(model))
+            missing = studio.why_not(model)
         except RequestError as error:
             missing = plain(error)
-        state = "runs here" if missing is None else missing
-        rows.append(
+        (here if missing is None else elsewhere).append(
             f"<li><strong>{html.escape(model_title(studio, model))}</strong>: "
-            f"{html.escape(state)}</li>"
+            f"{html.escape(missing or 'runs here')}</li>"
         )
-    return f"<ul>{''.join(rows)}</ul>"
+    shown = f"<ul>{''.join(here)}</ul>" if here else ""
+    if not elsewhere:
+        return shown
+    verb = "model" if len(elsewhere) == 1 else "models"
+    return (
+        f"{shown}<details><summary>{len(elsewhere)} {verb} of the menu can't run here</summary>"
+        f"<ul>{''.join(elsewhere)}</ul></details>"
+    )
 
 
 def links_to(open_trace: OpenTrace | None) -> str:

@@ -13,13 +13,13 @@ Three launches, and nothing waits for the device:
    tiles.
 
 There are several attend kernels, each a module here. `tiling.ATTEND_VARIANTS` names them, with
-their tiles on each chip; `tiling.PREFERRED` says which of them runs where none is asked for.
+their tiles on each chip; What won a race on a chip (`kernels/winners.json`)
+runs there where none is asked for, and else the portable one.
 """
 
 from kernels.cluster_attention.fused.launch import (
     attend_with,
     cluster_attention,
-    device_chip,
     device_config,
     device_variants,
 )
@@ -38,7 +38,6 @@ __all__ = [
     "attend_with",
     "cluster_attention",
     "config_for",
-    "device_chip",
     "device_config",
     "device_variants",
     "variants_for",

@@ -130,17 +130,12 @@ def device_config(device: torch.device, head_dim: int, variant: str | None = Non
     Raises:
         ValueError: the variant does not run there.
     """
-    return config_for(device_chip(device), head_dim, variant)
+    return config_for(chip_of(device), head_dim, variant)
 
 
 def device_variants(device: torch.device, head_dim: int) -> dict[str, Config]:
     """The configurations of all variants that run on a device, by the name of the variant."""
-    return variants_for(device_chip(device), head_dim)
-
-
-def device_chip(device: torch.device) -> str:
-    """The chip as tilings name it; "interpreter" in Triton's interpreter."""
-    return "interpreter" if INTERPRETING else chip_of(device)
+    return variants_for(chip_of(device), head_dim)
 
 
 @cache

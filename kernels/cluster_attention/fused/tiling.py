@@ -3,11 +3,12 @@
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from kernels.build import Build
 from kernels.cluster_attention.fused.problem import Lists, Problem
 from kernels.impl import HEAD_DIMS
+from kernels.winners import winner
 
 # A chunk is one int32: where it starts, and in the low bits its length.
 LENGTH_BITS = 6
@@ -178,22 +179,27 @@ ATTEND_VARIANTS = {
 }
 """All attend kernels by name."""
 
-# The variant that runs where none is asked for, by the beginning of a chip's name: the fastest of
-# those timed there. Other chips take the portable one.
-PREFERRED: dict[str, str] = {}
+RACED = {
+    "portable, no tail": Config(Tiling(128, 128, 8, 2)),
+    "portable, 128×64": Config(Tiling(128, 64, 8, 3)),
+    "portable, 64×64": Config(Tiling(64, 64, 4, 2, programs=2, block_c=32)),
+}
+"""Other tiles of the portable kernel, which a race times beside the variants."""
 
 
 def config_for(chip: str, head_dim: int, variant: str | None = None) -> Config:
-    """The configuration for a chip, named "sm_90" or "gfx942": the preferred, or of one variant.
+    """The configuration for a chip, named "sm_90" or "gfx942": of a variant or of what won there.
+
+    Where no race was run, the portable variant counts as the winner.
 
     Raises:
         ValueError: no such variant, or none that runs there.
     """
     configs = variants_for(chip, head_dim)
     if variant is None:
-        preferred = next((v for c, v in PREFERRED.items() if chip.startswith(c)), PORTABLE)
-        if preferred in configs:
-            return configs[preferred]
+        won = winner(f"attend D{head_dim}", chip, lambda fields: _config_of(fields, configs))
+        if won is not None:
+            return won
         if PORTABLE in configs:
             return configs[PORTABLE]
         raise ValueError(f"no attend kernel for head dimension {head_dim} on {chip!r}")
@@ -209,6 +215,16 @@ def variants_for(chip: str, head_dim: int) -> dict[str, Config]:
     """The configurations of all variants that run on a chip, by the name of the variant."""
     found = {name: x.config_for(chip, head_dim) for name, x in ATTEND_VARIANTS.items()}
     return {name: config for name, config in found.items() if config is not None}
+
+
+def _config_of(fields: dict[str, Any], configs: dict[str, Config]) -> Config:
+    """What won a race: a variant by its name, or tiles of the portable one."""
+    if "variant" in fields:
+        if fields["variant"] not in configs:
+            raise ValueError(f"there is no attend variant {fields['variant']!r}")
+        return configs[fields["variant"]]
+    tilings = {name: fields[name] and Tiling(**fields[name]) for name in ("main", "tail")}
+    return Config(**tilings)
 
 
 class AttendKernel(Protocol):

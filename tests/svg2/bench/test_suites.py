@@ -1,16 +1,13 @@
 """The suites on small problems: what they record, not how fast anything is."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from svg2.bench import cpu, e2e, gpu
+from svg2.bench.blocks import BlockClock, block_counts, shortened
 from svg2.bench.e2e import run_e2e_suite, speedup_limit
 from svg2.bench.gpu import run_gpu_suite
 from svg2.bench.harness import reason
@@ -47,7 +44,7 @@ def test_cpu_ratios_are_those_of_the_times(tmp_path, monkeypatch):
     def race(contestants, rounds):
         return {name: [ms.get(name, 1.0)] * rounds for name in contestants}
 
-    monkeypatch.setattr(cpu, "race", race)
+    monkeypatch.setattr(cpu, "time_in_turns", race)
     record = cpu.run_cpu_suite(tmp_path / "x", lambda _: None, workloads=[SMALL], rounds=2)
     plain, compensated = record["attention"][-2:]  # at density 1
     assert (plain["speedup"], plain["kernel_gain"], plain["sparsity_speedup"]) == (5, 1.25, 4)
@@ -86,7 +83,9 @@ def test_gpu_suite_runs_whole_at_toy_sizes_and_says_so(toy_gpu):
 
 def test_gpu_ratios_are_those_of_the_times(tmp_path, monkeypatch):
     ms = {"svg2": 2.0, "svg2-comp": 4.0}
-    monkeypatch.setattr(gpu, "race", lambda runs, *_: {name: [ms.get(name, 8.0)] for name in runs})
+    monkeypatch.setattr(
+        gpu, "time_in_turns", lambda runs, *_: {name: [ms.get(name, 8.0)] for name in runs}
+    )
     monkeypatch.setattr(gpu, "TOY_CASES", gpu.TOY_CASES[:1])
     record = run_gpu_suite(tmp_path / "gpu.json", lambda text: None, toy=True, rounds=1)
     for row in record["attention"]:
@@ -137,12 +136,12 @@ def test_a_run_is_put_together_from_its_forwards(tmp_path, monkeypatch):
         forward()
         return {name: [70.0] for name in contestants}
 
-    def timed(bench):
+    def timed(bench, what):
         bench._forward()
         return next(forwards_ms), None
 
     monkeypatch.setattr(e2e, "TOY_MODELS", (toy,))
-    monkeypatch.setattr(e2e, "race", race)
+    monkeypatch.setattr(e2e, "time_in_turns", race)
     monkeypatch.setattr(e2e._Bench, "_timed", timed)
     monkeypatch.setattr(e2e, "_BISECTIONS", 1)
     monkeypatch.setattr(e2e, "speedup_limit", lambda *_: 2.0)
@@ -164,11 +163,12 @@ def test_speedup_limit():
 @pytest.mark.parametrize(("name", "toy"), [("gpu.json", "toy_gpu"), ("e2e.json", "toy_e2e")])
 def test_no_toy_number_reaches_the_readme(tmp_path, request, name, toy):
     record = request.getfixturevalue(toy)
+    nothing = tables(tmp_path)
     (tmp_path / name).write_text(json.dumps(record))
-    assert tables(tmp_path).count("not measured.") == 7
+    assert tables(tmp_path) == nothing
     (tmp_path / name).write_text(json.dumps(record | {"toy": False}))
     text = tables(tmp_path)
-    assert text.count("not measured.") == 6
+    assert text.count("not measured.") == nothing.count("not measured.") - 1
     assert "| toy |" in text
 
 
@@ -187,23 +187,63 @@ def test_a_reason_is_one_short_line():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
-def test_tuning_runs_whole_at_toy_sizes_and_says_so(tmp_path):
-    path = tmp_path / "tune.json"
-    command = [sys.executable, "-m", "svg2.bench.tune", "--toy", "--out", path]
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    record = json.loads(path.read_text())
+def test_whole_forwards_are_put_together_from_blocks(tmp_path, monkeypatch):
+    forward_ms, block_ms = 100.0, 30.0
+
+    def race(contestants, rounds, *_):
+        (name, forward), *_ = contestants.items()
+        forward()
+        return {name: [forward_ms] * rounds}
+
+    monkeypatch.setattr(e2e, "time_in_turns", race)
+    monkeypatch.setattr(
+        e2e.BlockClock, "block_ms", lambda clock, _: dict.fromkeys(clock.counts, block_ms)
+    )
+    monkeypatch.setattr(e2e._Bench, "_backends", lambda _: {"native": 1.0})
+    monkeypatch.setattr(e2e, "_BISECTIONS", 1)
+    monkeypatch.setattr(e2e, "TOY_BLOCK_MODELS", e2e.TOY_BLOCK_MODELS[:1])
+    path = tmp_path / "e2e.json"
+    record = run_e2e_suite(path, lambda _: None, toy=True, rounds=1, blocks=2, facts={"x": 1})
     assert record["left_out"] == []
-    assert record["toy"] is True
-    kinds = [(row["op"], row.get("compensate"), row["name"]) for row in record["rows"]]
-    assert kinds == [
-        *(("attention", False, name) for name in ("shipped", "chunk 8")),
-        *(("attention", True, name) for name in ("shipped", "chunk 8")),
-        *(("kmeans", None, name) for name in ("shipped", "32×16")),
-    ]
-    for row in record["rows"]:
-        assert row["toy"] is True
-        assert row["ms"] > 0
-        assert row["name"] != "shipped" or row["over_shipped"] == 1
+    assert [row["method"] for row in record["runs"]] == ["svg2", "svg2-routed"]
+    for row in record["runs"]:
+        assert (row["blocks_made"], row["blocks_of_model"], row["x"]) == (2, 3, 1)
+        for what in ("stock", "dense", "cold", "warm"):
+            assert row[f"{what}_forward_ms"] == forward_ms + block_ms  # one block more
+            assert row["block_ms"][what] == {"num_layers": block_ms}
+    assert record["runs"][1]["config"]["density"] == 0.3
+    assert record["runs"][1]["density"] <= 0.3 + 0.05
+    # What was measured before is kept and not measured again.
+    again = run_e2e_suite(
+        path, lambda _: None, toy=True, rounds=1, blocks=2, measured=record["runs"][:1]
+    )
+    assert again["runs"][0] == record["runs"][0]
+    assert [row["method"] for row in again["runs"]] == ["svg2", "svg2-routed"]
+    assert "x" not in again["runs"][1]
+
+
+def test_a_block_clock_times_each_block_of_each_kind():
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+    model.single_transformer_blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    counts = {"num_layers": 5, "num_single_layers": 1}
+    clock = BlockClock(model, counts, torch.device("cpu"))
+    assert clock.missing == {"num_layers": 3, "num_single_layers": 0}
+    with clock.running():
+        for block in (*model.blocks, *model.single_transformer_blocks):
+            block(torch.zeros(1, 4))
+    found = clock.block_ms(1)
+    assert found.keys() == counts.keys()
+    assert all(ms > 0 for ms in found.values())
+    assert not any(block._forward_hooks for block in model.blocks)
+
+
+@pytest.mark.parametrize("model", e2e.BLOCK_MODELS, ids=lambda model: model.name)
+def test_blocks_are_those_of_the_published_models(model):
+    counts = block_counts(model.transformer, model.config)
+    assert counts in ({"num_layers": 40}, {"num_layers": 20, "num_single_layers": 40})
+    short = shortened(model.transformer, model.config, 2)
+    assert {short[name] for name in counts} == {2}
+    paper, routed = model.settings
+    assert (paper.density, paper.warmup_fraction) in ((0.295, 0.3), (0.255, 0.1))
+    assert (routed.method, routed.density, routed.warmup_fraction) == ("svg2-routed", 0.1, 0.1)

@@ -5,7 +5,13 @@ import torch
 
 from kernels import init_centroids, kmeans
 from svg2.config import SVG2Config
-from svg2.method.clustering import CacheKey, Centroids, cluster_tokens, sample_stages
+from svg2.method.clustering import (
+    CacheKey,
+    Centroids,
+    cluster_tokens,
+    kmeans_distances,
+    sample_stages,
+)
 
 
 def inertia(x, clusters):
@@ -18,14 +24,26 @@ def inertia(x, clusters):
 @pytest.mark.parametrize(
     ("sizes", "stages"),
     [
-        ((75_600, 1000, 20), [(9_450, 8), (18_900, 6), (37_800, 4)]),
-        ((32_760, 1000, 20), [(8_190, 6), (16_380, 4)]),  # an eighth is too few for 1000 clusters
-        ((5_184, 400, 20), []),
+        ((75_600, 1000, 20), [(9_450, 10), (18_900, 5), (37_800, 3)]),
+        ((32_760, 1024, 20), [(8_190, 5), (16_380, 3)]),  # an eighth is too few for so many
+        ((5_184, 400, 20), [(2_592, 3)]),
         ((75_600, 300, 9), []),
     ],
 )
 def test_samples_grow_and_hold_enough_for_every_cluster(sizes, stages):
     assert sample_stages(*sizes) == stages
+
+
+@pytest.mark.parametrize(
+    ("tokens", "q", "k"),
+    [(75_600, 300, 1000), (75_600, 100, 500), (118_800, 400, 1000), (32_760, 200, 1000)],
+)
+def test_a_cold_start_costs_at_most_three_warm_steps(tokens, q, k):
+    config = SVG2Config(num_q_clusters=q, num_k_clusters=k)
+    warm = Centroids()
+    warm.q, warm.k = torch.zeros(1, 1, q, 1), torch.zeros(1, 1, k, 1)
+    cold = kmeans_distances(tokens, config, Centroids())
+    assert cold <= 3 * kmeans_distances(tokens, config, warm)
 
 
 def test_a_sampled_start_is_as_good_as_many_iterations_on_all_tokens():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import ImplUnavailable
 from svg2.errors import Cancelled, ConfigError, RequestError
 from svg2.models.finding import model_spec
 from svg2.models.request import Request
@@ -330,3 +331,14 @@ def test_attention_that_is_not_stock_is_refused_in_words(pipe, run, monkeypatch)
             generate(run, pipe)
     with pytest.raises(RequestError, match="SageProcessor"):
         generate_dense(pipe, run)
+
+
+def test_kernels_that_compute_wrongly_here_are_refused_in_a_sentence(pipe, run, monkeypatch):
+    def wrong(*_, **__):
+        raise ImplUnavailable("The fused kernels give wrong attention. Set impl to reference.")
+
+    monkeypatch.setattr("svg2.method.call.cluster_attention", wrong)
+    with pytest.raises(ConfigError, match="Set impl to reference"):
+        compare(run, pipe)
+    monkeypatch.undo()
+    assert compare(run, pipe).sparse.stats.sparse_calls > 0  # the pipeline is as it was

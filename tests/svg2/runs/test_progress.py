@@ -1,9 +1,14 @@
 """Previews never fail or slow down a run."""
 
 import logging
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.video_processor import VideoProcessor
 
 from svg2.hooks.stats import StatsRecorder
 from svg2.models.finding import model_spec
@@ -13,7 +18,10 @@ from svg2.runs import progress
 from svg2.runs.dense_sparse import generate_dense, generate_sparse
 from svg2.runs.progress import Watch
 from svg2.runs.run import Run
+from svg2.trace.file import load_trace
+from svg2.trace.video import decode_mp4
 from tests.svg2.pipelines import make_model_folder
+from viz.payload import latent_frames
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +85,27 @@ def test_a_preview_takes_no_snapshot_of_the_statistics(pipe, run, at_every_step,
     assert [len(p.density) for p in steps] == [1, 2, 3, 4]
     assert all(p.preview is not None for p in steps)
     assert len(snapshots) == 1, "the one after the run"
+
+
+def test_a_preview_has_the_colours_of_the_clip():
+    folder = Path(__file__).parents[3] / "assets"
+    vae = AutoencoderKLWan.from_pretrained(folder / "models" / "builtin", subfolder="vae")
+    pipe = SimpleNamespace(vae=vae, video_processor=VideoProcessor(vae_scale_factor=8))
+    clip = decode_mp4(load_trace(folder / "traces" / "red-ball.npz").dense_mp4)
+    frames = torch.from_numpy(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    with torch.no_grad():
+        latents = (vae.encode(frames).latent_dist.mode() - mean) / std
+    picture = progress._preview(pipe, latents)
+    middle = latents.shape[2] // 2
+    shown = clip[latent_frames(len(clip), latents.shape[2])[middle][1] - 1]
+    assert psnr(picture, shown) > 25  # of this latent frame alone 12 to 15 dB
+    first = progress._preview(pipe, latents[:, :, :1])
+    assert psnr(first, clip[0]) > 25
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((a.astype(float) - b.astype(float)) ** 2))

@@ -2,7 +2,10 @@ import dataclasses
 import io
 import json
 import pickle
+import struct
+import tracemalloc
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svg2.errors import TraceError
+from svg2.trace import file, records
 from svg2.trace.file import load_trace, save_trace, trace_bytes
+from svg2.trace.recording import fit
 from svg2.trace.records import selection_at
+from tests.large_traces import make_large_trace
 from tests.traces import make_synthetic_trace
 
 
@@ -214,3 +220,155 @@ def test_an_unsound_header_gets_one_sentence(data, fields):
         load_trace(with_header(data, **fields))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+def lying(data: bytes, name: str, body: bytes, claimed: int, kind: int) -> bytes:
+    """The archive with one member that unpacks to `body`, and whose size is claimed otherwise."""
+    out = io.BytesIO(rebuilt(data, {name: None}))
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.writestr(name, body, kind, 1)
+        archive.getinfo(name).file_size = claimed  # of the directory, written on closing
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("claimed", [0, 4096])
+@pytest.mark.parametrize("name", ["header.npy", "r1/mp4.npy", "i0/P.npy"])
+def test_a_directory_that_lies_about_sizes_takes_no_memory(data, name, claimed, kind):
+    hostile = lying(data, name, bytes(50 << 20), claimed, kind)
+    assert len(hostile) < 1 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(TraceError) as caught:
+            load_trace(hostile)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_of_millions_is_refused_before_it_is_read():
+    entry = b"PK\x01\x02" + bytes(42)
+    count = 400_000
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 46 * count, 0, 0)
+    hostile = entry * count + end
+    tracemalloc.start()
+    try:
+        with pytest.raises(TraceError, match="more than 20000 entries"):
+            load_trace(hostile)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_that_unpack_without_a_bound_are_refused(data, kind):
+    out = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as old,
+        zipfile.ZipFile(out, "w") as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name), kind)
+    with pytest.raises(TraceError, match="unknown entry"):
+        load_trace(out.getvalue())
+
+
+def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(data):
+    hostile = rebuilt(data, {f"r{r}/mp4.npy": npy(np.zeros(40 << 20, np.uint8)) for r in range(3)})
+    assert len(hostile) < 1 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(TraceError, match="more than the 96 MB"):
+            load_trace(hostile)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize(("num_q", "num_k", "records"), [(6000, 6000, 1), (1000, 1050, 17)])
+def test_more_pairs_of_clusters_than_a_page_can_show_are_refused(num_q, num_k, records):
+    large = make_large_trace(num_q, num_k, records=records)
+    assert large.is_too_large
+    with pytest.raises(TraceError, match="16 million pairs"):
+        load_trace(trace_bytes(large))
+
+
+@pytest.mark.parametrize(("num_q", "num_k", "records"), [(4096, 4096, 1), (1000, 1000, 16)])
+def test_as_many_pairs_as_a_page_can_show_are_read(num_q, num_k, records):
+    large = make_large_trace(num_q, num_k, records=records)
+    assert not large.is_too_large
+    assert len(load_trace(trace_bytes(large)).records) == records
+
+
+@pytest.mark.parametrize("name", ["MAX_PAIRS", "MAX_BYTES"])
+def test_a_trace_is_thinned_until_its_file_can_be_read(trace, name, monkeypatch):
+    value = 5 * 12 * 7 if name == "MAX_PAIRS" else int(0.6 * trace.file_bytes)
+    for module in (records, file):
+        monkeypatch.setattr(module, name, value)
+    with pytest.raises(TraceError, match="more than"):
+        load_trace(trace_bytes(trace))
+    fitted = fit(trace, 20 << 20)
+    assert 0 < len(fitted.records) < len(trace.records)
+    assert len(load_trace(trace_bytes(fitted)).records) == len(fitted.records)
+
+
+def test_the_bytes_of_a_file_are_counted_and_not_too_few(trace, data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    assert unpacked <= trace.file_bytes < 1.5 * unpacked
+
+
+def nested(depth: int, kind: type) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value] if kind is list else {"x": value}
+    return value
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+@pytest.mark.parametrize("depth", [40, 200, 480, 900])
+@pytest.mark.parametrize("field", ["request", "provenance"])
+def test_a_deeply_nested_header_is_refused(data, field, depth, kind):
+    with pytest.raises(TraceError, match=r"nested deeper than 32 levels|is not JSON"):
+        load_trace(with_header(data, **{field: {"x": nested(depth, kind)}}))
+
+
+def with_json(data: bytes, name: str, text: str) -> bytes:
+    """A header whose field of the request has a value in these characters."""
+    changed = with_header(data, request={name: "HERE"})
+    with zipfile.ZipFile(io.BytesIO(changed)) as archive:
+        header = np.load(io.BytesIO(archive.read("header.npy"))).tobytes()
+    header = header.replace(b'"HERE"', text.encode())
+    return rebuilt(changed, {"header.npy": npy(np.frombuffer(header, np.uint8))})
+
+
+@pytest.mark.parametrize("name", ["seed", "prompt", "guidance_scale"])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("1" + "0" * 400, "too large for 64 bits"),
+        ("-1" + "0" * 309, "too large for 64 bits"),
+        ("[1, 1" + "0" * 5000 + "]", "is not JSON|too large"),
+        ("1e999", "too large for 64 bits"),
+        ('{"x": [-1e400]}', "too large for 64 bits"),
+        ('"half a pair \\ud83d"', "no valid Unicode"),
+        ('{"\\udc00": 1}', "no valid Unicode"),
+        ("[" + "[]," * 120_000 + "1]", "more than 100000 values"),
+        ("NaN", "is not JSON"),
+    ],
+)
+def test_values_that_fail_later_are_refused_on_opening(data, name, text, problem):
+    with pytest.raises(TraceError, match=problem) as caught:
+        load_trace(with_json(data, name, text))
+    assert len(str(caught.value)) < 120
+    load_trace(with_json(data, name, '["\\ud83c\\udfac", 1e308, 123456789012345678901]'))
+
+
+@pytest.mark.parametrize("grid", [[1, 513, 1], [1, 2, 600], [1 << 13, 8, 9], [3, 1 << 16, 1]])
+def test_a_grid_that_no_picture_can_hold_is_refused(data, grid):
+    with pytest.raises(TraceError, match="at most 524288 are shown"):
+        load_trace(with_header(data, grid=grid, n_tokens=int(np.prod(grid))))

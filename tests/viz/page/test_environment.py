@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 import app
 from svg2.errors import UsageError
 from svg2.runs.jobs import Studio
+from svg2.trace import scratch
 from tests.proxies import clear_proxies, proxy
 from tests.tree import ROOT
 from viz.page.environment import check_numbers, check_upload_folder, reaching_itself
@@ -125,20 +127,28 @@ def test_the_program_says_it_before_gradio_fails(text) -> None:
 @pytest.fixture
 def no_temp_dir(monkeypatch):
     """Where temporary files lie is found anew."""
-    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # is as before in the end, whatever sets it
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield
     tempfile.tempdir = None
 
 
+def test_uploads_go_to_a_folder_of_this_process(no_temp_dir, tmp_path, monkeypatch) -> None:
+    """Another program's folder beside it, as one of another user, is no hindrance."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "gradio").write_text("of another user")
+    check_upload_folder()
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    assert folder.is_relative_to(scratch.root())
+    assert scratch.root().parent == tmp_path
+    assert list(folder.iterdir()) == []
+
+
 def test_a_folder_for_uploads_that_is_not_ours_is_refused(
     no_temp_dir, tmp_path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    check_upload_folder()
-    assert list((tmp_path / "gradio").iterdir()) == []
-    (tmp_path / "gradio").rmdir()
     (tmp_path / "gradio").write_text("a file")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     with pytest.raises(UsageError, match="GRADIO_TEMP_DIR to a folder of your own"):
         check_upload_folder()
     monkeypatch.setattr(app, "launch", lambda *_, **__: pytest.fail("it serves"))

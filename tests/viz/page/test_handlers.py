@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from svg2.errors import Cancelled, ModelUnavailable, NotFinite, TraceError
+from svg2.errors import Cancelled, ModelUnavailable, NotFinite, TooBusy, TraceError
 from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
+from svg2.trace.clip_settings import tags_of
 from svg2.trace.file import trace_bytes
-from viz.page import words
+from svg2.trace.video import encode_mp4
+from tests.large_traces import make_large_trace
+from viz.page import handlers, words
 from viz.page.address import CHOICES, SETTINGS
 from viz.page.handlers import Page
 from viz.page.open_traces import OpenTraces
@@ -72,7 +78,7 @@ def test_a_visitor_who_goes_away_leaves_no_run_behind(page: Page, studio: Studio
 
 def test_a_closed_tab_cancels_its_run(page: Page, visit: Visit) -> None:
     tab = SimpleNamespace(session_hash="tab", query_params={"seed": "4", "top_p": "7"})
-    update = page.arrive(visit, tab)
+    update = page.arrive(visit, "", tab)
     assert update["seed"] == 4
     assert "Top-p must be a number" in update["status"]
     assert set(update) == {"seed", "status"}
@@ -84,13 +90,78 @@ def test_a_closed_tab_cancels_its_run(page: Page, visit: Visit) -> None:
     page.leave(tab)  # a second unload finds nothing
 
 
-def test_cancel_says_that_a_step_is_still_to_end(page: Page, studio: Studio, visit: Visit) -> None:
+def come(page: Page, visit: Visit, ticket: str, session: str) -> dict:
+    return page.arrive(visit, ticket, SimpleNamespace(session_hash=session, query_params={}))
+
+
+@pytest.mark.parametrize("leaves_first", [True, False])
+def test_a_run_goes_on_while_a_phone_sleeps_and_is_shown_when_it_is_back(
+    page: Page, studio: Studio, traces: OpenTraces, leaves_first: bool
+) -> None:
+    """Gradio loads the page again after a lost connection: in a new session, with its ticket."""
+    visit = Visit(traces.ready_made["blue-cube"], studio.model)
+    come(page, visit, "ticket-of-a-phone", "before")
+    visit.pending = studio.run({"prompt": "a red ball", "num_inference_steps": 3})
+    making = page.run_pending(visit)
+    next(making)
+    execution = visit.execution
+    if leaves_first:
+        page.leave(SimpleNamespace(session_hash="before"))
+    making.close()
+    assert not execution.is_cancelled
+    other = Visit(None, studio.model)
+    come(page, other, "ticket-of-another", "other")
+    assert other.execution is None
+    assert list(page.resume(other)) == [{}]
+
+    back = Visit(traces.ready_made["red-ball"], studio.model)
+    update = come(page, back, "ticket-of-a-phone", "after")
+    assert update["explorer"]["value"]["src"] == "lab/blue-cube/payload"
+    assert update["cancel"]["visible"] is True
+    page.leave(SimpleNamespace(session_hash="before"))  # noticed late
+    *_, last = page.resume(back)
+    assert "Done:" in last["status"]
+    assert back.open_trace.prompt == "a red ball"
+    assert visit.execution is None
+    assert back.execution is None
+    assert not back.is_comparing
+
+
+def test_a_tab_that_does_not_come_back_has_its_run_cancelled(
+    page: Page, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "GRACE_SECONDS", 0.05)
+    come(page, visit, "ticket-of-a-phone", "tab")
+    running = visit.execution = Stub(None)
+    page.leave(SimpleNamespace(session_hash="tab"))
+    assert not running.is_cancelled
+    for _ in range(200):
+        if running.is_cancelled:
+            break
+        threading.Event().wait(0.05)
+    assert running.is_cancelled
+    late = Visit(None, visit.model)
+    come(page, late, "ticket-of-a-phone", "late")
+    assert late.execution is None
+
+
+@pytest.mark.parametrize("ticket", ["", None, 7, "short", "x" * 500, ["ticket-of-a-phone"]])
+def test_without_a_ticket_a_run_ends_with_its_tab(page: Page, visit: Visit, ticket) -> None:
+    come(page, visit, ticket, "tab")
+    running = visit.execution = Stub(None)
+    page.leave(SimpleNamespace(session_hash="tab"))
+    assert running.is_cancelled
+
+
+def test_cancel_says_that_a_layer_is_still_to_end(
+    page: Page, studio: Studio, visit: Visit
+) -> None:
     visit.pending = studio.run({"prompt": "a red ball", "num_inference_steps": 60})
     making = page.run_pending(visit)
     next(making)
     said = page.stop(visit)
-    assert "Stopping after this step." in said["status"]
-    assert said["explorer"]["live"]["text"] == "Stopping after this step."
+    assert "Stopping after this layer." in said["status"]
+    assert said["explorer"]["live"]["text"] == "Stopping after this layer."
     assert said["cancel"]["interactive"] is False
     *_, last = making
     assert "Cancelled. What was shown before stays." in last["status"]
@@ -114,7 +185,7 @@ def test_a_release_on_a_trace_that_another_has_just_replaced_asks_for_one_more(
     visit = Visit(newer, studio.model)
     event = SimpleNamespace(run=0, method="svg2", top_p=0.5, trace=older.key)
     said = page.release_budget(visit, event)
-    assert "let go of the slider again" in said["explorer"]["notice"]
+    assert "measure the budget there" in said["explorer"]["notice"]
     assert visit.pending_release is None
     event.trace = newer.key
     page.release_budget(visit, event)
@@ -149,7 +220,8 @@ def test_a_whole_run_takes_the_place_of_a_release(page: Page, visit: Visit) -> N
     assert visit.pending_release is None
     assert visit.pending.method.name == "svg2-comp"
     assert "Waiting for its turn." in said["status"]
-    assert said["note"] == ""  # said of the built-in model alone
+    assert "grammar" not in said["note"]  # said of the built-in model alone
+    assert "Gain or loss" in said["note"]
     assert list(page.run_release(visit)) == [{}]  # what was dropped runs no more
 
 
@@ -174,6 +246,9 @@ def test_a_bad_form_changes_nothing_but_the_message(page: Page, visit: Visit) ->
     [
         (MemoryError("of an allocator"), "The run failed. What was shown before stays."),
         (KeyError("who knows"), "The run failed. What was shown before stays."),
+        (OSError(errno.ENOSPC, "who knows"), "the disk of this server is full"),
+        (OSError(errno.EACCES, "who knows"), "The run failed. What was shown before stays."),
+        (TooBusy("16 runs wait here already."), "16 runs wait here already."),
         (ModelUnavailable("There is no such GPU here."), "There is no such GPU here."),
         (NotFinite("The latents became infinite."), "The latents became infinite."),
         (Cancelled(), "Cancelled. What was shown before stays."),
@@ -237,6 +312,20 @@ def test_a_broken_upload_leaves_what_is_open(page: Page, visit: Visit) -> None:
     assert visit.open_trace.key in said["links"]
 
 
+def test_an_uploaded_clip_fills_the_form_and_leaves_what_is_open(page: Page, visit: Visit) -> None:
+    before = visit.open_trace
+    made = encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), 8)
+    said = page.receive_trace(visit, made)  # of another program
+    assert set(said) == {"status"}
+    assert "does not say what it was made with" in said["status"]
+    asked = {"prompt": "a blue cube", "model": page.studio.model, "seed": 4}
+    told = encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), 8, tags=tags_of(asked))
+    said = page.receive_trace(visit, told)
+    assert (said["prompt"], said["seed"]) == ("a blue cube", 4)
+    assert "as it was for this clip" in said["status"]
+    assert visit.open_trace is before
+
+
 def test_a_key_that_is_not_open_changes_nothing(page: Page, visit: Visit) -> None:
     before = visit.open_trace
     for key in ("nobody", None, ["red-ball"]):
@@ -277,3 +366,39 @@ def test_a_file_that_is_no_image_is_one_sentence(page: Page, tmp_path) -> None:
     path = tmp_path / "start.png"
     path.write_text("no image")
     assert "is not an image" in page.show_cut(str(path), 192, 192)["image_cut"]
+
+
+def test_a_page_that_goes_takes_its_trace_along(
+    page: Page, visit: Visit, traces: OpenTraces
+) -> None:
+    tab = SimpleNamespace(session_hash="tab", query_params={})
+    page.arrive(visit, "", tab)
+    page.receive_trace(visit, trace_bytes(visit.open_trace.trace))
+    key = visit.open_trace.key
+    assert traces.get(key) is not None
+    freed: list[bool] = []
+    traces.freed = lambda: freed.append(traces.get(key) is None)
+    page.leave(tab)
+    traces.freed = lambda: None
+    assert freed == [True]
+    event = SimpleNamespace(run=0, method="svg2", top_p=0.5, trace=key)
+    said = page.release_budget(visit, event)  # of a page that lives on without its connection
+    assert set(said) == {"status"}
+    assert "no longer open" in said["status"]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (lambda: trace_bytes(make_large_trace(6000, 6000)), "16 million pairs"),
+        (lambda: trace_bytes(make_large_trace(8, 8, (2, 1, 1024))), "at most 524288 are shown"),
+    ],
+)
+def test_an_upload_that_would_take_too_much_is_one_sentence(
+    page: Page, visit: Visit, data, sentence: str
+) -> None:
+    before = visit.open_trace
+    said = page.receive_trace(visit, data())
+    assert sentence in said["status"]
+    assert said["status"].count("<p") == 1
+    assert visit.open_trace is before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import gradio as gr
+import pytest
 from gradio.helpers import special_args
 
 from viz.page.wires import Wires
@@ -70,3 +71,41 @@ def test_a_stream_is_closed_with_its_connection() -> None:
     assert not handlers.is_closed
     running.close()
     assert handlers.is_closed
+
+
+class OfVisits:
+    def show(self, visit: object, name: str) -> dict:
+        return {"status": name} if name else {}
+
+    def leave_all(self, visit: object) -> None:
+        return None
+
+    def stream(self, visit: object):
+        yield {"status": "one"}
+        yield {}
+
+
+@pytest.mark.parametrize(
+    ("handler", "given", "updates"),
+    [
+        ("show", ["ann"], [{"status": "ann"}]),
+        ("show", [""], [{}]),
+        ("leave_all", [], [{}]),
+        ("stream", [], [{"status": "one"}, {}]),
+    ],
+)
+def test_each_event_of_a_visit_gives_it_back_and_so_renews_its_time(handler, given, updates):
+    with gr.Blocks() as blocks:
+        components = {"name": gr.Textbox(), "status": gr.HTML(), "visit": gr.State("first")}
+        go = gr.Button()
+        inputs = "visit name" if given else "visit"
+        Wires(components).connect([go.click], getattr(OfVisits(), handler), inputs, "status")
+    (block,) = blocks.fns.values()
+    assert block.outputs == [components["visit"], components["status"]]
+    mine = object()
+    found = block.fn(mine, *given)
+    for found_update, update in zip(
+        found if handler == "stream" else [found], updates, strict=True
+    ):
+        named = {components[name]: value for name, value in update.items()}
+        assert found_update == {components["visit"]: mine, **named}

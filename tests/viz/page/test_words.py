@@ -11,7 +11,9 @@ from svg2.models.request import Request
 from svg2.runs.jobs import Studio
 from svg2.runs.progress import Progress
 from svg2.runs.run import Run
+from tests.traces import make_synthetic_trace
 from viz.page import words
+from viz.page.open_traces import READY_MADE, OpenTrace
 
 
 def test_progress_says_stage_step_and_time_left() -> None:
@@ -98,6 +100,17 @@ def test_a_model_that_went_away_is_listed_with_what_is_missing(tmp_path) -> None
     assert "Unknown model" in words.model_list(studio)
 
 
+def test_models_that_cannot_run_here_are_one_folded_line() -> None:
+    studio = Studio("builtin")
+    shown, _, hidden = words.model_list(studio).partition("<details>")
+    assert shown.count("runs here") == shown.count("<li>") >= 1
+    assert "runs here" not in hidden
+    others = hidden.count("<li>")
+    assert shown.count("<li>") + others == len(list(studio.models))
+    if others:  # on a machine with a large GPU all may run
+        assert f"<summary>{others} model{'s' if others > 1 else ''} of the menu can't" in hidden
+
+
 @pytest.mark.parametrize(
     ("result", "said"),
     [
@@ -143,3 +156,21 @@ def test_a_race_shows_both_sides_with_their_own_clocks() -> None:
 )
 def test_fields_are_named_as_on_the_page(raised, said) -> None:
     assert words.plain(RequestError(raised)) == said
+
+
+@pytest.mark.parametrize(("psnr_db", "warned"), [(19.0, True), (30.0, False)])
+def test_a_run_is_told_what_its_budget_did_to_ready_made_clips(
+    studio: Studio, psnr_db: float, warned: bool
+) -> None:
+    run = studio.run({"prompt": "a red ball", "top_p": 0.5})
+    trace = make_synthetic_trace(grid=(2, 4, 4), num_q=3, num_k=4, steps=3)
+    made = {"model": studio.model, "method": run.config.method, "psnr_db": psnr_db}
+    trace.runs[0].result.update(made | {"config": {"top_p": 0.6, "density": None}})
+    note = words.before_run(run, [OpenTrace(trace, READY_MADE, "one")])
+    assert ("At top-p 0.6" in note and 'role="alert"' in note) == warned
+    assert "not measured" in note
+
+
+def test_what_to_distrust_stands_behind_the_outcome() -> None:
+    result = {"speedup": 1.5, "psnr_db": 19.0, "warnings": ["Key clusters collapsed."]}
+    assert words.outcome(result).endswith("19.0 dB against dense. Key clusters collapsed.")

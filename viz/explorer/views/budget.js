@@ -7,10 +7,11 @@ import { LEAST_TICK, makeBudgetCurve } from "./budgetcurve.js";
 import { foretold } from "./points.js";
 
 export function makeBudget(app) {
+  const slider = makeSlider(app);
   const panel = {
-    slider: makeSlider(app),
+    slider,
     value: el("output", { class: "budgetvalue", for: "budget" }),
-    curve: makeBudgetCurve(app),
+    curve: makeBudgetCurve(app, slider),
     badge: el("span", {}),
     kind: el("span", {}),
     back: el("button", {
@@ -18,9 +19,11 @@ export function makeBudget(app) {
       class: "quiet",
       onclick: () => app.selectBudget(app.measuredBudget()),
     }),
+    measure: el("button", { type: "button", class: "mainbutton", onclick: () => app.measure() }),
     answer: el("p", { class: "answer", role: "status", hidden: true }),
     liveSlot: el("div", { class: "liveslot" }),
     facts: makeFacts(),
+    floor: el("p", { class: "small", hidden: true }),
   };
   return {
     nodes: panelNodes(app, panel),
@@ -51,6 +54,7 @@ function makeSlider(app) {
     step: 1 / TICKS,
     oninput: () => app.selectBudget(Number(slider.value)),
     onchange: () => app.release(),
+    onkeydown: (event) => event.key === "Enter" && app.measure(),
   });
   return slider;
 }
@@ -77,25 +81,26 @@ function makeFacts() {
   };
 }
 
-function panelNodes(app, { slider, value, curve, badge, kind, back, answer, liveSlot, facts }) {
+function panelNodes(app, { floor, value, curve, badge, kind, back, measure, answer, liveSlot, facts }) {
   return [
     el("div", { class: "budgetrow" }, el("label", { for: "budget" }, "Budget top-p"), value),
-    el("div", { class: "curvebox" }, curve.node, slider),
+    curve.node,
     el(
       "p",
       { class: "legend small" },
-      el("span", { class: "key first" }, "density"),
+      el("span", { class: "key first" }, "density of this call"),
       el("span", { class: "key second" }, "kept mass"),
     ),
     el(
       "p",
       { class: "small" },
       app.runsOnRelease()
-        ? "Let go of the slider to measure a budget: that starts a real run, which can be cancelled."
+        ? "A budget that was not run can be measured: Enter or the button starts a real run, which can be cancelled."
         : "Let go of the slider to move to the nearest measured run.",
     ),
     el("p", { class: "kind" }, badge, kind),
-    back,
+    floor,
+    el("div", { class: "offer" }, measure, back),
     answer,
     liveSlot,
     el(
@@ -129,11 +134,13 @@ function readoutOf(app, state) {
     recall: app.record().recall,
     all: app.meanDensity(top_p),
     told: app.forecast(top_p),
+    offer: app.offer(),
+    floor: app.floor(),
     result: app.data.runs[state.run].result,
   };
 }
 
-function showReadout({ facts, value, badge, kind, back }, numbers) {
+function showReadout({ facts, floor, value, badge, kind, back, measure }, numbers) {
   const { isMeasured, isOwnMask, all } = numbers;
   write(facts.density, percent(numbers.density));
   write(facts.mass, percent(numbers.keptMass));
@@ -153,8 +160,19 @@ function showReadout({ facts, value, badge, kind, back }, numbers) {
   write(badge, badgeOf(numbers));
   badge.className = isMeasured ? "badge solid" : "badge hollow";
   write(kind, kindOf(numbers));
+  floor.hidden = !numbers.floor?.binds;
+  write(floor, floorText(numbers.floor));
+  measure.hidden = !numbers.offer;
+  write(measure, numbers.offer ?? "Measure");
   back.hidden = isMeasured;
   write(back, `Back to the measured ${numbers.measuredName}`);
+}
+
+/** Where top-p does not decide alone: rows that would have enough with less than they always keep. */
+function floorText(floor) {
+  if (!floor?.binds) return "";
+  const { least, share, top_p, binds, rows } = floor;
+  return `Each query cluster keeps at least its ${least} heaviest key clusters (${percent(share)}). In ${binds} of ${rows} that is more than top-p ${budget(top_p)} asks for.`;
 }
 
 /** PSNR and speedup of a whole run at this budget: measured, foretold or neither. */

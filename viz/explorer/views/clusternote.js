@@ -1,7 +1,8 @@
 // The note beside the latent frames: numbers of the cluster in focus, and buttons for related clusters.
 
-import { choice, el, percent, plural, put } from "../dom.js";
+import { budget, choice, el, percent, plural, put } from "../dom.js";
 import { countFrames, countUsed, massOnKeys, massPerPartner, otherSide, similarReaders } from "../reads.js";
+import { neededAt } from "../select.js";
 import { focusOf } from "./lighting.js";
 import { verdictOf } from "./whyblock.js";
 
@@ -81,13 +82,21 @@ function clusterFacts(app, { side, cluster }) {
   };
 }
 
+/** Why a query cluster keeps more than top-p asks for; empty where it does not. */
+function floorText(app, cluster) {
+  const floor = app.floor();
+  const needed = floor && neededAt(app.record(), cluster, floor.top_p);
+  if (!floor || needed >= floor.least) return "";
+  return ` ${needed === 1 ? "One" : needed} of them would reach top-p ${budget(floor.top_p)}; the ${floor.least} heaviest (${percent(floor.share)}) are always kept.`;
+}
+
 function aboutCluster(app, state, focus, litChoice) {
   const { side, cluster } = focus;
   const facts = clusterFacts(app, focus);
   const pinned = !state.hover;
   const reading =
     side === "q"
-      ? `Keeps ${facts.partners.length} of ${facts.allPartners} key clusters, which hold ${percent(facts.totalMass)} of its attention mass (estimate).`
+      ? `Keeps ${facts.partners.length} of ${facts.allPartners} key clusters, which hold ${percent(facts.totalMass)} of its attention mass (estimate).${floorText(app, cluster)}`
       : `Kept by ${facts.partners.length} of ${facts.allPartners} query clusters. ${percent(facts.totalMass)} of all attention mass falls on it (estimate).`;
   const parts = [
     el(

@@ -8,6 +8,7 @@ import { makeDensityMap } from "./densitymap.js";
 import { clusterColours, drawFrame, lighting } from "./lighting.js";
 
 const TILE_PX = 150; // until the page is laid out
+const PICTURE_PX = 480; // of a tile in a saved picture
 const PLACE = ["run", "step", "layer", "head", "branch"];
 const DRAWN_ON = ["hover", "cluster", "pair", "side", "lit", "opacity", ...PLACE];
 const EXPLAINED_ON = ["hover", "cluster", "side", "lit", "top_p", ...PLACE];
@@ -57,14 +58,16 @@ export function makeClusters(app) {
 }
 
 function pictureOf(app, tiles) {
-  const { cluster, side } = app.store.get();
-  const pinned = cluster === null ? "" : `, ${side === "q" ? "query" : "key"} cluster ${cluster + 1}`;
+  const { side } = app.store.get();
   return {
     title: side === "q" ? "Clusters of queries" : "Clusters of keys",
-    parts: tiles.map(({ canvas, node }) => ({ canvas, label: node.querySelector("figcaption").textContent })),
+    parts: tiles.map((tile) => ({
+      canvas: drawTiles(app, [tile], PICTURE_PX)[0],
+      label: tile.node.querySelector("figcaption").textContent,
+    })),
     columns: Math.min(tiles.length, 5),
     cell: 240,
-    place: `${app.placeName()}${pinned}`,
+    place: app.viewName(),
   };
 }
 
@@ -203,7 +206,8 @@ function tileGroup({ data }, tiles) {
   );
 }
 
-function drawTiles(app, tiles) {
+/** Draw the tiles, on canvases of their own where `width` is given. Returns the canvases. */
+function drawTiles(app, tiles, width = null) {
   const state = app.store.get();
   const record = app.record();
   const { grid } = app.data;
@@ -213,10 +217,12 @@ function drawTiles(app, tiles) {
   const colours = clusterColours(light, record, opacity, app.colours().accentRgb);
   const scene = { record, light, colours, marked: app.marked(state), opacity, grid };
   const clip = app.clips.sparse(state.run);
-  for (const { t, canvas, from, to } of tiles) {
-    const pixels = (canvas.parentElement.clientWidth || TILE_PX) * devicePixelRatio;
+  return tiles.map(({ t, canvas: own, from, to }) => {
+    const canvas = width ? el("canvas") : own;
+    const pixels = width ?? (own.parentElement.clientWidth || TILE_PX) * devicePixelRatio;
     const cell = Math.max(2, Math.round(pixels / X));
     const context = fit(canvas, X * cell, Y * cell);
     drawFrame(context, pictureAt(clip, (from + to - 1) >> 1), { ...scene, cell }, t);
-  }
+    return canvas;
+  });
 }

@@ -1,9 +1,9 @@
-// Dense and sparse in step: one clock, two canvases.
+// Dense and sparse, or two sparse runs, in step: one clock, two canvases.
 
-import { choice, clamp, el, fit, onFrame, put, seconds } from "../dom.js";
+import { choice, clamp, decibel, el, fit, onFrame, put, seconds } from "../dom.js";
 import { paint, pictureAt } from "../frames.js";
 import { term } from "../words.js";
-import { reusedNote } from "./gain.js";
+import { reusedNote } from "./timebars.js";
 import { makeMiniMasks } from "./minimasks.js";
 import { makeOutline } from "./outline.js";
 import { makePsnrLine } from "./psnrline.js";
@@ -11,9 +11,10 @@ import { makeTransport } from "./transport.js";
 
 const GAIN = 8;
 const BLINK_MS = 500;
+const HAS_CLIP_RIGHT = ["side", "difference"]; // in the other modes their difference stands there
 const MODES = [
   ["side", "Side by side"],
-  ["wipe", "Wipe", "Drag over the clip: dense left of the line, sparse right of it"],
+  ["wipe", "Wipe", "Drag over the clip: one run left of the line, the other right of it"],
   ["difference", `Difference ×${GAIN}`, "Absolute difference of the two frames, enlarged"],
   ["blink", "Blink", "The two take turns, twice a second"],
 ];
@@ -21,6 +22,8 @@ const MODES = [
 export function makeCompare(app) {
   const { store } = app;
   const modes = choice("How to compare", MODES, (mode) => store.set({ compare: mode }));
+  const words = makeIntroduction(app);
+  const beside = makeBeside(app);
   const stage = makeStage(app);
   const psnrLine = makePsnrLine(app);
   const transport = makeTransport(app);
@@ -32,7 +35,7 @@ export function makeCompare(app) {
     node: el(
       "section",
       { class: "view clipsfirst", "aria-labelledby": "compare-title" },
-      el("div", { class: "side" }, introduction(), modes.node, minis?.node, psnrLine.node),
+      el("div", { class: "side" }, words.node, beside?.node, modes.node, minis?.node, psnrLine.node),
       el("div", { class: "main" }, stage.node, stage.wipeRow, transport.node, outline?.node, trouble),
     ),
     draw() {
@@ -44,7 +47,8 @@ export function makeCompare(app) {
       minis?.close();
     },
     drawClips: draw,
-    picture: () => pictureOf(app, stage),
+    picture: () => pictureOf(app, stage, outline),
+    files: ["GIF", "WebP"],
     tick: () => store.get().compare === "blink" && draw(),
     failClips(text) {
       trouble.hidden = false;
@@ -55,29 +59,39 @@ export function makeCompare(app) {
       transport.update(state);
       outline?.update(state, changed);
       minis?.update(state, changed);
-      if (changed.has("run") || changed.has("compare")) {
+      if (["run", "against", "compare"].some((n) => changed.has(n))) {
         modes.show(state.compare);
-        showCaptions(stage, state.compare, app.data.runs[state.run]);
+        beside?.show(state);
+        words.show(state);
+        showCaptions(stage, state.compare, sidesOf(app));
       }
       if (changed.has("wipe")) stage.wipe.value = Math.round(state.wipe * 100);
-      if (["run", "frame", "compare", "wipe"].some((n) => changed.has(n))) draw();
+      if (["run", "against", "frame", "compare", "wipe"].some((n) => changed.has(n))) draw();
     },
   };
 }
 
-function introduction() {
-  return [
-    el("h3", { id: "compare-title" }, "Compare"),
-    el(
-      "p",
-      {},
-      "Both clips start from the same noise. On the left every pair of a query and a key ",
-      term("token"),
-      " was computed; on the right only those that matter most, block by block, between ",
-      term("cluster", "clusters"),
-      " of tokens that are alike.",
-    ),
-  ];
+/** What the two clips have in common, and what sets them apart. */
+function makeIntroduction({ data }) {
+  const text = el("p", {});
+  const pairs = ["every pair of a query and a key ", term("token"), " was computed"];
+  const few = [" that matter most, block by block, between ", term("cluster", "clusters"), " of tokens that are alike"];
+  return {
+    node: [el("h3", { id: "compare-title" }, "Compare"), text],
+    show({ run, against }) {
+      if (against === null) {
+        put(text, "Both clips start from the same noise. On the left ", pairs, "; on the right only those", few, ".");
+        return;
+      }
+      const drift = (index) => decibel(data.runs[index].result.psnr_db);
+      put(
+        text,
+        "Two sparse runs from the same noise: each computed only the pairs",
+        few,
+        `. Against the dense clip the left one has ${drift(against)}, the right one ${drift(run)}.`,
+      );
+    },
+  };
 }
 
 /** Both canvases with their captions, and the wipe line's slider. */
@@ -89,7 +103,8 @@ function makeStage(app) {
   const right = el("canvas", { ...shape, role: "img", "aria-label": "Sparse clip" });
   const leftName = el("figcaption", {});
   const rightName = el("figcaption", {});
-  const rightFigure = el("figure", { class: "sparse" }, rightName, right);
+  const leftEnd = el("span", {});
+  const rightEnd = el("span", {});
   const wipe = el("input", {
     type: "range",
     min: 0,
@@ -108,84 +123,126 @@ function makeStage(app) {
       "div",
       { class: "stage" },
       el("figure", { class: "dense" }, leftName, left),
-      rightFigure,
+      el("figure", { class: "sparse" }, rightName, right),
     ),
     left,
     right,
     leftName,
     rightName,
-    rightFigure,
+    leftEnd,
+    rightEnd,
     wipe,
     wipeRow: el(
       "div",
       { class: "wiperow" },
-      el("span", {}, "dense"),
+      leftEnd,
       wipe,
-      el("span", {}, "sparse"),
+      rightEnd,
     ),
   };
 }
 
-/** Caption and accessible name of the left canvas in a mode. */
-function leftTexts(mode, name) {
+/** A choice of what stands on the left; null where there is one sparse run. */
+function makeBeside({ data, store }) {
+  if (data.runs.length < 2) return null;
+  const select = el("select", {
+    "aria-label": "Clip on the left",
+    onchange: () => store.set({ against: select.value === "" ? null : Number(select.value) }),
+  });
   return {
-    side: ["Dense", "Dense clip"],
-    wipe: [`Dense | ${name}`, `Wipe: dense clip left of the line, ${name} right of it`],
-    difference: [
-      `|dense − ${name}| × ${GAIN}, from the encoded clips`,
-      `Difference of the dense clip and ${name}, ${GAIN} times enlarged`,
-    ],
-    blink: ["Dense", `Dense clip and ${name} in turns`],
-  }[mode];
-}
-
-function pictureOf({ data, store }, stage) {
-  const { frame, compare } = store.get();
-  const figures = compare === "side" ? ["left", "right"] : ["left"];
-  return {
-    title: compare === "side" ? "Dense and sparse" : leftTexts(compare, data.runs[store.get().run].name)[1],
-    parts: figures.map((side) => ({ canvas: stage[side], label: stage[`${side}Name`].firstChild?.textContent })),
-    columns: figures.length,
-    cell: 480,
-    place: `frame ${frame + 1} of ${data.frameCount}`,
+    node: el("label", { class: "beside" }, el("span", { class: "label" }, "On the left"), select),
+    show({ run, against }) {
+      const others = data.runs.filter((other) => other.index !== run);
+      put(
+        select,
+        el("option", { value: "" }, "Dense"),
+        others.map(({ index, name }) => el("option", { value: String(index) }, name)),
+      );
+      select.value = against === null ? "" : String(against);
+    },
   };
 }
 
-function showCaptions(stage, mode, { name, result }) {
+/** Name, clip and seconds of what stands on the left and on the right. */
+function sidesOf({ data, clips, store }) {
+  const { run, against } = store.get();
+  const sparse = (index) => {
+    const { name, result } = data.runs[index];
+    return { name, short: name, label: `Clip of ${name}`, clip: clips.sparse(index), seconds: result.svg2_seconds };
+  };
+  const { result } = data.runs[run];
+  const dense = {
+    ...{ name: "Dense", short: "dense", label: "Dense clip", clip: clips.dense },
+    ...{ seconds: result.dense_seconds, note: reusedNote(result) },
+  };
+  return { left: against === null ? dense : sparse(against), right: sparse(run) };
+}
+
+/** Caption and accessible name of the left canvas in a mode, and of what stands beside it. */
+function textsOf(mode, { left, right }) {
+  const clip = [right.name, right.label];
+  const apart = [
+    `|${left.short} − ${right.name}| × ${GAIN}, from the encoded clips`,
+    `Difference of the clips of ${left.short} and ${right.name}, ${GAIN} times enlarged`,
+  ];
+  const wipe = [`${left.name} | ${right.name}`, `Wipe: ${left.label} left of the line, ${right.name} right of it`];
+  return {
+    side: [[left.name, left.label], clip],
+    wipe: [wipe, apart],
+    difference: [apart, clip],
+    blink: [[left.name, `${left.label} and ${right.name} in turns`], apart],
+  }[mode];
+}
+
+function pictureOf(app, stage, outline) {
+  const { frame, compare } = app.store.get();
+  const sides = sidesOf(app);
+  const [[, label]] = textsOf(compare, sides);
+  const shown = (side) => ({ canvas: stage[side], label: stage[`${side}Name`].firstChild?.textContent });
+  const outlined = HAS_CLIP_RIGHT.includes(compare) && outline?.name();
+  return {
+    title: compare === "side" ? `${sides.left.name} and ${sides.right.name}` : label,
+    parts: [shown("left"), shown("right")],
+    columns: 2,
+    cell: 480,
+    place: [`frame ${frame + 1} of ${app.data.frameCount}`, outlined].filter(Boolean).join(", "),
+  };
+}
+
+function showCaptions(stage, mode, sides) {
   const isSide = mode === "side";
-  const took = (s, note = "") =>
-    Number.isFinite(s) ? el("span", { class: "took" }, seconds(s), note) : null;
-  const [caption, label] = leftTexts(mode, name);
-  put(stage.leftName, caption, isSide ? took(result.dense_seconds, reusedNote(result)) : null);
-  put(stage.rightName, name, took(result.svg2_seconds));
+  const took = (side) =>
+    Number.isFinite(side.seconds) ? el("span", { class: "took" }, seconds(side.seconds), side.note ?? "") : null;
+  const [[caption, label], [rightCaption, rightLabel]] = textsOf(mode, sides);
+  put(stage.leftName, caption, isSide ? took(sides.left) : null);
+  put(stage.rightName, rightCaption, HAS_CLIP_RIGHT.includes(mode) ? took(sides.right) : null);
+  const hasDense = sides.left.short === "dense"; // names of runs are too long for the ends of a slider
+  put(stage.leftEnd, hasDense ? "dense" : "");
+  put(stage.rightEnd, hasDense ? "sparse" : "");
   stage.left.setAttribute("aria-label", label);
-  stage.rightFigure.hidden = !isSide;
-  stage.node.classList.toggle("single", !isSide);
+  stage.right.setAttribute("aria-label", rightLabel);
   stage.wipeRow.hidden = mode !== "wipe";
 }
 
 function drawStage(app, stage, outline) {
-  const { compare, frame, run, wipe } = app.store.get();
-  const { dense } = app.clips;
-  const sparse = app.clips.sparse(run);
-  const a = pictureAt(dense, frame);
-  const b = pictureAt(sparse, frame);
+  const { compare, frame, wipe } = app.store.get();
+  const { left, right } = sidesOf(app);
+  const a = pictureAt(left.clip, frame);
+  const b = pictureAt(right.clip, frame);
   if (!a || !b) return;
-  const context = sized(stage.left, dense);
-  if (compare === "side") {
-    paint(context, a);
-    const right = sized(stage.right, sparse);
-    paint(right, b);
-    outline?.draw(right, frame);
-  } else if (compare === "difference") {
-    paint(context, difference(a, b));
-  } else if (compare === "blink") {
-    const isSparse = Math.floor(performance.now() / BLINK_MS) % 2 === 1;
-    paint(context, isSparse ? b : a);
-    put(stage.leftName, isSparse ? app.data.runs[run].name : "Dense");
-  } else {
-    paintWipe(context, a, b, wipe);
-  }
+  const context = sized(stage.left, left.clip);
+  const beside = sized(stage.right, right.clip);
+  if (HAS_CLIP_RIGHT.includes(compare)) {
+    paint(beside, b);
+    outline?.draw(beside, frame);
+  } else paint(beside, difference(a, b));
+  if (compare === "side") paint(context, a);
+  else if (compare === "difference") paint(context, difference(a, b));
+  else if (compare === "blink") {
+    const isRight = Math.floor(performance.now() / BLINK_MS) % 2 === 1;
+    paint(context, isRight ? b : a);
+    put(stage.leftName, isRight ? right.name : left.name);
+  } else paintWipe(context, a, b, wipe);
 }
 
 /** The canvas's context, with small clips enlarged by whole pixels to what the page shows. */
@@ -212,16 +269,16 @@ function difference(a, b) {
   return canvas;
 }
 
-/** The dense picture left of the line, the sparse one right of it. */
-function paintWipe(context, dense, sparse, share) {
+/** One picture left of the line, the other right of it. */
+function paintWipe(context, left, right, share) {
   const { width, height } = context.canvas;
   const at = Math.round(share * width);
-  paint(context, sparse);
+  paint(context, right);
   context.save();
   context.beginPath();
   context.rect(0, 0, at, height);
   context.clip();
-  paint(context, dense);
+  paint(context, left);
   context.restore();
   context.fillStyle = "#fff";
   context.fillRect(at - 1, 0, 2, height);

@@ -1,7 +1,7 @@
 // Density of every sparse call: one small map per head, layers down and steps across, mean over guidance branches.
 
 import { el, fit, onFrame, percent, put } from "../dom.js";
-import { placesOf } from "../state.js";
+import { nearestPlace, placesOf } from "../state.js";
 import { term } from "../words.js";
 
 const CELL_PX = 18; // at most
@@ -22,6 +22,7 @@ export function makeDensityMap(app) {
     canvases: [],
     ringed: null, // the head that shows where we are
     heads: el("div", { class: "headmaps" }),
+    scale: el("p", { class: "mapscale small" }),
     caption: el("p", { class: "small", "aria-live": "polite" }),
   };
   const board = el(
@@ -41,6 +42,7 @@ export function makeDensityMap(app) {
       { class: "mapbox" },
       el("p", { class: "label" }, term("density", "Density"), " of every sparse call, by head, layer and step"),
       board,
+      map.scale,
       map.caption,
     ),
     draw,
@@ -61,11 +63,23 @@ function fillMaps(map, board) {
   const made = Array.from({ length: heads }, (_, head) => makeHeadMap(map, head));
   map.canvases = made.map((one) => one.canvas);
   put(map.heads, ...made.map((one) => one.node));
+  put(map.scale, ...scaleOf(map.table));
   board.setAttribute(
     "aria-label",
     `Density by head, layer and step, from ${percent(low)} to ${percent(high)}. Arrow keys go to the next recorded call.`,
   );
   showIdle(map);
+}
+
+/** What the colours and marks of the cells mean. */
+function scaleOf({ low, high, mean }) {
+  const key = (kind, text) => el("span", {}, el("span", { class: `cell ${kind}` }), text);
+  return [
+    el("span", {}, percent(low), el("span", { class: "ramp" }), `${percent(high)} of the pairs kept`),
+    mean.some(Number.isNaN) ? key("", "dense") : null,
+    key("dotted", "recorded"),
+    key("here", "on show"),
+  ];
 }
 
 /** Mean density over branches of each head, layer and step; NaN where no sparse call was. */
@@ -115,6 +129,7 @@ function paintHead({ app, table, canvases }, head) {
   const context = fit(canvas, cell * steps.length, cell * layers.length);
   canvas.style.width = `${canvas.width / scale}px`;
   canvas.style.height = `${canvas.height / scale}px`;
+  canvas.closest(".headmap").querySelector(".steps").style.width = canvas.style.width;
   context.clearRect(0, 0, canvas.width, canvas.height);
   const brush = { context, cell, scale, colours: app.colours(), table };
   layers.forEach((layer, y) => {
@@ -154,11 +169,8 @@ function paintCell({ context, cell, scale, colours, table }, { left, top, value,
   }
 }
 
-function showIdle({ caption, table: { low, high } }) {
-  put(
-    caption,
-    `Columns are steps, rows are layers; stronger colour keeps more, from ${percent(low)} to ${percent(high)}. Calls with a dot are recorded: click one, or use the arrow keys.`,
-  );
+function showIdle({ caption }) {
+  put(caption, "A click opens the nearest recorded call, arrow keys go from one to the next.");
 }
 
 /** The canvas of one head, which the pointer reads and moves. */
@@ -175,7 +187,7 @@ function makeHeadMap(map, head) {
     if (!at) return showIdle(map);
     const there = isRecorded(map.table, head, at.step, at.layer)
       ? "click to open"
-      : "not recorded in this trace";
+      : `not recorded; a click opens the nearest, ${nameOf(nearestTo(app, head, at))}`;
     return put(
       caption,
       `Step ${at.step + 1}, layer ${at.layer + 1}, head ${head + 1}: ${percent(valueAt(map.table, head, at.y, at.x))} kept, ${there}.`,
@@ -184,18 +196,33 @@ function makeHeadMap(map, head) {
   canvas.addEventListener("pointerleave", () => showIdle(map));
   canvas.addEventListener("click", (event) => {
     const at = callUnder(map.table, canvas, event);
-    if (at && isRecorded(map.table, head, at.step, at.layer))
-      app.selectPlace({ head, step: at.step, layer: at.layer });
+    if (at) app.selectPlace({ head, step: at.step, layer: at.layer });
   });
   const name = `head ${head + 1} · ${percent(mean, 0)}`;
   const node = el(
     "figure",
     { class: "headmap" },
-    canvas,
+    el("div", { class: "layers", "aria-hidden": "true" }, ends(map.table.layers, "layer")),
+    el("div", {}, canvas),
+    el("div", { class: "steps", "aria-hidden": "true" }, ends(map.table.steps, "step")),
     el("figcaption", { class: "small" }, name),
   );
   return { node, canvas };
 }
+
+/** First and last number of an axis with its name between them. */
+const ends = (values, word) => [
+  el("span", {}, String(values[0] + 1)),
+  el("span", { class: "word" }, word),
+  values.length > 1 ? el("span", {}, String(values.at(-1) + 1)) : null,
+];
+
+/** The recorded call nearest to a cell. */
+function nearestTo({ data, store, source }, head, { step, layer }) {
+  return nearestPlace(data, { ...store.get(), head, step, layer }, source());
+}
+
+const nameOf = ({ step, layer, head }) => `step ${step + 1}, layer ${layer + 1}, head ${head + 1}`;
 
 /** The call under the pointer, or null. */
 function callUnder({ steps, layers }, canvas, event) {
@@ -214,7 +241,7 @@ function onKey(app, event) {
   event.stopPropagation();
   const [name, by] = move;
   const state = app.store.get();
-  const recorded = (which) => placesOf(app.data, app.source(), which).recorded;
+  const recorded = (which) => placesOf(app.data, app.source(), which, state).recorded;
   const line = recorded(name);
   const next = line[line.indexOf(state[name]) + by];
   if (next !== undefined) {

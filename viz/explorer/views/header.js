@@ -1,6 +1,7 @@
 // What was run and on what, and in one sentence what it gave.
 
 import { choice, decibel, el, isNumber, percent, put, times } from "../dom.js";
+import { save } from "../picture.js";
 import { againButton, computedShare } from "./gain.js";
 
 /** Hardware, versions, commit and date of a run: its own, or else the trace's. */
@@ -37,6 +38,24 @@ function pace(speedup) {
   if (speedup >= 1.005) return [times(speedup), " as fast"];
   if (speedup > 0.995) return ["as fast", " as dense"];
   return [percent(1 / speedup - 1, 0), " slower here"];
+}
+
+/** A button that fetches clips, pictures, numbers and an offline page as one file, and says how far it is. */
+function zipButton(app) {
+  if (!app.fetchFile) return null;
+  const said = el("span", { class: "small", role: "status" });
+  const button = el("button", { type: "button", class: "plainbutton", onclick: fetchZip }, "Download all (zip)");
+  async function fetchZip() {
+    button.disabled = true;
+    try {
+      save(await app.fetchFile("export.zip", (text) => put(said, text)), "svg2-export.zip");
+      put(said, "");
+    } catch (error) {
+      put(said, error.message);
+    }
+    button.disabled = false;
+  }
+  return el("span", { class: "zip" }, button, said);
 }
 
 export function makeHeader(app) {
@@ -96,6 +115,7 @@ export function makeHeader(app) {
       ),
       again.node,
       el("button", { type: "button", class: "plainbutton", onclick: copy }, "Copy link to this view"),
+      zipButton(app),
       copied,
       shownLink,
     ),

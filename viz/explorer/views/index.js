@@ -10,6 +10,7 @@
 //   say(text)               a notice about the budget in a sentence; null hides it
 //   picture()               what a picture of it holds, as `makeSave` takes it; `chart`, its SVG element
 //   liveSlot                where the panel of a run that measures a budget goes
+//   playSorting()           the mask goes from token order to sorted
 //   startTour(step, keepSelection)
 //   close()                 another trace takes the place of this one
 
@@ -25,10 +26,10 @@ import { makeTradeoff } from "./tradeoff.js";
 /**
  * `name` is what links, slides and the tour call a view. `needsRecords`: it is left out where a trace
  * holds no recorded clusters. `isSlide`: it can stand on a slide alone (`?embed=1&view=NAME`), and
- * `besideSlide(view)` says whether it also stands on the slide of another view.
+ * `besideSlide(view, isPresented)` says whether it also stands on the slide of another view.
  */
 export const VIEWS = [
-  { name: "head", make: makeHeader },
+  { name: "head", make: makeHeader, besideSlide: ({ name }, isPresented) => isPresented && name === "compare" },
   { name: "compare", make: makeCompare, isSlide: true },
   {
     name: "place",

@@ -1,9 +1,11 @@
 // The mask in both orders, side by side: titles, the block under the pointer, and arrow keys.
 
-import { budget, choice, el, percent, plural, put, write } from "../dom.js";
+import { choice, el, percent, plural, put, write } from "../dom.js";
+import { AXIS, axesOf, drawWithAxes, makeMaskAxes } from "./maskaxes.js";
 import { makeMaskPlot } from "./maskplot.js";
 import { makeWhyBlock } from "./whyblock.js";
 
+const PICTURE_PX = 560; // of each mask in a saved picture
 const IDLE =
   "Rows are queries, columns are keys. Point at a block to read it, click to pin it, double-click to zoom.";
 
@@ -25,22 +27,28 @@ export function makeMaskBoard(app) {
       orderOf: () => ({ sort: 0, block: null }),
       onHover,
       onPick: (block) => pinBlock(app, block, false),
+      onView: (view, order) => showAxes(app, board, "original", view, order),
     }),
     sorted: makeMaskPlot(app, {
       orderOf: ({ sort, zoom }) => ({ sort, block: zoom && sort === 1 ? app.block() : null }),
       onHover,
       onPick: (block, twice) => pinBlock(app, block, twice),
+      onView: (view, order) => showAxes(app, board, "sorted", view, order),
     }),
     title: el("figcaption", {}),
-    foot: el("span", {}),
+    axes: {}, // as they were last shown
     zoomButton: el("button", {
       type: "button",
       class: "plainbutton",
       onclick: () => toggleZoom(app),
     }),
   };
+  board.frames = {
+    original: makeMaskAxes(board.original.node),
+    sorted: makeMaskAxes(keyboardBoard(app, board.sorted)),
+  };
   return {
-    node: boardNode(app, board),
+    node: boardNode(board),
     reading,
     picture: () => pictureOf(app, board),
     why: why.node,
@@ -90,29 +98,18 @@ const LEGENDS = {
   error: () => strength("predicted error per key"),
 };
 
-function boardNode(app, { original, sorted, title, foot }) {
-  const [T] = app.data.grid;
-  const frameTicks = Array.from({ length: T }, (_, t) =>
-    el("span", {}, T <= 12 || t % 5 === 0 ? String(t + 1) : ""),
-  );
+function boardNode({ frames, title }) {
   return el(
     "div",
     { class: "pair" },
-    el(
-      "figure",
-      { class: "maskbox" },
-      el("figcaption", {}, "Original token order"),
-      original.node,
-      el("div", { class: "ticks", "aria-hidden": "true" }, frameTicks),
-    ),
-    el(
-      "figure",
-      { class: "maskbox" },
-      title,
-      keyboardBoard(app, sorted),
-      el("div", { class: "ticks", "aria-hidden": "true" }, foot),
-    ),
+    el("figure", { class: "maskbox" }, el("figcaption", {}, "Original token order"), frames.original.node),
+    el("figure", { class: "maskbox" }, title, frames.sorted.node),
   );
+}
+
+function showAxes(app, { axes, frames }, name, view, order) {
+  axes[name] = axesOf(view, order, app.data.grid[0]);
+  frames[name].show(axes[name]);
 }
 
 /** The sorted mask under the keyboard: arrow keys go from block to block. */
@@ -144,27 +141,22 @@ function keyboardBoard(app, sorted) {
   );
 }
 
-/** Both masks as they are, with the lines over them. */
-function pictureOf(app, { original, sorted, title }) {
-  const whole = (plot) => {
-    const canvas = document.createElement("canvas");
-    const side = plot.canvas.width * Math.max(1, Math.ceil(1120 / plot.canvas.width));
-    canvas.width = side;
-    canvas.height = side;
-    const context = canvas.getContext("2d");
-    context.imageSmoothingEnabled = false;
-    for (const layer of plot.node.querySelectorAll("canvas")) context.drawImage(layer, 0, 0, side, side);
-    return canvas;
+/** Both masks as they are, with their lines and axes. */
+function pictureOf(app, { original, sorted, title, axes }) {
+  const part = (plot, name, label) => {
+    const drawn = { canvas: plot.picture(2 * PICTURE_PX), axes: axes[name], colours: app.colours() };
+    return {
+      draw: (context, x, y, width) => drawWithAxes(context, drawn, x, y, width),
+      height: PICTURE_PX - AXIS.left + AXIS.bottom,
+      label,
+    };
   };
   return {
     title: `Attention mask: ${percent(app.stats().density)} of the token pairs kept`,
-    parts: [
-      { canvas: whole(original), label: "Original token order" },
-      { canvas: whole(sorted), label: title.textContent },
-    ],
+    parts: [part(original, "original", "Original token order"), part(sorted, "sorted", title.textContent)],
     columns: 2,
-    cell: 560,
-    place: `${app.placeName()}, ${app.isMeasured() ? app.measuredName() : `what-if top-p ${budget(app.store.get().top_p)}`}`,
+    cell: PICTURE_PX,
+    place: app.viewName(),
   };
 }
 
@@ -231,11 +223,10 @@ function orderName(sort) {
   return sort === 0 ? "Original token order" : "On the way to sorted";
 }
 
-function showTitles(app, { title, foot, zoomButton, original, sorted }, { sort, zoom }) {
+function showTitles(app, { title, zoomButton, original, sorted }, { sort, zoom }) {
   const name = orderName(sort);
   const kept = `${percent(app.stats().density)} of token pairs kept.`;
   write(title, zoom && sort === 1 ? `${name}, zoomed` : name);
-  write(foot, sort === 1 ? "key clusters, true sizes →" : "key tokens →");
   write(zoomButton, zoom ? "Show the whole mask" : "Zoom to a block");
   original.canvas.setAttribute("aria-label", `Mask in original token order: ${kept}`);
   sorted.canvas.setAttribute("aria-label", `Mask, ${name.toLowerCase()}: ${kept}`);

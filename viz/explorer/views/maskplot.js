@@ -3,6 +3,7 @@
 import { blockDensity, makeBins, offsetsOf } from "../blocks.js";
 import { FULL_LEVEL, levelsOf } from "../blockfacts.js";
 import { clamp, el, fit, onFrame } from "../dom.js";
+import { enlarged } from "../picture.js";
 import { clusterAt, drawMaskLines } from "./masklines.js";
 
 const MAX_BINS = 256; // at 300×1000 clusters one redraw then stays within a tick
@@ -12,10 +13,10 @@ const LINES_PX = 380; // until the page is laid out
 
 /**
  * A canvas with a mask. `orderOf(state)` gives its `sort`, 0 in original order to 1 sorted by
- * cluster, and the `block` that it is zoomed to, or null. A plain one has no lines over it, and is
+ * cluster, and the `block` that it is zoomed to, or null; `onView(view, order)` hears what is in view. A plain one has no lines over it, and is
  * at most `maxBins` pixels wide.
  */
-export function makeMaskPlot(app, { orderOf, onHover, onPick, maxBins = MAX_BINS, isPlain = false }) {
+export function makeMaskPlot(app, { orderOf, onHover, onPick, onView, maxBins = MAX_BINS, isPlain = false }) {
   // Pixels are put in main memory and enlarged by CSS, lines lie on a canvas of their own: a tick
   // then costs one small picture.
   const canvas = isPlain
@@ -25,6 +26,7 @@ export function makeMaskPlot(app, { orderOf, onHover, onPick, maxBins = MAX_BINS
   const plot = {
     app,
     orderOf,
+    onView,
     maxBins,
     isPlain,
     canvas,
@@ -45,6 +47,7 @@ export function makeMaskPlot(app, { orderOf, onHover, onPick, maxBins = MAX_BINS
     node: el("div", { class: "maskstack" }, canvas, lines),
     canvas,
     draw: onFrame(() => drawPlot(plot)),
+    picture: (least) => pictureOf(plot, least),
   };
 }
 
@@ -103,7 +106,35 @@ function drawPlot(plot) {
   else paintTinted(plot, image, view.shape, record);
   fit(canvas, columns.bins, rows.bins);
   pixels.putImageData(image, 0, 0);
-  if (!plot.isPlain) drawLines(plot, state, record, order, view);
+  if (plot.isPlain) return;
+  drawLines(plot, state, record, order, view);
+  plot.onView?.(view, order);
+}
+
+/** The mask as it is, at least `least` pixels wide: each bin a square of whole pixels, the lines drawn anew. */
+function pictureOf(plot, least) {
+  const { app } = plot;
+  const [state, record] = [app.store.get(), app.record()];
+  const order = plot.orderOf(state);
+  const large = enlarged(plot.canvas, least);
+  const lines = el("canvas");
+  drawMaskLines(fit(lines, large.width, large.width), sceneOf(plot, state, record, order, viewOf(plot, record, order), large.width));
+  lines.getContext("2d").globalCompositeOperation = "destination-over";
+  lines.getContext("2d").drawImage(large, 0, 0, lines.width, lines.height);
+  return lines;
+}
+
+/** What `drawMaskLines` takes, on a canvas of `side` pixels. */
+function sceneOf({ app }, state, record, { sort, block }, view, side) {
+  return {
+    record,
+    view,
+    side,
+    marked: sort === 0 || sort === 1 ? app.marked(state) : [],
+    isSorted: sort === 1,
+    isZoomed: sort === 1 && Boolean(block),
+    colours: app.colours(),
+  };
 }
 
 function paintKept({ data }, density, colours) {
@@ -137,23 +168,14 @@ function paintTinted({ app, tinted }, { data }, shape, record) {
 }
 
 /** Draw the lines over the mask anew where they have changed: most ticks leave them as they are. */
-function drawLines(plot, state, record, { sort, block }, view) {
-  const { app, lines } = plot;
-  const marked = sort === 0 || sort === 1 ? app.marked(state) : [];
+function drawLines(plot, state, record, order, view) {
+  const { lines } = plot;
   const side = Math.round((lines.clientWidth || LINES_PX) * devicePixelRatio);
-  const what = JSON.stringify([side, view.key, app.colours().ink, record.index, marked]);
+  const scene = sceneOf(plot, state, record, order, view, side);
+  const what = JSON.stringify([side, view.key, scene.colours.ink, record.index, scene.marked]);
   if (what === plot.drawnLines) return;
   plot.drawnLines = what;
-  const isSorted = sort === 1;
-  drawMaskLines(fit(lines, side, side), {
-    record,
-    view,
-    side,
-    marked,
-    isSorted,
-    isZoomed: isSorted && Boolean(block),
-    colours: app.colours(),
-  });
+  drawMaskLines(fit(lines, side, side), scene);
 }
 
 /** The block under the pointer; null while tokens are between the two orders. */

@@ -1,6 +1,6 @@
 // Masks and budget: which pairs one head computes, in token order and sorted by cluster.
 
-import { el, isNumber, put } from "../dom.js";
+import { el, isNumber, percent, put } from "../dom.js";
 import { term } from "../words.js";
 import { makeBudget } from "./budget.js";
 import { makeMaskBoard } from "./maskboard.js";
@@ -28,6 +28,7 @@ export function makeMasks(app) {
     picture: () => board.picture(),
     summarised: budget.readout,
     say: budget.say,
+    playSorting: sorting.play,
     close() {
       clearTimeout(waiting);
       sorting.close();
@@ -111,9 +112,10 @@ function selectionOf(app) {
       " takes the place of each skipped block.",
     ];
   if (rule !== "top_p" || isDensity) return [`${title}: ${line}.`];
+  const floor = app.floor();
   return [
     "Each query cluster keeps the fewest key clusters whose estimated attention mass reaches ",
     term("top-p"),
-    ".",
+    floor ? `, and at least ${floor.least} of them (${percent(floor.share)}).` : ".",
   ];
 }

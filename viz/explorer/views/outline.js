@@ -54,6 +54,8 @@ export function makeOutline(app, whenFound) {
   }
   return {
     node,
+    /** What is drawn, in words; empty where nothing is. */
+    name: () => (box.checked && shown() ? text.textContent.replace(/^O/, "o") : ""),
     update(state, changed) {
       if (["run", "step", "head", "branch"].some((name) => changed.has(name))) {
         clearTimeout(timer);

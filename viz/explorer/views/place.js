@@ -39,6 +39,7 @@ export function makePlaceBar(app) {
         const branches = placesOf(app.data, app.source(), "branch").all;
         pickers.branch.node.hidden = branches.length < 2;
       }
+      if (["layer", "step", "branch"].some((n) => changed.has(n))) pickers.head.fill();
       if (!SHOWN_ON.some((name) => changed.has(name))) return;
       all.forEach((picker) => picker.show());
       write(kept, percent(app.stats().density));
@@ -79,7 +80,7 @@ function makePicker(app, name, title, text, word = null) {
     );
   const back = button(`Previous recorded ${name}`, "‹", -1);
   const on = button(`Next recorded ${name}`, "›", 1);
-  const places = () => placesOf(app.data, app.source(), name);
+  const places = () => placesOf(app.data, app.source(), name, app.store.get());
   return {
     node: el(
       "div",

@@ -41,6 +41,8 @@ export function pointOf(run) {
     run: run.index,
     method: run.method,
     name: run.name.replaceAll(" · ", ", "),
+    budget: run.config.density ?? run.config.top_p ?? 0,
+    clusters: run.clusters,
     asked: run.asked.replace(/^top-p /, "p "),
     density: run.result.density,
     compute_density: run.result.compute_density,
@@ -59,7 +61,8 @@ export function describe(p) {
 }
 
 /**
- * The runs that were measured on an axis, their methods, and the ranges of both axes. A PSNR of
+ * The runs that were measured on an axis, their methods, and the ranges of both axes. A line joins the runs
+ * of a method in order of their budget. A PSNR of
  * null, of clips that are identical, has a mark at the top and no place on a line.
  */
 export function chartData(data, axisName) {
@@ -67,7 +70,7 @@ export function chartData(data, axisName) {
   const known = data.runs.map(pointOf).filter((p) => isNumber(axis.of(p)));
   const points = known.filter((p) => isNumber(p.psnr_db) || p.psnr_db === null);
   const methods = [...new Set(known.map((p) => p.method))];
-  const finite = points.filter((p) => p.psnr_db !== null).sort((a, b) => axis.of(a) - axis.of(b));
+  const finite = points.filter((p) => p.psnr_db !== null).sort((a, b) => a.budget - b.budget);
   const values = known.map(axis.of);
   const psnr = finite.map((p) => p.psnr_db);
   return {
@@ -82,11 +85,11 @@ export function chartData(data, axisName) {
   };
 }
 
-/** Where values of both axes lie on a chart of `width` pixels. */
-export function makeScale({ axis, rangeX: [x0, x1], rangeY: [y0, y1] }, width) {
-  const height = Math.max(220, Math.min(340, width * 0.5));
+/** Where values of both axes lie on a chart of `width` pixels, with `below` more of them under the axis. */
+export function makeScale({ axis, rangeX: [x0, x1], rangeY: [y0, y1] }, width, below = 0) {
+  const height = Math.max(220, Math.min(340, width * 0.5)) + below;
   const right = width - PAD.right;
-  const bottom = height - PAD.bottom;
+  const bottom = height - PAD.bottom - below;
   return {
     axis,
     width,
@@ -101,7 +104,7 @@ export function makeScale({ axis, rangeX: [x0, x1], rangeY: [y0, y1] }, width) {
 }
 
 /** Round steps for an axis: about `count` of them between two numbers. */
-function niceTicks(low, high, count) {
+export function niceTicks(low, high, count) {
   const span = Math.max(high - low, 1e-9);
   const raw = span / count;
   const power = 10 ** Math.floor(Math.log10(raw));

@@ -29,6 +29,7 @@ export function makeSorting({ store }) {
       button,
       el("label", { class: "sortslider" }, el("span", {}, "tokens"), slider, el("span", {}, "clusters")),
     ],
+    play: () => play(sorting),
     close() {
       sorting.turn += 1;
     },

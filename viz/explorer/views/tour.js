@@ -1,17 +1,20 @@
-// The tour: seven questions. Each moves the selection and points at the view that answers.
+// The tour: eight questions. Each moves the selection and points at the view that answers.
 
 import { budget, decibel, el, isNumber, percent, plural, put, times } from "../dom.js";
+import { LOOKS, SELECTION } from "../state.js";
+import { whereTimeWent } from "./gain.js";
 import { journeys } from "./telling.js";
 
-const NARROW_PX = 860;
+const ACT_DELAY_MS = 700; // the view is in sight by then
 const SAID = ["tour", "run", "step", "layer", "head", "branch", "side", "cluster", "top_p"];
 
 const CALM = { hover: null, playing: false };
 const WHOLE = { sort: 1, zoom: false, lit: "attended" };
 
 /**
- * The steps of the tour on a trace. Each has the `view` that answers and what the card stands `near` on
- * a narrow page, the `patch` that it makes to the state, and its `title` and `text()`.
+ * The steps of the tour on a trace. Each has the `view` that answers and what of it the card stands `near`,
+ * the `patch` that it makes to the state, its `title` and `text()`, and perhaps `act()`, which is called once
+ * the view is in sight.
  */
 function stepsOf(app) {
   const measured = () => (app.hasRecords ? { top_p: app.measuredBudget() } : {});
@@ -19,7 +22,7 @@ function stepsOf(app) {
   const cluster = app.tellingCluster;
   const opening = openingStep(app, calm);
   const closing = closingStep(app, calm);
-  if (!app.hasRecords) return [opening, closing];
+  if (!app.hasRecords) return [opening, timeStep(app, calm), closing];
   return [
     opening,
     tokenStep(app, calm),
@@ -27,6 +30,7 @@ function stepsOf(app) {
     attentionStep(app, calm, cluster),
     maskStep(app, calm, cluster),
     budgetStep(app),
+    timeStep(app, calm),
     closing,
   ];
 }
@@ -34,7 +38,7 @@ function stepsOf(app) {
 function openingStep(app, calm) {
   return {
     view: "compare",
-    near: ".main",
+    near: ".stage",
     title: "What was made twice?",
     patch: () => ({ ...calm(), compare: "side", playing: !app.still }),
     text() {
@@ -48,7 +52,7 @@ function openingStep(app, calm) {
 function tokenStep({ data: { tokens, textTokens } }, calm) {
   return {
     view: "clusters",
-    near: ".main",
+    near: ".tiles",
     title: "What is a token?",
     patch: () => ({ ...calm(), cluster: null, pair: null, side: "q", opacity: 0.6 }),
     text() {
@@ -61,7 +65,7 @@ function tokenStep({ data: { tokens, textTokens } }, calm) {
 function clusterStep(app, calm, cluster) {
   return {
     view: "clusters",
-    near: ".main",
+    near: ".tiles",
     title: "What is a cluster here?",
     patch: () => ({ ...calm(), ...cluster(), lit: "members" }),
     text() {
@@ -80,7 +84,7 @@ function clusterStep(app, calm, cluster) {
 function attentionStep(app, calm, cluster) {
   return {
     view: "clusters",
-    near: ".main",
+    near: ".tiles",
     title: "Who does this cluster attend to?",
     patch: () => ({ ...calm(), ...cluster(), lit: "attended" }),
     text: () =>
@@ -93,7 +97,9 @@ function whyKept(app) {
   if (app.method().rule === "error")
     return "One is its heaviest; the others are those that it would miss most, by their predicted error. ";
   if (!app.canRedo()) return "";
-  return `Together they hold at least top-p, ${budget(app.measuredBudget())}, of its estimated attention mass. `;
+  const floor = app.floor();
+  const more = floor ? ` The ${floor.least} heaviest are always kept.` : "";
+  return `Together they hold at least top-p, ${budget(app.measuredBudget())}, of its estimated attention mass.${more} `;
 }
 
 function maskStep(app, calm, cluster) {
@@ -103,7 +109,8 @@ function maskStep(app, calm, cluster) {
     title: "What was skipped?",
     patch: () => ({ ...calm(), ...WHOLE, ...cluster() }),
     text: () =>
-      `Rows are queries, columns keys; empty is skipped. This call computes ${percent(app.stats().density)} of the pairs. ${app.still ? "“Back to token order” shows how scattered they lay." : "Press “Play the sorting” to see scattered pairs become blocks."}`,
+      `Rows are queries, columns keys; empty is skipped. This call computes ${percent(app.stats().density)} of the pairs. ${app.still ? "“Back to token order” shows how scattered they lay." : "Watch the scattered pairs become blocks."}`,
+    act: app.playSorting,
   };
 }
 
@@ -120,7 +127,7 @@ function budgetStep(app) {
     text() {
       const top_p = budget(app.store.get().top_p);
       const how = app.runsOnRelease()
-        ? "move the slider and let go"
+        ? "move the slider and press Enter"
         : "letting go of the slider goes to the nearest run that was made";
       return app.canRedo()
         ? `At top-p ${top_p} this call would compute ${percent(app.stats().density)}. That is a what-if on recorded queries and keys. Its PSNR is foretold, and known only when it is run: ${how}.`
@@ -129,10 +136,20 @@ function budgetStep(app) {
   };
 }
 
+function timeStep(app, calm) {
+  return {
+    view: "gain",
+    near: ".timebars",
+    title: "Why does time gain less than work?",
+    patch: calm,
+    text: () => whereTimeWent(runOf(app)) || "Where the seconds of this run went was not measured.",
+  };
+}
+
 function closingStep(app, calm) {
   return {
     view: "tradeoff",
-    near: ".main",
+    near: ".chart",
     title: "What did it cost, what did it gain?",
     patch: () => ({ ...calm(), axis: "speedup" }),
     text() {
@@ -158,24 +175,35 @@ export function makeTour(app) {
   };
   const card = makeCard(move, () => show(null));
   let opener = null;
-  /** Step `at` of the tour, or its end. The selection that the tour leaves stays. */
+  let before = null; // what was on show when the tour began
+  let timer = 0;
+  /** Step `at` of the tour, or its end, which brings back what was on show before. */
   function show(at, keepSelection = false) {
+    clearTimeout(timer);
     if (at === null) {
       store.set({ tour: null });
+      store.set(before);
       pointAt(app, null, card.node);
       opener?.focus?.();
       return;
     }
-    if (store.get().tour === null) opener = card.node.getRootNode().activeElement;
-    store.set(keepSelection ? { tour: at } : { ...steps[at].patch(), tour: at });
-    pointAt(app, steps[at], card.node);
+    const state = store.get();
+    if (state.tour === null) {
+      opener = card.node.getRootNode().activeElement;
+      before = Object.fromEntries([...SELECTION, ...LOOKS, "playing"].map((name) => [name, state[name]]));
+    }
+    const step = steps[at];
+    store.set(keepSelection ? { tour: at } : { ...step.patch(), tour: at });
+    pointAt(app, step, card.node);
     card.node.focus({ preventScroll: true });
+    if (step.act && !app.still && !keepSelection) timer = setTimeout(step.act, ACT_DELAY_MS);
   }
   return {
     node: card.node,
     startTour(at, keepSelection) {
       if (at < steps.length) show(at, keepSelection);
     },
+    close: () => clearTimeout(timer),
     update(state, changed) {
       if (!SAID.some((n) => changed.has(n))) return;
       card.node.hidden = state.tour === null;
@@ -225,20 +253,13 @@ function makeCard(move, close) {
   };
 }
 
-/**
- * Bring the view of a step into sight, mark it and put the card beside it; null marks none. Where the
- * page is narrow the card would cover what it speaks of: it then stands in the page, above it.
- */
+/** Bring the view of a step into sight, mark it, and put the card above what it speaks of; null marks none. */
 function pointAt({ still }, step, card) {
   const root = card.closest(".lab");
   for (const view of root.querySelectorAll(".pointed")) view.classList.remove("pointed");
   const view = step && root.querySelector(`[data-view=${step.view}]`);
   if (!view) return;
   view.classList.add("pointed");
-  const isNarrow = root.clientWidth < NARROW_PX;
-  card.classList.toggle("inline", isNarrow);
-  const body = root.querySelector(".body");
-  if (isNarrow) view.querySelector(step.near).before(card);
-  else if (card.parentNode !== body) body.append(card);
-  (isNarrow ? card : view).scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
+  view.querySelector(step.near).before(card);
+  card.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
 }

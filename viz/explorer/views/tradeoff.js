@@ -6,6 +6,7 @@ import { term } from "../words.js";
 import { marksOf, symbolPath } from "./marks.js";
 import { AXES, PAD, chartData, describe, foretold, makeScale, pointOf } from "./points.js";
 
+const LETTER = 6.9; // pixels, about, at the size of the legend
 const RADIUS = { run: 6, current: 8, legend: 5 };
 
 export function makeTradeoff(app) {
@@ -19,7 +20,6 @@ export function makeTradeoff(app) {
     app,
     chart: svg("svg", { class: "chart", role: "group", "aria-label": "PSNR of measured runs" }),
     whatIf: svg("g", {}),
-    legend: el("p", { class: "legend small" }),
     reading: el("p", { class: "reading small", "aria-live": "polite" }),
     scale: null, // of the last drawing, so that a tick moves one line and leaves the rest alone
   };
@@ -42,7 +42,7 @@ export function makeTradeoff(app) {
   };
 }
 
-function viewNode(axes, { chart, legend, reading }) {
+function viewNode(axes, { chart, reading }) {
   return el(
     "section",
     { class: "view", "aria-labelledby": "tradeoff-title" },
@@ -60,7 +60,6 @@ function viewNode(axes, { chart, legend, reading }) {
         ", or against the time gained. Click one to load its clip. The hollow mark is the budget on the slider: foretold from the recorded calls and the runs beside it, with a bar for how far off that may be, until it is run.",
       ),
       axes.node,
-      legend,
       reading,
     ),
     el("div", { class: "main" }, chart),
@@ -68,11 +67,13 @@ function viewNode(axes, { chart, legend, reading }) {
 }
 
 function draw(view) {
-  const { app, chart, whatIf, legend } = view;
+  const { app, chart, whatIf } = view;
   const state = app.store.get();
   const found = chartData(app.data, state.axis);
   const marks = marksOf(app.data, found.methods, app.colours());
-  const scale = makeScale(found, Math.max(280, chart.getBoundingClientRect().width || 600));
+  const width = Math.max(280, chart.getBoundingClientRect().width || 600);
+  const keys = legendOf(found.methods.map((name) => marks.get(name)), width);
+  const scale = makeScale(found, width, keys.height);
   view.scale = scale;
   chart.setAttribute("viewBox", `0 0 ${scale.width} ${scale.height}`);
   chart.style.height = `${scale.height}px`;
@@ -81,12 +82,12 @@ function draw(view) {
     put(
       chart,
       ...drawAxes(scale),
+      svg("g", { class: "legend", transform: `translate(0 ${scale.height - keys.height})` }, keys.nodes),
       whatIf,
       ...found.lines.map((line) => drawLine(line, scale, marks)),
       ...found.points.map((p) => drawPoint(view, p, marks.get(p.method), p.run === state.run)),
     ),
   );
-  put(legend, ...found.methods.map((name) => legendEntry(marks.get(name))));
 }
 
 /** Draw the points anew; the keyboard's focus stays on the same one. */
@@ -97,7 +98,7 @@ function keepFocus(chart, redraw) {
   if (focused >= 0) points()[focused]?.focus();
 }
 
-function drawAxes({ axis, x, y, xTicks, yTicks, right, bottom, height }) {
+function drawAxes({ axis, x, y, xTicks, yTicks, right, bottom }) {
   const horizontal = (name, at) => svg("line", { class: name, x1: PAD.left, x2: right, y1: at, y2: at });
   return [
     ...yTicks.flatMap((v) => [
@@ -108,14 +109,15 @@ function drawAxes({ axis, x, y, xTicks, yTicks, right, bottom, height }) {
         String(Number(v.toFixed(1))),
       ),
     ]),
-    ...xTicks.map((v) =>
+    ...xTicks.flatMap((v) => [
+      svg("line", { class: "axis", x1: x(v), x2: x(v), y1: bottom, y2: bottom + 5 }),
       svg("text", { class: "tick", x: x(v), y: bottom + 18, "text-anchor": "middle" }, axis.text(v)),
-    ),
+    ]),
     horizontal("axis", bottom),
     svg("text", { class: "axisname", x: PAD.left - 40, y: 12 }, "PSNR, dB"),
     svg(
       "text",
-      { class: "axisname", x: right, y: height - 6, "text-anchor": "end" },
+      { class: "axisname", x: right, y: bottom + 38, "text-anchor": "end" },
       axis.title,
     ),
   ];
@@ -206,11 +208,20 @@ function solidMark({ symbol, colour }, x, y, r) {
   });
 }
 
-function legendEntry(mark) {
-  return el(
-    "span",
-    { class: "method" },
-    svg("svg", { width: 16, height: 16, "aria-hidden": "true" }, solidMark(mark, 8, 8, RADIUS.legend)),
-    mark.title,
-  );
+/** Each method's mark and title, in as many rows as they take. */
+function legendOf(marks, width) {
+  let [x, y] = [PAD.left, 16];
+  const nodes = marks.map((mark) => {
+    const takes = 22 + mark.title.length * LETTER + 16;
+    if (x > PAD.left && x + takes > width) [x, y] = [PAD.left, y + 20];
+    const node = svg(
+      "g",
+      { class: "method" },
+      solidMark(mark, x + 8, y - 4, RADIUS.legend),
+      svg("text", { x: x + 22, y }, mark.title),
+    );
+    x += takes;
+    return node;
+  });
+  return { nodes, height: y + 8 };
 }

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 import torch
 
 
-def race(
+def time_in_turns(
     contestants: Mapping[str, Callable[[], object]],
     rounds: int,
     device: torch.device | str = "cpu",
     warm_ups: int = 2,
+    before: Callable[[str], object] | None = None,
 ) -> dict[str, list[float]]:
     """Time every contestant once per round, in the order given.
 
@@ -25,19 +26,22 @@ def race(
         device: where the contestants run. On a GPU the times come from CUDA events in the current
             stream, elsewhere from the host's clock.
         warm_ups: number of rounds before those, which are not timed.
+        before: is told whose turn it is, before the clock starts.
 
     Returns:
         Milliseconds per contestant, one value per round. The values of one round are a pair (or
         more) measured one after another, so their ratio is a fair comparison.
     """
-    for _ in range(warm_ups):
-        for run in contestants.values():
-            run()
     measure = _cuda_ms if torch.device(device).type == "cuda" else _host_ms
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
+    for turn in range(warm_ups + rounds):
         for name, run in contestants.items():
-            times[name].append(measure(run))
+            if before is not None:
+                before(name)
+            if turn < warm_ups:
+                run()
+            else:
+                times[name].append(measure(run))
     return times
 
 
