@@ -239,7 +239,7 @@ def test_bad_calls_are_one_sentence(arguments, code, says, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_rehearsal_killed_and_gone_on_with(tmp_path, monkeypatch):
     command = _command(tmp_path, "--rehearse", "--controls", "--suite", "kernels")
     # What hangs is found by how long the others took, on a busy machine too.
