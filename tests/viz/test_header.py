@@ -232,5 +232,5 @@ def test_peak_memory_of_both_runs_stands_side_by_side(
 ):
     peaks = {"peak_memory_bytes": sparse, "dense_peak_memory_bytes": dense}
     page = open_page(with_run(trace, device=device, **peaks))
-    shown = page.locator(".metric", has_text="Peak memory").inner_text()
+    shown = page.locator("[data-view=gain] .side p", has_text="Peak memory").inner_text()
     assert said in " ".join(shown.split())

@@ -1,10 +1,11 @@
-// The line to the server: whether it still answers, and a run that ended because the page was reloaded.
+// The line to the server: whether it still answers, and a run that a reload did not find again.
 
 import { el, put } from "./dom.js";
 
 const ASK_MS = 10_000;
 const LOST_ASK_MS = 4_000;
 const MAX_WAIT_MS = 8_000; // a busy server answers within it
+const FOUND_MS = 4_000; // the server gives a run back that it still has
 const RUN = "svg2-run"; // in the storage of the tab, which outlives a reload
 
 const notice = () => el("p", { class: "notice", role: "alert", hidden: true });
@@ -34,7 +35,7 @@ export function watchLine(sourceOf) {
       } else if (lostAt) {
         lostAt = null;
         const gone = answer.status === 404 ? " It no longer holds this trace, which stays until the page is reloaded." : "";
-        say(`The server answers again.${gone} A run that was under way has ended.`);
+        say(`The server answers again.${gone} Reload the page to find a run that was under way.`);
       }
     }
     timer = setTimeout(look, lostAt ? LOST_ASK_MS : ASK_MS);
@@ -44,12 +45,13 @@ export function watchLine(sourceOf) {
 }
 
 /**
- * A notice of a run that ended when the page was reloaded, with a button that calls `onAgain()`. `follow(live)`
- * takes what runs now, null where nothing does.
+ * A notice of a run that was under way before the page was reloaded and is not found again, with a button that
+ * calls `onAgain()`. `follow(live)` takes what runs now, null where nothing does.
  */
 export function makeRunNotice(onAgain) {
   const node = notice();
   const before = stored();
+  let timer = 0;
   if (before) {
     const again =
       onAgain && !before.release
@@ -58,13 +60,16 @@ export function makeRunNotice(onAgain) {
     const rest = before.release
       ? "Its budget can be measured again beside the slider."
       : "Its settings are in the form.";
-    put(node, `A run was under way when this page was reloaded, and ended with it. ${rest} `, again);
-    node.hidden = false;
+    put(node, `A run was under way when this page was reloaded, and the server no longer has it. ${rest} `, again);
+    timer = setTimeout(() => { node.hidden = false; }, FOUND_MS);
   }
   return {
     node,
     follow(live) {
-      if (live) node.hidden = true;
+      if (live) {
+        clearTimeout(timer);
+        node.hidden = true;
+      }
       try {
         if (live) sessionStorage.setItem(RUN, JSON.stringify({ release: Boolean(live.release) }));
         else sessionStorage.removeItem(RUN);

@@ -10,6 +10,7 @@ const KERNELS = { reference: "PyTorch", fused: "Triton" };
 export function makeGain(app) {
   const introduction = el("p", {});
   const kernel = el("p", { class: "small" });
+  const memory = el("p", { class: "small memory" });
   const numbers = el("dl", { class: "metrics" });
   const bars = makeTimeBars();
   const sentence = el("p", { class: "small" });
@@ -24,6 +25,7 @@ export function makeGain(app) {
         el("h3", { id: "gain-title" }, "What it gained"),
         introduction,
         kernel,
+        memory,
       ),
       el("div", { class: "main" }, numbers, el("div", { class: "timebars" }, bars.chart, sentence)),
     ),
@@ -39,6 +41,7 @@ export function makeGain(app) {
       const run = app.data.runs[state.run];
       put(introduction, howTimed(run.result));
       put(kernel, ranOn(run.result, app.data.provenance));
+      put(memory, memoryNote(run.result));
       put(numbers, ...metrics(run));
       put(sentence, whereTimeWent(run));
       draw();
@@ -131,7 +134,6 @@ function metrics({ result: r }) {
     metric(term("psnr", "PSNR"), decibel(r.psnr_db), ["against dense, raw frames", seen(r.psnr_db)].filter(Boolean).join(": ")),
     metric(term("ssim", "SSIM"), plain(r.ssim), "against dense, 1 is equal"),
     metric(term("density", "Density"), percent(r.density), "token pairs kept in sparse calls"),
-    metric("Peak memory", gibibytes(r.peak_memory_bytes), memoryNote(r)),
   ];
 }
 
@@ -139,10 +141,10 @@ function gibibytes(bytes) {
   return isNumber(bytes) ? `${(bytes / 2 ** 30).toFixed(2)} GiB` : "not measured";
 }
 
-/** The dense side's peak beside it. On a CPU both are of the whole process. */
-function memoryNote({ dense_peak_memory_bytes: dense, device }) {
+/** The peaks of both sides. On a CPU both are of the whole process. */
+function memoryNote({ peak_memory_bytes: sparse, dense_peak_memory_bytes: dense, device }) {
   const whose = String(device).startsWith("cuda") ? "on the GPU" : "of this process";
-  return `${whose}; dense ${gibibytes(dense)}`;
+  return `Peak memory: ${gibibytes(sparse)} ${whose}; dense ${gibibytes(dense)}.`;
 }
 
 const first = (n, one) => (n === 1 ? `the first ${one}` : `the first ${plural(n, one)}`);
