@@ -25,6 +25,7 @@ def tables(folder: Path) -> str:
         _sweep(_read(folder / "sweep_builtin.json")),
         _calls(_read(folder / "calls.json")),
         _timings(_read(folder / "timings.json")),
+        _forecast(_read(folder / "forecast.json")),
         _cpu(_read(folder / "cpu.json")),
         _gpu(_read(folder / "gpu.json")),
         *(race_table(record, _where(record)) for record in race_records(folder)),
@@ -197,6 +198,33 @@ def _timings(record: dict[str, Any] | None) -> str:
             f"| {'in turns' if row['in_turns'] else 'one after the other'} | {row['busy']} "
             f"| {row['median']:.2f}× ({low:.2f} to {high:.2f}) | {row['spread']:.1%} "
             f"| {row['disturbed']} of {record['repeats']} | {plain} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _forecast(record: dict[str, Any] | None) -> str:
+    """How far off the page's forecasts are."""
+    title = "How far off the page's forecasts of a run at another budget are"
+    if record is None:
+        return f"{title}: {_NOT_MEASURED}\n"
+    prompts = len({one["prompt"] for one in record["forecasts"]})
+    lines = [
+        f"{title}: every run of {prompts} held-out prompts foretold from others "
+        f"({_where(record)}).",
+        "",
+        "| foretold from | forecasts | PSNR off by, median | nine in ten | worst | within its bar "
+        "| speedup off by, median | nine in ten |",
+        f"|{'---|' * 8}",
+    ]
+    for name, words in (("one", "one other run"), ("all", "all other runs")):
+        found = record[name]
+        if found is None:
+            continue
+        psnr, speed = found["psnr_off_db"], found["speedup_off"]
+        lines.append(
+            f"| {words} | {found['count']} | {psnr['median']:.1f} dB "
+            f"| {psnr['nine_in_ten']:.1f} dB | {psnr['worst']:.1f} dB "
+            f"| {found['within_bar']:.0%} | {speed['median']:.1%} | {speed['nine_in_ten']:.1%} |"
         )
     return "\n".join([*lines, ""])
 

@@ -10,7 +10,7 @@ from tests.tree import ROOT
 
 def test_what_has_no_result_reads_not_measured(tmp_path):
     text = tables(tmp_path)
-    assert text.count("not measured.") == 8
+    assert text.count("not measured.") == 9
     assert "prompts held out of its training: not measured." in text
 
 
