@@ -92,16 +92,17 @@ def check_first_call(
 ) -> None:
     """Check rows of a fused result, once in a process for each chip and kind of call.
 
-    Kinds differ in dtype, head dimension, attend kernel and whether there are stand-ins: other
-    code is compiled for each. A chip that failed stays refused. The first time waits for the
-    device.
+    Kinds differ in dtype, head dimension, attend kernel, stand-ins (none, shared by all query
+    clusters, for each) and whether queries are permuted within the kernel: other code is compiled
+    for each. A chip that failed stays refused. The first time waits for the device.
 
     Raises:
         ImplUnavailable: the result was wrong.
     """
     if q.dtype not in (torch.float16, torch.bfloat16) or torch.compiler.is_compiling():
         return
-    kind = (q.device, q.dtype, q.shape[-1], stand_ins is not None, variant)
+    stands = stand_ins and (stand_ins.keys.ndim, stand_ins.log_weights is not None)
+    kind = (q.device, q.dtype, q.shape[-1], stands, q_perm is not None, variant)
     if kind not in _faults:
         if q.is_cuda and torch.cuda.is_current_stream_capturing():
             return

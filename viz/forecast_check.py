@@ -1,7 +1,8 @@
 """How far off the page's forecasts are: `python -m viz.forecast_check TRACE...`, with Chromium.
 
-Each run of a trace is foretold from each other run of its method alone, and from all of them. The
-page's own code does it, in Chromium; what it foretold is compared with what was measured.
+A trace is what `python -m svg2 sweep --methods svg2-routed --top-p 0.12 0.2 0.3 0.5` leaves of one
+prompt. Each run of it is foretold from each other run of its method alone, and from all of them.
+The page's own code does it, in Chromium; what it foretold is compared with what was measured.
 """
 
 from __future__ import annotations

@@ -76,3 +76,20 @@ def test_the_exact_rows_are_those_of_attention_spelt_out(with_stand_ins):
             *(64**-0.5, stand_ins, at, rows),
         )
         assert exact.relative_error(whole[at][places], some) < 1e-6
+
+
+def test_each_kind_of_call_is_checked_by_itself(monkeypatch):
+    monkeypatch.setattr(exact, "exact_rows", lambda queries, *_: queries.double())
+    q = torch.zeros(1, 1, 8, 64, dtype=FP16)
+    shared, pairs = torch.zeros(1, 1, 3, 64), torch.zeros(1, 1, 2, 3, 64)
+    perm = torch.arange(8).view(1, 1, 8)
+    kinds = [
+        (None, None),
+        (kernels.StandIns(shared, shared), None),
+        (kernels.StandIns(pairs, pairs, torch.zeros(1, 1, 2, 3)), None),
+        (None, perm),
+    ]
+    for _ in range(2):
+        for stand_ins, q_perm in kinds:
+            exact.check_first_call(q, q, q, q, None, None, None, 1.0, stand_ins, q_perm)
+    assert len(exact._faults) == len(kinds)
