@@ -116,7 +116,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     from svg2.runs.call import load_for
     from svg2.runs.compare import compare, save_comparison
-    from svg2.runs.outlook import forecast
+    from svg2.runs.outlook import budget_warning, forecast, made
     from svg2.runs.progress import device_of
     from svg2.runs.provenance import hardware
     from svg2.runs.race import why_no_race
@@ -126,6 +126,9 @@ def _compare(arguments: argparse.Namespace) -> int:
             _keep_dense(stopped, run, folder) if share.is_first else "this process writes no files"
         )
 
+    warning = budget_warning(run, made()) if share.is_first else None
+    if warning is not None:
+        print(f"svg2: {warning}", file=sys.stderr)
     with running(keep_dense, shows_progress=share.is_first) as watch:
         pipe = load_for(run, watch)
         with joined(pipe) if share.world > 1 else nullcontext():

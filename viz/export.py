@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from svg2.trace.atomic import write_atomic
+from svg2.trace.recording import spread
 from svg2.trace.records import Record, Trace
 from svg2.trace.video import decode_mp4
 from viz.explorer_page import explorer_html
@@ -100,10 +101,7 @@ def shown_records(trace: Trace) -> list[Record]:
     for record in sorted(trace.records, key=lambda r: (r.head, r.branch)):
         if record.run == run and record.step == step:
             by_layer.setdefault(record.layer, record)
-    layers = sorted(by_layer)
-    count = min(len(layers), MAX_VIEWS)
-    places = np.linspace(0, len(layers) - 1, count).round().astype(int)
-    return [by_layer[layers[place]] for place in places]
+    return [by_layer[layer] for layer in spread(sorted(by_layer), MAX_VIEWS)]
 
 
 def _write_views(trace: Trace, archive: zipfile.ZipFile, check: Check) -> list[dict[str, Any]]:

@@ -9,18 +9,22 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from svg2.errors import TraceError
 from svg2.method.selection import METHODS
 from svg2.models.spec import capitalised
 from svg2.runs.run import Run
+from svg2.trace.file import load_trace
 from svg2.trace.records import Record
 
-BENCH = Path(__file__).resolve().parents[2] / "assets" / "bench"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+BENCH, READY_MADE = ASSETS / "bench", ASSETS / "traces"
 FAITHFUL_DB = 23.5
 """Below all that SVG2's authors publish for it (23.6 dB and more, arXiv 2505.18875)."""
 
@@ -98,6 +102,18 @@ def forecast(run: Run, hardware: str, rows: Sequence[Measured] | None = None) ->
         f"{lead}: runs of this size with {title} were {span} times as fast as dense on "
         f"{hardware}{latest.note} ({latest.date})."
     )
+
+
+def made(folder: Path = READY_MADE) -> list[dict[str, Any]]:
+    """Results of the runs in a folder's traces, for `budget_warning`.
+
+    Traces that can't be read are left out: a checkout without Git LFS lacks them, and still runs.
+    """
+    found = []
+    for path in sorted(folder.glob("*.npz")):
+        with suppress(TraceError, OSError):
+            found += [run.result for run in load_trace(path).runs]
+    return found
 
 
 def budget_warning(run: Run, results: Iterable[Mapping[str, Any]]) -> str | None:

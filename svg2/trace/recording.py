@@ -62,7 +62,7 @@ def choose(
     """
     sparse_steps = range(config.warmup_steps(num_steps), num_steps)
     sparse_layers = range(config.dense_layers, num_layers)
-    steps = _spread(sparse_steps, NUM_STEPS) if policy.steps is None else policy.steps
+    steps = spread(sparse_steps, NUM_STEPS) if policy.steps is None else policy.steps
     layers = tuple(sparse_layers) if policy.layers is None else policy.layers
     heads = range(min(NUM_HEADS, num_heads)) if policy.heads is None else policy.heads
     asked = (
@@ -79,9 +79,9 @@ def choose(
     room = min(room, MAX_PAIRS // (num_q * num_k))
     steps, layers, heads = asked
     if len(steps) * len(layers) * len(heads) > room:
-        heads = _spread(heads, max(1, room // max(1, len(steps) * len(layers))))
-        steps = _spread(steps, max(1, room // max(1, len(layers) * len(heads))))
-        layers = _spread(layers, room // max(1, len(steps) * len(heads)))
+        heads = spread(heads, max(1, room // max(1, len(steps) * len(layers))))
+        steps = spread(steps, max(1, room // max(1, len(layers) * len(heads))))
+        layers = spread(layers, room // max(1, len(steps) * len(heads)))
     thinned = [
         f"{len(left)} of {len(wanted)} {name}"
         for name, left, wanted in zip(
@@ -155,7 +155,7 @@ class Recorder:
 def heads_by_density(densities: Sequence[float] | ndarray, count: int) -> tuple[int, ...]:
     """Numbers of `count` heads spread by density, both ends included; one is the middle one."""
     order = np.argsort(densities, kind="stable")
-    found = (order[len(order) // 2],) if count == 1 else _spread(order, count)
+    found = (order[len(order) // 2],) if count == 1 else spread(order, count)
     return tuple(sorted(int(head) for head in found))
 
 
@@ -261,8 +261,8 @@ def _thinned(records: Sequence[Record], counts: Mapping[str, int]) -> list[Recor
     left = []
     for run in sorted({r.run for r in records}):
         own = [r for r in records if r.run == run]
-        steps = _spread(sorted({r.step for r in own}), counts["step"])
-        for layer in _spread(sorted({r.layer for r in own}), counts["layer"]):
+        steps = spread(sorted({r.step for r in own}), counts["step"])
+        for layer in spread(sorted({r.layer for r in own}), counts["layer"]):
             here = [r for r in own if r.layer == layer]
             seen: dict[int, Record] = {}
             for record in here:
@@ -284,7 +284,7 @@ def _pairs(record: Record) -> int:
     return int(q_sizes @ record.kept @ k_sizes)
 
 
-def _spread(items: Sequence[int], count: int) -> tuple[int, ...]:
+def spread(items: Sequence[int], count: int) -> tuple[int, ...]:
     """`count` of the items at even distances, first and last included."""
     if count >= len(items):
         return tuple(items)

@@ -119,7 +119,11 @@ def test_help_and_bad_input_load_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
-def test_compare_writes_five_files_and_ends_stdout_with_the_result(folder, tmp_path, capsys):
+def test_compare_writes_five_files_and_ends_stdout_with_the_result(
+    folder, tmp_path, capsys, monkeypatch
+):
+    far = {"model": folder, "method": "svg2-comp", "psnr_db": 19.0, "config": {"top_p": 0.7}}
+    monkeypatch.setattr("svg2.runs.outlook.made", lambda: [far])
     out = tmp_path / "new" / "out"
     argv = ["compare", "--prompt", "a red ball", "--model", folder, "--out", str(out)]
     argv += ["--top-p", "0.7", "--method", "svg2-comp", "--seed", "3", "--device", "cpu"]
@@ -137,6 +141,7 @@ def test_compare_writes_five_files_and_ends_stdout_with_the_result(folder, tmp_p
         assert request == {name: result[name] for name in request}
         assert config == ({} if name == "dense.mp4" else result["config"])
     assert "svg2: Gain or loss of" in captured.err
+    assert "svg2: At top_p 0.7 SVG2 + compensation went as far from dense as 19.0 dB" in captured.err
     for sentence in result["warnings"]:
         assert f"svg2: {sentence}" in captured.err
     assert "denoise 3/3" in captured.err or "svg2-comp denoise" in captured.err

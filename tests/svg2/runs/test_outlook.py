@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from svg2.models.request import Request
 from svg2.runs import outlook
-from svg2.runs.outlook import Measured, budget_warning, forecast, measured, warnings_of
+from svg2.runs.outlook import Measured, budget_warning, forecast, made, measured, warnings_of
 from svg2.runs.run import Run
+from svg2.trace.file import save_trace
 from tests.traces import make_synthetic_trace
 
 CHIP = "AMD EPYC, 2 cores"
@@ -98,6 +100,15 @@ def test_a_budget_that_broke_pictures_is_said(run: Run, settings, results, warns
     if said is not None:
         assert "19.0 dB" in said
         assert ("top_p 0.9 did not" in said) == (len(results) == 2)
+
+
+def test_what_was_made_is_read_from_traces_and_a_broken_one_is_left_out(tmp_path: Path) -> None:
+    trace = make_synthetic_trace()
+    save_trace(trace, tmp_path / "whole.npz")
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:500])
+    (tmp_path / "pointer.npz").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert made(tmp_path) == [run.result for run in trace.runs]
+    assert made(tmp_path / "none") == []
 
 
 def record(q_labels, k_labels, num: int = 40):
