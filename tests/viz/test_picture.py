@@ -61,6 +61,15 @@ def test_a_view_is_saved_whole_at_twice_its_size(view, page):
     assert middle.mean() > (0.005 if view == "tradeoff" else 0.05)
 
 
+@pytest.mark.parametrize("shares", [(0.2, 0.36, 0.25), (0.044, 0.044, 0.09), (1.0, 1.0, 1.0)])
+def test_the_lines_and_the_page_name_one_share(shares, trace, open_page):
+    names = ("density", "density_run", "compute_density")
+    page = open_page(with_run(trace, **dict(zip(names, shares, strict=True))))
+    share = page.locator(".metric", has_text="Computed").locator("dd").first.inner_text()
+    said = page.evaluate("() => explorer.inspect().pictureLines")[1].split(" · ")
+    assert f"{share} of all pairs computed" in said
+
+
 def test_where_nothing_is_drawn_nothing_is_saved(trace, open_page):
     page = open_page(with_run(trace, stages={"dense_attention": None}))
     view = page.locator("[data-view=gain]")

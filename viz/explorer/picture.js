@@ -1,5 +1,6 @@
 // A view as a picture for a slide: what it has drawn, under a title and over lines that say of what.
 
+import { computedShare } from "./data.js";
 import { decibel, el, isNumber, percent, svg, times } from "./dom.js";
 
 const SCALE = 2; // for screens of today, and for print
@@ -20,8 +21,9 @@ export function linesOf({ data, store }, place) {
   const run = data.runs[store.get().run];
   const { result } = run;
   const from = result.hardware ? result : provenance;
+  const computed = computedShare(result);
   const gained = [
-    isNumber(result.compute_density) && `${percent(result.compute_density)} of the pairs computed in sparse calls`,
+    isNumber(computed) && `${percent(computed)} of all pairs computed`,
     isNumber(result.speedup) && `${times(result.speedup)} end to end`,
     `${decibel(result.psnr_db)} against dense`,
   ];

@@ -1,8 +1,9 @@
 // What was run and on what, and in one sentence what it gave.
 
+import { computedShare } from "../data.js";
 import { choice, decibel, el, isNumber, percent, put, times } from "../dom.js";
 import { save } from "../picture.js";
-import { againButton, computedShare } from "./gain.js";
+import { againButton } from "./gain.js";
 
 /** Hardware, versions, commit and date of a run: its own, or else the trace's. */
 export function sourceOf(run, provenance) {
