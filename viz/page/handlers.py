@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Generator
+from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -281,7 +282,7 @@ class Page:
             dense = None if is_release and visit.wants_race else visit.dense_of(run)
             policy = RELEASE_POLICY if is_release else None
             visit.execution = self.runner.start(run, dense, policy)
-            visit.doing = (run, dense, is_release)
+            visit.doing, visit.latest = (run, dense, is_release), None
         _, dense, _ = visit.doing or (None, None, None)
         execution = started or visit.execution
         assert execution is not None
@@ -290,10 +291,12 @@ class Page:
             lead = f"{words.AGAIN}: "
         runs = words.runs_of(run, with_dense=dense is None)
         is_kept = False
+        known = [visit.latest] if visit.latest else []  # the next may be a long step away
         try:
-            for progress in execution:
+            for progress in chain(known, execution):
                 if execution.is_cancelled:
                     continue
+                visit.latest = progress
                 done = words.share_done(progress, runs)
                 yield {
                     "status": words.progress_bar(progress, done),
