@@ -88,7 +88,15 @@ class Visit:
 
     def take_over(self, other: Visit) -> None:
         """Go on with what another visit of the same tab shows and runs."""
-        for name in ("open_trace", "num_given", "made_by", "dense", "execution", "doing", "latest"):
+        for name in (
+            "open_trace",
+            "num_given",
+            "made_by",
+            "dense",
+            "execution",
+            "doing",
+            "latest",
+        ):
             setattr(self, name, getattr(other, name))
         other.execution = None  # no longer the other's to cancel
         other.free()

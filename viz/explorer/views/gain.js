@@ -60,7 +60,9 @@ function howTimed({ order, dense_reused: reused, is_scaled: scaled, is_disturbed
     ? " The speedup is scaled by the work that both share, so that the machine's pace in between does not count."
     : "";
   if (reused) return `The dense run was timed earlier.${scale}`;
-  return `The sparse run followed the dense one.${scale}`;
+  return scaled
+    ? `The sparse run followed the dense one.${scale}`
+    : "Each was run once, the sparse run after the dense one, so what else the machine did in between counts too.";
 }
 
 function ranOn({ backend, device: ownDevice }, provenance) {

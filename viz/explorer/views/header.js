@@ -34,6 +34,10 @@ function headline(result) {
   return ["Same prompt, same seed: ", ...parts, "."];
 }
 
+/** What "64/150" stands for. */
+const clustersOf = ({ config: { num_q_clusters: queries, num_k_clusters: keys } }) =>
+  isNumber(queries) && isNumber(keys) ? `${queries} query clusters and ${keys} key clusters per head` : null;
+
 /** A speedup in words: the number, and what it is. */
 function pace(speedup) {
   if (speedup >= 1.005) return [times(speedup), " as fast"];
@@ -83,7 +87,7 @@ export function makeHeader(app) {
   }
   const runs = choice(
     "Run",
-    data.runs.map((run) => [run.index, run.name]),
+    data.runs.map((run) => [run.index, run.name, clustersOf(run)]),
     (index) => app.selectRun(index),
   );
   const node = el(
@@ -131,7 +135,10 @@ export function makeHeader(app) {
       again.update(run);
       runs.show(state.run);
       const chosen = runs.node.querySelector("[aria-pressed=true]");
-      if (chosen) runs.node.scrollLeft = chosen.offsetLeft - runs.node.offsetLeft - 24;
+      if (chosen) {
+        runs.node.scrollLeft = chosen.offsetLeft - runs.node.offsetLeft - 24;
+        runs.node.scrollTop = chosen.offsetTop - runs.node.offsetTop - 2;
+      }
     },
   };
 }
