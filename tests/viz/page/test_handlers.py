@@ -128,7 +128,7 @@ def test_a_run_goes_on_while_a_phone_sleeps_and_is_shown_when_it_is_back(
 
 
 class Slow(Stub):
-    """A run in the middle of a step: it reports once to whoever listens first, and then no more."""
+    """A run in the middle of a step: it reports once to whoever listens first."""
 
     def __iter__(self) -> Iterator[Progress]:
         for _ in self.started[:1]:
@@ -178,6 +178,17 @@ def test_a_tab_that_does_not_come_back_has_its_run_cancelled(
     late = Visit(None, visit.model)
     come(page, late, "ticket-of-a-phone", "late")
     assert late.execution is None
+
+
+def test_the_list_of_comparisons_names_what_is_open(
+    page: Page, studio: Studio, visit: Visit
+) -> None:
+    for key in ("blue-cube", "red-ball"):
+        assert page.choose_trace(visit, key)["ready"] == key
+    assert page.choose_trace(visit, "gone")["ready"] == "red-ball"  # the open one stays
+    visit.pending = studio.run({"prompt": "a red ball", "num_inference_steps": 2})
+    *_, last = page.run_pending(visit)
+    assert last["ready"] is None  # a run of one's own is not in the list
 
 
 @pytest.mark.parametrize("ticket", ["", None, 7, "short", "x" * 500, ["ticket-of-a-phone"]])

@@ -137,7 +137,8 @@ export function makeHeader(app) {
       const chosen = runs.node.querySelector("[aria-pressed=true]");
       if (chosen) {
         runs.node.scrollLeft = chosen.offsetLeft - runs.node.offsetLeft - 24;
-        runs.node.scrollTop = chosen.offsetTop - runs.node.offsetTop - 2;
+        const bottom = chosen.offsetTop - runs.node.offsetTop + chosen.offsetHeight;
+        runs.node.scrollTop = bottom - runs.node.clientHeight; // no less than 0
       }
     },
   };
