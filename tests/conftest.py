@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.shapes  # noqa: F401  the hook names it in a string
+
 # Shapes in the annotations are checked in every test; this comes before anything imports these.
 # The kernels' api modules are left out: they refuse wrong shapes in words of their own.
 SHAPED_MODULES = (
@@ -15,7 +17,7 @@ SHAPED_MODULES = (
     *(f"svg2.method.{name}" for name in ("call", "clustering", "plan", "selection")),
     *(f"svg2.hooks.{name}" for name in ("session", "families")),
 )
-install_import_hook(SHAPED_MODULES, typechecker="beartype.beartype")
+install_import_hook(SHAPED_MODULES, typechecker="tests.shapes.check_once")
 
 WORDS = (
     "a",
