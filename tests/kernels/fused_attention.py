@@ -128,7 +128,7 @@ def make_stand_ins(case, by_pair):
 )
 def test_stand_ins(n, dim, dtype, by_pair, poisoned_memory):
     batch = 1 if n == 257 else 2
-    case = make_case(n=n, dim=dim, batch=batch, num_k=70).to(dtype)
+    case = make_case(n=n, dim=dim, batch=batch, num_q=3, num_k=70).to(dtype)
     stand_ins = make_stand_ins(case, by_pair)
     actual = run(case, stand_ins=stand_ins, impl="fused")
     assert_as_exact_as(
