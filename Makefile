@@ -23,19 +23,20 @@ help:
 demo: $(VENV)/.app-installed
 	$(PY) app.py
 
-# Two processes of one torch thread each, a file at a time, so that what a module shares is made once.
+# Processes of one torch thread each, a file at a time, so that what a module shares is made once. Three for
+# two cores, since tests of the page wait much; the files come as tests/conftest.py orders them.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
-ON_TWO := -n 2 --dist loadfile
+SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 
 # What is timed comes last, alone.
 test: $(VENV)/.dev-installed browser
 	@house=$$(mktemp); $(MAKE) -s lint types > $$house 2>&1 & lint=$$!; failed=0; \
-	$(PYTEST) $(ON_TWO) -m "not nightly" --ignore tests/viz/test_speed.py --durations=15 || failed=1; \
+	$(PYTEST) $(SHARED) -m "not nightly" --ignore tests/viz/test_speed.py --durations=15 || failed=1; \
 	wait $$lint || failed=1; cat $$house; rm $$house; \
 	$(PYTEST) tests/viz/test_speed.py || failed=1; exit $$failed
 
 nightly: $(VENV)/.dev-installed
-	$(PYTEST) $(ON_TWO) -m nightly
+	$(PYTEST) $(SHARED) -m nightly
 	SVG2_EXAMPLES=2000 $(PYTEST) tests/viz/page/test_generated.py
 
 test-versions: $(OLDEST)/.installed $(VENV)/.app-installed
@@ -45,7 +46,7 @@ test-versions: $(OLDEST)/.installed $(VENV)/.app-installed
 
 check: $(VENV)/.dev-installed
 	@house=$$(mktemp); $(MAKE) -s lint types > $$house 2>&1 & lint=$$!; failed=0; \
-	$(PYTEST) $(ON_TWO) -m "not slow and not gpu and not browser and not nightly" || failed=1; \
+	$(PYTEST) $(SHARED) -m "not slow and not gpu and not browser and not nightly" || failed=1; \
 	wait $$lint || failed=1; cat $$house; rm $$house; exit $$failed
 
 bench: $(VENV)/.app-installed

@@ -2,11 +2,14 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+import tests.shapes  # noqa: F401  the hook names it in a string
 
 # Shapes in the annotations are checked in every test; this comes before anything imports these.
 # The kernels' api modules are left out: they refuse wrong shapes in words of their own.
@@ -15,7 +18,7 @@ SHAPED_MODULES = (
     *(f"svg2.method.{name}" for name in ("call", "clustering", "plan", "selection")),
     *(f"svg2.hooks.{name}" for name in ("session", "families")),
 )
-install_import_hook(SHAPED_MODULES, typechecker="beartype.beartype")
+install_import_hook(SHAPED_MODULES, typechecker="tests.shapes.check_once")
 
 WORDS = (
     "a",
@@ -31,6 +34,17 @@ WORDS = (
     "over",
     "floor",
 )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, so that no worker is left with one at the end."""
+    seconds = Counter()
+    for item in items:
+        slow = item.get_closest_marker("slow")
+        usual = 5 if slow else 1.5 if item.get_closest_marker("browser") else 0.1
+        seconds[item.path] += slow.args[0] if slow and slow.args else usual
+    items.sort(key=lambda item: (-seconds[item.path], item.path))
 
 
 @pytest.fixture(scope="session")

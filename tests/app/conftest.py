@@ -41,21 +41,28 @@ def address(blocks: gr.Blocks) -> str:
     return blocks.local_url
 
 
+@pytest.fixture(scope="module")
+def window(chromium) -> Iterator:
+    """One for all pages of a module: the second page has the scripts of the first in its cache.
+
+    The page keeps what belongs to a visit in `sessionStorage`, which is each tab's own.
+    """
+    window = chromium.new_context(reduced_motion="reduce", accept_downloads=True)
+    yield window
+    window.close()
+
+
 @contextmanager
-def opener(chromium, address: str) -> Iterator[Callable]:
+def opener(window, address: str) -> Iterator[Callable]:
     """Opens the page; a complaint in the console or a request to another host is an error."""
     troubles: list[str] = []
-    contexts = []
+    pages = []
 
     def opened(query: str = "", width: int = 1280, theme: str = "light", checked: bool = True):
-        context = chromium.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme=theme,
-            reduced_motion="reduce",
-            accept_downloads=True,
-        )
-        contexts.append(context)
-        page = context.new_page()
+        page = window.new_page()
+        pages.append(page)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=theme)
         page.set_default_timeout(90_000)
         page.on(
             "console",
@@ -79,20 +86,20 @@ def opener(chromium, address: str) -> Iterator[Callable]:
         return page
 
     yield opened
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert not troubles, troubles
 
 
 @pytest.fixture
-def visit(chromium, address: str) -> Iterator[Callable]:
+def visit(window, address: str) -> Iterator[Callable]:
     """Opens a page for one test."""
-    with opener(chromium, address) as opened:
+    with opener(window, address) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def visit_all(chromium, address: str) -> Iterator[Callable]:
+def visit_all(window, address: str) -> Iterator[Callable]:
     """Opens a page for all tests of a module that leave it fit for the next."""
-    with opener(chromium, address) as opened:
+    with opener(window, address) as opened:
         yield opened

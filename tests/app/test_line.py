@@ -35,7 +35,9 @@ def in_sight(page) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("view", ["clusters", "masks", "gain"])
+@pytest.mark.parametrize(
+    "view", [*(pytest.param(v, marks=pytest.mark.nightly) for v in ("clusters", "masks")), "gain"]
+)
 def test_a_link_scrolls_to_what_it_shares(view: str, visit) -> None:
     page = visit("#run=1")
     assert in_sight(page) != [view]

@@ -127,7 +127,8 @@ def make_stand_ins(case, by_pair):
     ),
 )
 def test_stand_ins(n, dim, dtype, by_pair, poisoned_memory):
-    case = make_case(n=n, dim=dim, batch=2, num_k=70).to(dtype)
+    batch = 1 if n == 257 else 2
+    case = make_case(n=n, dim=dim, batch=batch, num_q=3, num_k=70).to(dtype)
     stand_ins = make_stand_ins(case, by_pair)
     actual = run(case, stand_ins=stand_ins, impl="fused")
     assert_as_exact_as(
@@ -204,6 +205,17 @@ def test_other_configurations_and_twice_the_same():
 VARIANTS = sorted(fused.device_variants(torch.device("cpu"), 64))
 
 
+@pytest.fixture(scope="module")
+def whole_and_small():
+    """Cases and what the portable variant makes of them."""
+    whole = make_case(n=257, dim=64, heads=1)
+    cases = (
+        whole.with_kept(torch.ones_like(whole.kept)),
+        make_case(n=50, n_keys=170, dim=64, batch=2, heads=2, num_q=3),
+    )
+    return [(case, run(case, impl="fused", variant="portable")) for case in cases]
+
+
 @pytest.mark.parametrize(
     ("variant", "n", "dim", "dtype", "compensate"),
     grid(VARIANTS, (17, 257), (64, 128), (FP32, FP16), (False, True)),
@@ -216,14 +228,11 @@ def test_each_variant(variant, n, dim, dtype, compensate, poisoned_memory):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_variant_in_the_corners(variant):
+def test_each_variant_in_the_corners(variant, whole_and_small):
     empty = with_first(make_case(n=64, dim=64, num_q=3), 1)
     out = run(empty, impl="fused", variant=variant)
     assert (out[empty.q_labels == 1] == 0).all()
-    whole = make_case(n=257, dim=64, heads=1)
-    whole = whole.with_kept(torch.ones_like(whole.kept))
-    for case in (whole, make_case(n=50, n_keys=170, dim=64, batch=2, heads=3, num_q=3)):
-        portable = run(case, impl="fused", variant="portable")
+    for case, portable in whole_and_small:
         torch.testing.assert_close(run(case, impl="fused", variant=variant), portable)
 
 

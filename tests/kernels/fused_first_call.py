@@ -19,7 +19,7 @@ def unchecked(monkeypatch):
 @pytest.mark.parametrize("compensate", [False, True])
 @pytest.mark.parametrize("dim", [64, 128])
 def test_a_right_result_passes_once_for_each_kind(dim, compensate, monkeypatch):
-    case = make_case(n=257, dim=dim, batch=2).to(FP16)
+    case = make_case(n=100, dim=dim, batch=2, num_q=3).to(FP16)
     first = run(case, compensate=compensate, impl="fused")
     assert list(exact._faults.values()) == [None]
     monkeypatch.setattr(exact, "exact_rows", lambda *_: pytest.fail("it is checked again"))
@@ -47,7 +47,7 @@ def broken(change):
     ids=["zeros", "scaled", "shifted", "a head", "the last row is NaN"],
 )
 def test_a_wrong_chip_is_refused_from_its_first_call_on(change, monkeypatch):
-    case = make_case(n=257, dim=64).to(FP16)
+    case = make_case(n=100, dim=64, num_q=3).to(FP16)
     with monkeypatch.context() as patch:
         patch.setattr(fused, "cluster_attention", broken(change))
         with pytest.raises(kernels.ImplUnavailable, match=r"wrong attention on .* in float16"):

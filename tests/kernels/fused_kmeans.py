@@ -64,10 +64,12 @@ def test_ties_go_to_the_first_and_empty_clusters_keep_their_centroids(dtype):
     assert_consistent(x, before, result)
 
 
-@pytest.mark.parametrize("dtype", [FP32, FP16])
-@pytest.mark.parametrize(("n", "num"), [(1, 1), (63, 16), (257, 17), (300, 40)])
-@pytest.mark.parametrize("kind", ["tokens", "ties", "nan"])
-def test_the_nearest_after_each_tile_is_the_nearest_of_all(kind, n, num, dtype):
+@pytest.mark.parametrize(
+    ("size", "kind", "dtype"),
+    grid(((1, 1), (63, 16), (257, 17), (300, 40)), ("tokens", "ties", "nan"), (FP32, FP16)),
+)
+def test_the_nearest_after_each_tile_is_the_nearest_of_all(size, kind, dtype):
+    n, num = size
     x = tokens(n, heads=2, dim=64).to(dtype)
     before = start(x, num)
     if kind == "ties":  # each centroid twice: in one tile, and in the next

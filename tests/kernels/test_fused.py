@@ -25,7 +25,7 @@ needs_triton = pytest.mark.skipif(
 
 
 @needs_triton
-@pytest.mark.slow
+@pytest.mark.slow(60)
 @pytest.mark.parametrize(
     "marked", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)]
 )

@@ -200,7 +200,11 @@ def test_a_model_without_weights_is_one_line(folder, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "options"),
-    [("dense denoise", []), ("svg2 denoise", []), ("svg2 denoise", ["--no-race"])],
+    [
+        pytest.param("dense denoise", [], marks=pytest.mark.nightly),
+        ("svg2 denoise", []),
+        ("svg2 denoise", ["--no-race"]),
+    ],
 )
 def test_ctrl_c_leaves_whole_files_or_none(folder, tmp_path, stage, options):
     argv = ["compare", "--prompt", "a red ball", "--model", folder, "--out", str(tmp_path)]

@@ -88,7 +88,9 @@ def test_where_nothing_has_room_it_says_so_and_what_was_there_stays(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["dense denoise", "svg2 measure"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("dense denoise", marks=pytest.mark.nightly), "svg2 measure"]
+)
 def test_after_a_kill_at_any_stage_the_same_command_works_and_nothing_is_left(
     folder, tmp_path, capsys, stage
 ) -> None:

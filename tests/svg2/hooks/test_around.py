@@ -23,6 +23,20 @@ pytestmark = pytest.mark.slow  # half a minute in all
 WHOLE = {"top_p": 1.0, "warmup_fraction": 0.0}
 NAMES = ("wan2.1-t2v", "hunyuanvideo")
 
+# What does not depend on the family of a model is tried on one; `nightly` tries both.
+on_one_family = pytest.mark.parametrize(
+    "model", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.nightly)], indirect=True
+)
+
+
+def pairs_of(values):
+    """Each model with one of the values; `nightly` has the other pairs."""
+    return [
+        pytest.param(name, value, marks=() if i == j else pytest.mark.nightly)
+        for i, name in enumerate(NAMES)
+        for j, value in enumerate(values)
+    ]
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
@@ -110,13 +124,16 @@ def test_groups_of_layers_kept_off_the_device(pipe, model, config):
     both(pipe, model, config)
 
 
+@on_one_family
 def test_tiles_and_slices_of_the_vae(pipe, model, config):
     pipe.vae.enable_tiling()
     pipe.vae.enable_slicing()
     both(pipe, model, config, output_type="np")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("model", "dtype"), pairs_of([torch.bfloat16, torch.float16]), indirect=["model"]
+)
 def test_low_precisions(pipe, model, config, dtype):
     pipe.transformer.to(dtype)
     dense = generate(pipe, model)
@@ -147,9 +164,7 @@ def test_compiled_blocks_are_whole_and_few(pipe, model, config):
     assert near(generate(pipe, model), dense)
 
 
-@pytest.mark.parametrize(
-    "model", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.nightly)], indirect=True
-)
+@on_one_family
 def test_a_compiled_transformer_is_the_one_inside_the_wrapper(pipe, model, config):
     inner = pipe.transformer
     torch._dynamo.reset()
@@ -226,9 +241,7 @@ def test_the_grid_is_known_in_compiled_blocks(pipe, model, config, grids):
     assert set(grids) == {expected_grid(pipe, model)}
 
 
-@pytest.mark.parametrize(
-    "model", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.nightly)], indirect=True
-)
+@on_one_family
 def test_the_grid_is_known_in_a_compiled_transformer(pipe, model, config, grids):
     torch._dynamo.reset()
     pipe.transformer = torch.compile(pipe.transformer, backend="eager")
@@ -238,6 +251,7 @@ def test_the_grid_is_known_in_a_compiled_transformer(pipe, model, config, grids)
     assert set(grids) == {expected_grid(pipe, model)}
 
 
+@on_one_family
 def test_a_copy_made_meanwhile_is_a_stock_one(pipe, model, config):
     earlier = copy.deepcopy(pipe)
     stock = {name: type(p) for name, p in earlier.transformer.attn_processors.items()}
@@ -260,6 +274,7 @@ def test_a_copy_made_meanwhile_is_a_stock_one(pipe, model, config):
     assert np.array_equal(generate(whole, model), dense)
 
 
+@on_one_family
 def test_a_copy_does_not_end_the_generation_of_the_original(pipe, model, config):
     copies, cleared = [], []
 
@@ -277,11 +292,14 @@ def test_a_copy_does_not_end_the_generation_of_the_original(pipe, model, config)
 
 
 @pytest.mark.parametrize(
-    "cache",
-    [
-        FirstBlockCacheConfig(threshold=0.5),
-        TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1),
-    ],
+    ("model", "cache"),
+    pairs_of(
+        [
+            FirstBlockCacheConfig(threshold=0.5),
+            TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1),
+        ]
+    ),
+    indirect=["model"],
 )
 def test_caches_of_diffusers_on_top(pipe, model, config, cache):
     without = generate(pipe, model)
@@ -301,6 +319,7 @@ def test_caches_of_diffusers_on_top(pipe, model, config, cache):
         assert calls < run.stats.sparse_calls, "the cache spared some"
 
 
+@on_one_family
 def test_callbacks_of_the_users_own_see_every_step_and_may_stop(pipe, model, config):
     steps = []
 

@@ -121,7 +121,7 @@ def test_a_modular_pipeline_is_followed(wan):
     assert "processor" not in vars(wan.transformer.blocks[0].attn1)["_modules"]
 
 
-@pytest.mark.parametrize("ran_before", [0, 2, 12])
+@pytest.mark.parametrize("ran_before", [0, pytest.param(2, marks=pytest.mark.nightly), 12])
 def test_a_pipeline_made_by_from_pipe_has_its_own_number_of_steps(wan, ran_before):
     video = [Image.new("RGB", (48, 32), (i, 90, 40)) for i in range(9)]
     other = quiet(diffusers.WanVideoToVideoPipeline.from_pipe(wan))
@@ -138,8 +138,16 @@ def test_a_pipeline_made_by_from_pipe_has_its_own_number_of_steps(wan, ran_befor
         assert (sparse_steps(run)[0], run.stats.num_steps) == ([1, 2, 3], 4)
 
 
-@pytest.mark.parametrize("runs_first", [False, True])
-@pytest.mark.parametrize("kind", ["WanPipeline", "WanVideoToVideoPipeline"])
+@pytest.mark.parametrize(
+    ("kind", "runs_first"),
+    [
+        *(("WanPipeline", True), ("WanVideoToVideoPipeline", False)),
+        *(
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in (("WanPipeline", False), ("WanVideoToVideoPipeline", True))
+        ),
+    ],
+)
 def test_a_shared_transformer_under_another_scheduler_is_refused(wan, kind, runs_first):
     other = quiet(getattr(diffusers, kind).from_pipe(wan))
     other.scheduler = copy.deepcopy(wan.scheduler)

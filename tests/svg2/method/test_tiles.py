@@ -39,11 +39,13 @@ def places(grid):
 
 def by_token(plan):
     """The kept pairs of tokens, [B, H, N, N]."""
-    q_labels, k_labels = plan.q_clusters.labels.long(), plan.k_clusters.labels.long()
-    mask = torch.zeros((*q_labels.shape, k_labels.shape[-1]), dtype=torch.bool)
-    for b, h, i, j in itertools.product(*map(range, mask.shape)):
-        mask[b, h, i, j] = plan.kept[b, h, q_labels[b, h, i], k_labels[b, h, j]]
-    return mask
+    batch, heads = (torch.arange(size) for size in plan.kept.shape[:2])
+    return plan.kept[
+        batch[:, None, None, None],
+        heads[:, None, None],
+        plan.q_clusters.labels.long()[..., :, None],
+        plan.k_clusters.labels.long()[..., None, :],
+    ]
 
 
 @settings(deadline=None)

@@ -72,8 +72,18 @@ def test_a_broken_weight_stops_the_dense_run(model, pipe, name, value, what):
         assert message.startswith("The frames became infinite or not a number")
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(("side", "at"), [("dense", 3), ("svg2", 2), ("svg2", 4)])
+VALUES = (math.nan, math.inf, -math.inf)
+STEPS = (("dense", 3), ("svg2", 2), ("svg2", 4))
+
+
+@pytest.mark.parametrize(
+    ("side", "at", "value"),
+    [
+        pytest.param(*step, value, marks=() if i == j else pytest.mark.nightly)
+        for i, step in enumerate(STEPS)
+        for j, value in enumerate(VALUES)
+    ],
+)
 def test_the_first_step_that_is_not_finite_is_named(model, pipe, side, at, value, monkeypatch):
     monkeypatch.setattr(progress, "GLIMPSE_SECONDS", 0.0)
     seen = []

@@ -240,7 +240,13 @@ def test_both_lengths_of_clips_are_in_every_lesson(stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("stage", CURRICULA)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(stage, marks=() if stage == "distil" else pytest.mark.nightly)
+        for stage in CURRICULA
+    ],
+)
 def test_one_graph_serves_all_views_and_lengths_of_prompts(stage, device):
     """A CPU also has views of one clip; and a teacher runs without gradients."""
     torch._dynamo.reset()

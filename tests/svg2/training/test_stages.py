@@ -124,11 +124,11 @@ def test_one_call_makes_a_whole_and_another_goes_on_from_it(tmp_path, small_clip
         return found
 
     call = ["all", "--work", str(work), "--out", str(out), "--device", "cpu"]
-    main([*call, "--minutes", "0.08", "--vae-clips", "1", "--clips", "1"])
+    main([*call, "--minutes", "0.04", "--vae-clips", "1", "--clips", "1"])
     spent = record("dit.pt")["seconds"]
     vae_steps = record("vae.pt")["steps"]
     assert (out / "model_index.json").exists()
-    main([*call, "--minutes", "0.08", "--vae-clips", "1", "--clips", "1"])
+    main([*call, "--minutes", "0.04", "--vae-clips", "1", "--clips", "1"])
     assert record("dit.pt")["seconds"] > spent
     assert record("vae.pt")["steps"] == vae_steps  # latents depend on it
     assert len(judged) == 2
@@ -148,12 +148,12 @@ def test_the_built_in_model_is_extended_in_one_call_and_goes_on_in_another(
         return (checkpoint_record(work / name) or {"steps": 0})["steps"]
 
     call = ["extend", "--work", str(work), "--out", str(out), "--device", "cpu", "--clips", "1"]
-    main([*call, "--minutes", "0.2"])
+    main([*call, "--minutes", "0.08"])
     assert Store(work / "latents").rows().shape == (1, 2, 16, 9, SIZE // 8, SIZE // 8)
     assert Store(work / "latents33").rows().shape == (1, 2, 16, 17, SIZE // 8, SIZE // 8)
     first = [steps("long.pt"), steps("distil.pt")]
     assert min(first) > 0
-    main([*call, "--minutes", "0.2"])
+    main([*call, "--minutes", "0.08"])
     assert steps("long.pt") > first[0]
     assert steps("distil.pt") > first[1]
     assert judged == [work / "teacher"] * 2
@@ -521,7 +521,7 @@ def two_ranks(tmp_path_factory) -> Path:
     work = ("--work", str(root / "work"), "--device", "cpu")
     commands = [
         ["render", *work, "--vae-clips", "3"],
-        ["vae", *work, "--minutes", "0.05", "--pretrained", str(BUILTIN_FOLDER)],
+        ["vae", *work, "--minutes", "0.01", "--pretrained", str(BUILTIN_FOLDER)],
         ["encode", *work, "--clips", "4"],
         ["all", *work],
         ["extend", *work],

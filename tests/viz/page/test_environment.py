@@ -98,7 +98,9 @@ def test_a_port_that_is_one_is_taken(monkeypatch, text) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", [PROXIES["SOCKS"], PROXIES["of no kind"]])
+@pytest.mark.parametrize(
+    "given", [pytest.param(PROXIES["SOCKS"], marks=pytest.mark.nightly), PROXIES["of no kind"]]
+)
 def test_gradio_is_loaded_whatever_proxies_there_are(given) -> None:
     code = f"import app, os; assert {given!r}.items() <= os.environ.items()"
     command = [sys.executable, "-c", code]
