@@ -58,8 +58,8 @@ def connect(
     c, explorer, to = controls, workspace.explorer, wires.connect
     settings, inputs = " ".join(SETTINGS), " ".join((*SETTINGS, *CHOICES))
     methods = " ".join(OF_METHOD)
-    opened = "explorer nothing links prompt"
-    ran = "status explorer nothing links generate cancel"
+    opened = "explorer nothing links prompt ready"
+    ran = "status explorer nothing links ready generate cancel"
     checked, asked = "status note generate cancel", "status explorer cancel"
 
     found = f"{settings} status {opened} cancel generate"
@@ -83,7 +83,7 @@ def connect(
     wires.then(released, page.run_release, "visit", ran, **every)
     to([c.cancel.click, explorer.stop], page.stop, "visit", ran)
     to([c.ready.input], page.choose_trace, "visit ready", opened)
-    to([explorer.select], page.follow_link, "visit", f"{opened} ready")
+    to([explorer.select], page.follow_link, "visit", opened)
     one = {"concurrency_limit": 1}  # reading a file takes memory
     to([c.upload.upload], page.receive_trace, "visit upload", f"{inputs} {ran}", **one)
 

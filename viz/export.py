@@ -27,13 +27,14 @@ ORDERS: tuple[Order, ...] = ("original", "permuted")
 
 _STORED = zipfile.ZIP_STORED  # what is compressed already gains nothing from more
 
+_VIEWS = """of the run {run}, per recorded layer (16 at most), at step {step}: clusters of
+                 queries and keys on frames, and the mask in token order and permuted, where blue
+                 is computed; result.json names the head of each"""
 _README = """SVG2 Lab export
 
 explorer.html    the whole workspace; opens from disk in any browser, no network needed
 videos/          the dense clip and each sparse one, H.264
-views/           per recorded layer of the first recorded run (16 layers at most), at its last
-                 recorded step: clusters of queries and keys on frames, and the mask in token
-                 order and permuted
+views/           {views}
 tradeoff.html    PSNR against density of the measured runs
 result.json      request, provenance and every number of every run; per view the tiles it touches
 
@@ -63,7 +64,7 @@ def export_bytes(trace: Trace, mode: str = "trace", check: Check = no_check) -> 
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("README.txt", _README)
+        archive.writestr("README.txt", _readme(trace))
         archive.writestr("explorer.html", explorer_html(trace, mode, check))
         check()
         archive.writestr("videos/dense.mp4", trace.dense_mp4, _STORED)
@@ -74,6 +75,15 @@ def export_bytes(trace: Trace, mode: str = "trace", check: Check = no_check) -> 
         views = _write_views(trace, archive, check)
         archive.writestr("result.json", json.dumps(_result(trace, views), indent=2))
     return buffer.getvalue()
+
+
+def _readme(trace: Trace) -> str:
+    """What lies in the export; the views name their run, since the page may have shown another."""
+    records = shown_records(trace)
+    if not records:
+        return _README.format(views="empty: this trace holds no recorded clusters")
+    run, step = run_names(trace)[records[0].run], records[0].step + 1
+    return _README.format(views=_VIEWS.format(run=run, step=step))
 
 
 def run_names(trace: Trace) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from svg2.errors import MediaError, RequestError
 from svg2.method.selection import METHODS
 from svg2.trace.records import Trace
 from svg2.trace.video import decode_mp4
+from viz.lessons import computed, percent
 from viz.payload import Check, no_check
 
 Kind = Literal["gif", "webp"]
@@ -62,13 +64,15 @@ def _sheets(trace: Trace, left: int | None, right: int) -> Iterator[Image.Image]
     clips = [_shown(_decoded(_clip(trace, index))) for index in (left, right)]
     height = clips[0][0].height
     bold, small = ImageFont.load_default(_LABEL_PX), ImageFont.load_default(_LINE_PX)
-    lines = [cut for line in lines_of(trace, right) for cut in _wrapped(line, small)]
+    lines = [drawable(line, small) for line in lines_of(trace, right)]
+    lines = [cut for line in lines for cut in _wrapped(line, small)]
     top = _MARGIN + _LABEL_PX + 8
     size = (_WIDTH, top + height + _GAP + len(lines) * (_LINE_PX + 5) + _MARGIN)
     ground = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(ground)
     for i, name in enumerate(names):
-        draw.text((_MARGIN + i * (_CLIP_PX + _GAP), _MARGIN), name, _INK, bold)
+        place = (_MARGIN + i * (_CLIP_PX + _GAP), _MARGIN)
+        draw.text(place, drawable(name, bold), _INK, bold)
     for i, line in enumerate(lines):
         draw.text((_MARGIN, top + height + _GAP + i * (_LINE_PX + 5)), line, _SOFT, small)
     for pair in zip(*clips, strict=False):
@@ -112,20 +116,21 @@ def lines_of(trace: Trace, index: int) -> list[str]:
     """What a picture of a run says below it: prompt, model, what it gave, and where from."""
     request, result = trace.request, trace.runs[index].result
     source = result if result.get("hardware") else trace.provenance
-    psnr, computed = result.get("psnr_db"), result.get("compute_density")
+    psnr, share = result.get("psnr_db"), _computed_share(result)
     speedup = None if result.get("is_disturbed") else result.get("speedup")
     commit, date = source.get("commit"), source.get("date")
+    num_frames = len(trace.runs[index].psnr_frame)
     lines = (
         (
             f"“{request.get('prompt', '')}”",
             f"model {request.get('model', 'unknown')}",
             f"seed {request.get('seed', 'unknown')}",
-            f"{request.get('width')}×{request.get('height')} pixels",
+            f"{num_frames} frames of {request.get('width')}×{request.get('height')}",
             f"{request.get('num_inference_steps')} steps",
         ),
         (
             name_of(trace, index),
-            f"{computed:.1%} of the pairs computed in sparse calls" if computed else None,
+            None if share is None else f"{percent(share)} of all pairs computed",
             f"{speedup:.2f}× end to end" if speedup else None,
             "identical to dense" if psnr is None else f"{psnr:.1f} dB against dense",
         ),
@@ -137,6 +142,32 @@ def lines_of(trace: Trace, index: int) -> list[str]:
         ),
     )
     return [" · ".join(filter(None, parts)) for parts in lines]
+
+
+def _computed_share(result: Mapping[str, Any]) -> float | None:
+    """The share of all pairs that a run computed; None where it was not measured."""
+    names = ("density", "density_run", "compute_density")
+    if any(result.get(name) is None for name in names) or result["density"] >= 1:
+        return result.get("density_run")
+    return computed(result)
+
+
+def drawable(text: str, font: Any) -> str:
+    """The text in characters that the font has: Pillow's own has little beyond ASCII.
+
+    A letter with an accent loses it, the multiplication sign is an x, and the rest is "?".
+    """
+    box = font.getmask("\uffff")
+
+    def is_box(character: str) -> bool:
+        mask = font.getmask(character)
+        return mask.size == box.size and bytes(mask) == bytes(box)
+
+    def drawn(character: str) -> str:
+        plain = unicodedata.normalize("NFKD", character.replace("×", "x"))[0]
+        return next((one for one in (character, plain) if not is_box(one)), "?")
+
+    return "".join(map(drawn, unicodedata.normalize("NFC", text)))
 
 
 def _wrapped(line: str, font: Any) -> list[str]:

@@ -251,6 +251,20 @@ def test_the_inputs_and_the_place_stay_in_sight(page) -> None:
     assert page.locator("#explorer .placebar").bounding_box()["y"] == 0
 
 
+@pytest.mark.parametrize("size", [(1024, 768), (1280, 600), (900, 500)])
+def test_generate_is_in_sight_in_a_low_window(size, page) -> None:
+    before = page.viewport_size
+    page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+    box = page.locator("#generate").bounding_box()
+    hit = page.evaluate(
+        "([x, y]) => document.elementFromPoint(x, y)?.closest('button')?.id",
+        [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2],
+    )
+    page.set_viewport_size(before)
+    assert box["y"] + box["height"] <= size[1]
+    assert hit == "generate"
+
+
 def test_on_a_phone_the_result_comes_first(visit) -> None:
     page = visit(width=390)
     headline = page.locator("#explorer .headline")

@@ -44,6 +44,22 @@ def test_the_zip_holds_clips_views_numbers_and_the_page(exported, trace):
             assert data.startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_the_zip_says_of_which_run_its_views_are(first, trace):
+    """The page may have shown another run than the first recorded one."""
+    records = tuple(r for r in trace.records if r.run >= first)
+    assert {r.run for r in records} >= {first}
+    with zipfile.ZipFile(io.BytesIO(export_bytes(replace(trace, records=records)))) as archive:
+        said = archive.read("README.txt").decode()
+    assert f"of the run {run_names(trace)[first]}, per recorded layer" in said
+    assert f"at step {shown_records(trace)[0].step + 1}" in said
+
+
+def test_a_zip_without_views_says_so(trace):
+    with zipfile.ZipFile(io.BytesIO(export_bytes(replace(trace, records=())))) as archive:
+        assert "holds no recorded clusters" in archive.read("README.txt").decode()
+
+
 def test_the_numbers_are_those_of_the_trace(exported, trace):
     result = json.loads(exported.read("result.json"))
     assert [r["result"] for r in result["runs"]] == [r.result for r in trace.runs]

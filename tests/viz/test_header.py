@@ -72,8 +72,9 @@ def test_the_headline_says_pace_in_words_and_none_where_it_was_disturbed(
         ({"order": "in turns", "is_disturbed": False}, "took turns, step by step, so both met"),
         ({"order": "in turns", "is_disturbed": True}, "measure again"),
         ({"order": "dense earlier", "is_scaled": True}, "timed earlier. The speedup is scaled"),
-        ({"order": "dense first", "is_scaled": False}, "The sparse run followed the dense one."),
-        ({}, "The sparse run followed the dense one."),
+        ({"order": "dense first", "is_scaled": True}, "scaled by the work that both share"),
+        ({"order": "dense first", "is_scaled": False}, "so what else the machine did in between"),
+        ({}, "Each was run once, the sparse run after the dense one"),
     ],
 )
 def test_how_both_were_timed_is_said(result, said, trace, open_page):
@@ -113,6 +114,22 @@ def test_a_sentence_says_where_the_time_went(trace, open_page):
     ]
     names = page.locator(".timechart .tick").all_text_contents()
     assert "0 s" in names
+
+
+def test_the_legend_names_no_part_that_neither_run_has(trace, open_page):
+    page = open_page(with_run(trace, stages={"dense_attention": 0.0}))
+    legend = page.locator(".timechart .key").all_text_contents()
+    assert legend == ["attention", "clustering, sorting, selecting", "the rest of the model"]
+
+
+def test_the_foot_counts_the_calls_of_the_run_on_show(trace, open_page):
+    """Three runs of one trace have records each; the page shows one of them."""
+    page = open_page(trace, "#run=1")
+    for run in range(len(trace.runs)):
+        own = sum(record.run == run for record in trace.records)
+        page.evaluate("(run) => explorer.select({ run })", run)
+        assert f"{own} recorded calls of" in page.locator(".foot").inner_text()
+        assert page.locator(".readout").inner_text().count(f"of {own} recorded calls") == 1
 
 
 def test_time_that_gains_as_much_as_work_is_not_said_to_gain_less(trace, open_page):

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
+from PIL import Image, ImageFont, ImageSequence
 
 from svg2.errors import RequestError
 from svg2.trace.records import Trace
 from svg2.trace.video import decode_mp4
-from viz.motion import lines_of, moving_picture, name_of
+from viz.motion import drawable, lines_of, moving_picture, name_of
 
 
 def frames_of(data: bytes) -> tuple[Image.Image, np.ndarray]:
@@ -46,6 +46,7 @@ def test_the_lines_say_what_is_shown(trace: Trace) -> None:
     first, second, third = lines_of(trace, 0)
     assert trace.request["prompt"] in first
     assert f"seed {trace.request['seed']}" in first
+    assert "17 frames of " in first
     assert second.startswith("SVG2 · top-p 0.9 · ")
     assert second.endswith("dB against dense")
     assert third.endswith("SVG2 Lab")
@@ -64,6 +65,36 @@ def test_only_what_was_measured_is_said(result, said, unsaid, trace: Trace) -> N
     line = lines_of(replace(trace, runs=(run,), records=()), 0)[1]
     assert said in line
     assert unsaid not in line
+
+
+@pytest.mark.parametrize(
+    ("density", "density_run", "compute_density", "said"),
+    [
+        (0.2, 0.36, 0.25, "40 % of all pairs computed"),  # a fifth of the calls stays dense
+        (0.044, 0.044, 0.0904, "9 % of all pairs computed"),
+        (1.0, 1.0, 1.0, "100 % of all pairs computed"),
+    ],
+)
+def test_the_share_is_that_of_the_page_s_headline(
+    density, density_run, compute_density, said, trace: Trace
+) -> None:
+    shares = {"density": density, "density_run": density_run, "compute_density": compute_density}
+    run = replace(trace.runs[0], result={**trace.runs[0].result, **shares})
+    assert said in lines_of(replace(trace, runs=(run,), records=()), 0)[1].split(" · ")
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [
+        ("192×192 · 1.86×", "192x192 · 1.86x"),
+        ("“un café à Zürich”", "“un cafe a Zurich”"),
+        ("cafe\u0301", "cafe"),  # the accent as a character of its own
+        ("红球 on a floor", "?? on a floor"),
+        ("plain ASCII, 100 %", "plain ASCII, 100 %"),
+    ],
+)
+def test_no_character_is_drawn_as_a_box(text: str, drawn: str) -> None:
+    assert drawable(text, ImageFont.load_default(13)) == drawn
 
 
 def test_a_budget_by_density_is_named_so(trace: Trace) -> None:

@@ -162,6 +162,9 @@ def test_a_race_shows_both_sides_and_how_far_one_is_ahead(trace, open_page):
     assert sides.nth(0).locator("img").is_visible()
     assert sides.nth(1).locator("img").is_hidden()
     assert gap.is_hidden()
+    bars = page.locator(".liveside .livebar i")
+    filled = [bars.nth(i).evaluate("(bar) => parseFloat(bar.style.width)") for i in (0, 1)]
+    assert filled == pytest.approx([100 * 3 / 9, 100 * 3 / 27], abs=0.1)  # of 27 s at this pace
     race(side("Dense run", 3, 9.0), side("SVG2", 3, 4.5))
     assert gap.inner_text() == "After step 3: 4.5 s ahead, 2.00× so far"
     assert sides.nth(0).locator("img").is_visible()  # until the next picture

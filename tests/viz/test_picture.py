@@ -61,6 +61,46 @@ def test_a_view_is_saved_whole_at_twice_its_size(view, page):
     assert middle.mean() > (0.005 if view == "tradeoff" else 0.05)
 
 
+@pytest.mark.parametrize(
+    ("view", "label", "name"),
+    [("clusters", "density map", "density"), ("masks", "budget curve", "budget")],
+)
+def test_the_smaller_charts_are_saved_too(view, label, name, page):
+    with page.expect_download() as download:
+        page.locator(f"[data-view={view}]").get_by_role("button", name=f"Save {label}").click()
+    assert download.value.suggested_filename == f"svg2-{name}.png"
+    pixels = np.asarray(Image.open(download.value.path()).convert("RGB")).astype(int)
+    body = pixels[2 * (MARGIN + 26 + GAP) : -2 * 100]
+    accent = (np.abs(body - (47, 86, 208)).sum(-1) < 40).sum()
+    assert accent > 300  # the strongest cell, or the curve of density
+    assert (np.abs(body - pixels[0, 0]).sum(-1) > 60).mean() > 0.01
+
+
+@pytest.mark.parametrize("width", [390, 1000, 1440])
+@pytest.mark.parametrize("axis", ["density", "compute", "attention", "speedup"])
+def test_no_word_of_a_chart_is_cut_in_its_picture(axis, width, timed, open_page):
+    page = open_page(timed, f"#run=1&axis={axis}", width=width)
+    page.wait_for_timeout(200)
+    outside = page.evaluate("""() => [...document.getElementById('explorer').shadowRoot
+        .querySelectorAll('.chart text, .timechart text')].filter((text) => {
+            const { width, height } = text.ownerSVGElement.viewBox.baseVal;
+            const { left, right, top, bottom } = text.getBoundingClientRect();
+            const frame = text.ownerSVGElement.getBoundingClientRect();
+            return left < frame.left - 0.5 || right > frame.left + width + 0.5
+                || top < frame.top - 2 || bottom > frame.top + height + 4;
+        }).map((text) => text.textContent)""")
+    assert outside == []
+
+
+@pytest.mark.parametrize("shares", [(0.2, 0.36, 0.25), (0.044, 0.044, 0.09), (1.0, 1.0, 1.0)])
+def test_the_lines_and_the_page_name_one_share(shares, trace, open_page):
+    names = ("density", "density_run", "compute_density")
+    page = open_page(with_run(trace, **dict(zip(names, shares, strict=True))))
+    share = page.locator(".metric", has_text="Computed").locator("dd").first.inner_text()
+    said = page.evaluate("() => explorer.inspect().pictureLines")[1].split(" · ")
+    assert f"{share} of all pairs computed" in said
+
+
 def test_where_nothing_is_drawn_nothing_is_saved(trace, open_page):
     page = open_page(with_run(trace, stages={"dense_attention": None}))
     view = page.locator("[data-view=gain]")

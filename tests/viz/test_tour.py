@@ -72,8 +72,8 @@ def test_the_tour_shows_a_thing_and_no_strip_of_background(open_page):
 
 def test_the_tour_says_what_was_measured(trace, open_page):
     page = open_page(trace, "#run=1&tour=1", fresh=True, reduced_motion="reduce")
-    share = f"{100 * trace.runs[0].result['density_run']:.1f} % of them over the whole run"
-    assert share in told(page)
+    share = page.locator(".metric", has_text="Computed").locator("dd").first.inner_text()
+    assert f"on the right {share} of them over the whole run" in told(page)
     whole = replace(trace.runs[0], result={**trace.runs[0].result, "density_run": 1.0})
     page.evaluate(
         "(payload) => explorer.load(payload)",

@@ -217,6 +217,16 @@ function sameClusters(records, i) {
   }));
 }
 
+/**
+ * Share of all query–key pairs of a run that were computed, dense steps, stand-ins and routing
+ * included: what the page means by "computed" wherever it speaks of a whole run.
+ */
+export function computedShare({ density, density_run: overRun = density, compute_density: computed }) {
+  if (![density, overRun, computed].every(isNumber) || density >= 1) return overRun;
+  const sparseCalls = (1 - overRun) / (1 - density);
+  return overRun + sparseCalls * (computed - density);
+}
+
 /** A payload from bytes, gzipped or not. */
 export async function parsePayload(bytes) {
   const zipped = bytes[0] === 0x1f && bytes[1] === 0x8b;

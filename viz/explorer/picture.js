@@ -1,5 +1,6 @@
 // A view as a picture for a slide: what it has drawn, under a title and over lines that say of what.
 
+import { computedShare } from "./data.js";
 import { decibel, el, isNumber, percent, svg, times } from "./dom.js";
 
 const SCALE = 2; // for screens of today, and for print
@@ -20,8 +21,9 @@ export function linesOf({ data, store }, place) {
   const run = data.runs[store.get().run];
   const { result } = run;
   const from = result.hardware ? result : provenance;
+  const computed = computedShare(result);
   const gained = [
-    isNumber(result.compute_density) && `${percent(result.compute_density)} of the pairs computed in sparse calls`,
+    isNumber(computed) && `${percent(computed)} of all pairs computed`,
     isNumber(result.speedup) && `${times(result.speedup)} end to end`,
     `${decibel(result.psnr_db)} against dense`,
   ];
@@ -181,21 +183,22 @@ export async function svgImage(node) {
 /**
  * Buttons that save or copy a view's picture. `picture()` gives (or promises) what `compose` takes, without
  * lines and colours, and with the `place` that it shows; null where nothing is drawn. `chart` is an SVG
- * element that can be saved as such. `files` are kinds of file that the server makes of the run on show.
+ * element that can be saved as such. `files` are kinds of file that the server makes of the run on show,
+ * `others` further pictures of the view: {name, label, picture}.
  */
-export function makeSave(app, name, { picture, chart, files = [] }) {
+export function makeSave(app, name, { picture, chart, files = [], others = [] }) {
   const said = el("span", { class: "small", role: "status" });
   const say = (text) => {
     said.textContent = text;
   };
-  const sheet = async () => {
-    const drawn = await picture();
+  const sheet = async (of = picture) => {
+    const drawn = await of();
     if (!drawn) throw new Error("Nothing is drawn here.");
     const { place = null, ...what } = drawn;
     return { ...what, lines: linesOf(app, place), colours: app.colours() };
   };
-  const make = async () => {
-    const canvas = compose(await sheet());
+  const make = async (of) => {
+    const canvas = compose(await sheet(of));
     return new Promise((done) => canvas.toBlob(done, "image/png"));
   };
   const button = (label, act) =>
@@ -210,6 +213,9 @@ export function makeSave(app, name, { picture, chart, files = [] }) {
         save(new Blob([svgSheet(chart, await sheet())], { type: "image/svg+xml" }), `svg2-${name}.svg`),
       )
     : null;
+  const further = others.map((other) =>
+    button(`Save ${other.label}`, async () => save(await make(other.picture), `svg2-${other.name}.png`)),
+  );
   const made = app.fetchFile
     ? files.map((kind) =>
         button(`Save ${kind}`, async () => {
@@ -224,7 +230,7 @@ export function makeSave(app, name, { picture, chart, files = [] }) {
     const { copied, text } = await app.copyLink(name);
     say(copied ? "Link copied" : text);
   });
-  return el("p", { class: "save" }, png, copy, vector, made, link, said);
+  return el("p", { class: "save" }, png, copy, vector, further, made, link, said);
 }
 
 /** Have the browser keep a file. */

@@ -225,6 +225,7 @@ function hexToRgb(text) {
 
 /** Where a run's numbers come from: hardware, versions, commit, and what was recorded. */
 function originOf({ provenance, tokens, index }, run) {
+  const recorded = index.filter((record) => record.run === run.index).length;
   const from = sourceOf(run, provenance);
   const versions = Object.entries(from.versions ?? {}).filter(([, v]) => v);
   const parts = [
@@ -232,7 +233,7 @@ function originOf({ provenance, tokens, index }, run) {
     ...versions.map(([name, v]) => `${name} ${v}`),
     from.commit ? `commit ${String(from.commit).slice(0, 12)}` : "commit not recorded",
     from.date,
-    `${plural(index.length, "recorded call")} of ${plural(tokens, "token")}`,
+    `${plural(recorded, "recorded call")} of ${plural(tokens, "token")}`,
   ];
   return `${parts.filter(Boolean).join(" · ")}.`;
 }

@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Generator
+from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -29,7 +30,7 @@ from svg2.trace.records import RecordingPolicy
 from svg2.trace.scratch import is_full
 from viz.page import words
 from viz.page.address import CHOICES, NUMBERS, OF_METHOD, SETTINGS, read_address, read_clip
-from viz.page.open_traces import OpenTraces
+from viz.page.open_traces import READY_MADE, OpenTraces
 from viz.page.runner import Execution, Runner, runner_for
 from viz.page.visit import Visit
 from viz.page.words import plain, say
@@ -281,7 +282,7 @@ class Page:
             dense = None if is_release and visit.wants_race else visit.dense_of(run)
             policy = RELEASE_POLICY if is_release else None
             visit.execution = self.runner.start(run, dense, policy)
-            visit.doing = (run, dense, is_release)
+            visit.doing, visit.latest = (run, dense, is_release), None
         _, dense, _ = visit.doing or (None, None, None)
         execution = started or visit.execution
         assert execution is not None
@@ -290,10 +291,12 @@ class Page:
             lead = f"{words.AGAIN}: "
         runs = words.runs_of(run, with_dense=dense is None)
         is_kept = False
+        known = [visit.latest] if visit.latest else []  # the next may be a long step away
         try:
-            for progress in execution:
+            for progress in chain(known, execution):
                 if execution.is_cancelled:
                     continue
+                visit.latest = progress
                 done = words.share_done(progress, runs)
                 yield {
                     "status": words.progress_bar(progress, done),
@@ -321,10 +324,7 @@ class Page:
 
     def follow_link(self, visit: Visit, event: gr.EventData) -> Update:
         """A link in the browser opened another trace."""
-        update = self.choose_trace(visit, _sent(event, "trace"))
-        if visit.open_trace is not None and visit.open_trace.key in self.traces.ready_made:
-            update["ready"] = visit.open_trace.key
-        return update
+        return self.choose_trace(visit, _sent(event, "trace"))
 
     def receive_trace(self, visit: Visit, data: bytes | None) -> Update:
         """Open an uploaded trace; a bad one changes nothing but the message.
@@ -367,11 +367,13 @@ def _buttons(is_busy: bool, is_release: bool = False) -> Update:
 
 
 def _workspace(visit: Visit) -> Update:
-    is_open = visit.open_trace is not None
+    shown = visit.open_trace
+    is_open = shown is not None
     return {
+        "ready": shown.key if is_open and shown.mode == READY_MADE else None,
         "explorer": gr.update(value=visit.view(), visible=is_open),
         "nothing": gr.update(visible=not is_open),
-        "links": words.links_to(visit.open_trace),
+        "links": words.links_to(shown),
     }
 
 

@@ -94,14 +94,14 @@ class Controls:
         """Lay them out in the row at hand."""
         with gr.Column(elem_id="controls", scale=0, min_width=280):
             gr.HTML(MASTHEAD, elem_id="masthead")
-            return cls(
-                **_prompt_part(start),
-                **_model_part(start),
-                **_method_part(start),
-                **_video_part(start),
-                **_run_part(),
-                **_trace_part(start),
-            )
+            with gr.Column(elem_id="fields"):
+                fields = {
+                    **_prompt_part(start),
+                    **_model_part(start),
+                    **_method_part(start),
+                    **_video_part(start),
+                }
+            return cls(**fields, **_run_part(), **_trace_part(start))
 
 
 @dataclass(frozen=True)

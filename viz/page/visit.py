@@ -13,6 +13,7 @@ from svg2.models.request import Request
 from svg2.runs.compare import Comparison, add_run
 from svg2.runs.dense_sparse import DenseRun
 from svg2.runs.jobs import Studio
+from svg2.runs.progress import Progress
 from svg2.runs.run import Run
 from viz.explorer_page import explorer_value
 from viz.page.open_traces import (
@@ -48,6 +49,7 @@ class Visit:
         ticket: names the tab also after it was loaded again; empty where none is known.
         execution: what runs now, of `doing`: the run, its dense side, and whether it is a
             release's.
+        latest: the last progress of it that was shown; None before the first.
         is_comparing: whether that is a whole run, and not a release's.
         wants_race: whether the release makes the dense side again too, since its timing was
             disturbed.
@@ -61,6 +63,7 @@ class Visit:
         self.ticket = ""
         self.execution: Execution | None = None
         self.doing: tuple[Run, DenseRun | None, bool] | None = None
+        self.latest: Progress | None = None
         self.is_comparing = False
         self.wants_race = False
         self._turn = threading.Lock()
@@ -85,7 +88,15 @@ class Visit:
 
     def take_over(self, other: Visit) -> None:
         """Go on with what another visit of the same tab shows and runs."""
-        for name in ("open_trace", "num_given", "made_by", "dense", "execution", "doing"):
+        for name in (
+            "open_trace",
+            "num_given",
+            "made_by",
+            "dense",
+            "execution",
+            "doing",
+            "latest",
+        ):
             setattr(self, name, getattr(other, name))
         other.execution = None  # no longer the other's to cancel
         other.free()

@@ -127,6 +127,41 @@ def test_a_run_goes_on_while_a_phone_sleeps_and_is_shown_when_it_is_back(
     assert not back.is_comparing
 
 
+class Slow(Stub):
+    """A run in the middle of a step: it reports once to whoever listens first."""
+
+    def __iter__(self) -> Iterator[Progress]:
+        for _ in self.started[:1]:
+            self.started.clear()
+            yield Progress("svg2-routed", "denoise", 3, 10)
+        raise AssertionError("the next report is a long step away")
+
+
+@pytest.mark.parametrize("is_release", [True, False])
+def test_a_page_that_was_loaded_again_says_at_once_how_far_its_run_is(
+    studio: Studio, traces: OpenTraces, visit: Visit, is_release: bool
+) -> None:
+    page = Page(studio, traces, Slow(None))
+    come(page, visit, "ticket-of-a-tab", "before")
+    run = studio.run({"prompt": "a red ball", "num_inference_steps": 10})
+    if is_release:
+        visit.pending_release = run
+        making = page.run_release(visit)
+    else:
+        visit.pending = run
+        making = page.run_pending(visit)
+    before = next(making)
+    making.close()
+    back = Visit(None, studio.model)
+    come(page, back, "ticket-of-a-tab", "after")
+    resumed = page.resume(back)
+    after = next(resumed)
+    assert after["status"] == before["status"]
+    assert "step 3 of 10" in after["status"]
+    assert after["explorer"]["live"] == before["explorer"]["live"]
+    assert after["explorer"]["live"]["release"] is is_release
+
+
 def test_a_tab_that_does_not_come_back_has_its_run_cancelled(
     page: Page, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +178,17 @@ def test_a_tab_that_does_not_come_back_has_its_run_cancelled(
     late = Visit(None, visit.model)
     come(page, late, "ticket-of-a-phone", "late")
     assert late.execution is None
+
+
+def test_the_list_of_comparisons_names_what_is_open(
+    page: Page, studio: Studio, visit: Visit
+) -> None:
+    for key in ("blue-cube", "red-ball"):
+        assert page.choose_trace(visit, key)["ready"] == key
+    assert page.choose_trace(visit, "gone")["ready"] == "red-ball"  # the open one stays
+    visit.pending = studio.run({"prompt": "a red ball", "num_inference_steps": 2})
+    *_, last = page.run_pending(visit)
+    assert last["ready"] is None  # a run of one's own is not in the list
 
 
 @pytest.mark.parametrize("ticket", ["", None, 7, "short", "x" * 500, ["ticket-of-a-phone"]])

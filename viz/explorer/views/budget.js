@@ -1,6 +1,6 @@
 // The budget: its slider, what it keeps in numbers, and whether that was measured.
 
-import { budget, decibel, el, isNumber, percent, put, times, write } from "../dom.js";
+import { budget, decibel, el, isNumber, percent, plural, put, times, write } from "../dom.js";
 import { TICKS } from "../select.js";
 import { term } from "../words.js";
 import { LEAST_TICK, makeBudgetCurve } from "./budgetcurve.js";
@@ -28,6 +28,7 @@ export function makeBudget(app) {
   return {
     nodes: panelNodes(app, panel),
     liveSlot: panel.liveSlot,
+    picture: panel.curve.picture,
     /** Show the answer to a release of the slider in a sentence; null hides it. */
     say(text) {
       panel.answer.hidden = !text;
@@ -112,7 +113,7 @@ function panelNodes(app, { floor, value, curve, badge, kind, back, measure, answ
       el("dd", {}, facts.mass, facts.massNote),
       el("dt", {}, term("recall", "Recall")),
       el("dd", {}, facts.recall, facts.recallNote),
-      el("dt", {}, "Density, recorded calls"),
+      el("dt", {}, "Mean density"),
       el("dd", {}, facts.all, facts.allNote),
       el("dt", {}, facts.outcomeName),
       el("dd", {}, facts.outcome, facts.outcomeNote),
@@ -154,7 +155,7 @@ function showReadout({ facts, floor, value, badge, kind, back, measure }, number
     isOwnMask ? "true attention mass, 64 random queries" : "only at the measured budget",
   );
   write(facts.all, all.value === null ? "computing…" : percent(all.value));
-  write(facts.allNote, `mean of ${all.count}`);
+  write(facts.allNote, `of ${plural(all.count, "recorded call")}`);
   showOutcome(facts, numbers);
   write(value, numbers.asked);
   write(badge, badgeOf(numbers));

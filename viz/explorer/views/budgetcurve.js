@@ -1,12 +1,13 @@
 // Density and kept mass at every budget, above the slider and in step with it.
 
-import { el, svg } from "../dom.js";
+import { budget, el, svg } from "../dom.js";
 import { TICKS } from "../select.js";
 
 export const LEAST_TICK = 10;
 
 const SIZE = { width: 300, height: 90 };
 const RIM = 2; // half a line's width stays inside of the picture
+const PICTURE = { width: 760, height: 340, left: 56, bottom: 44, top: 30 };
 const BUDGETS = [0.2, 0.4, 0.6, 0.8, 1];
 const SHARES = [1, 0.5, 0];
 
@@ -67,6 +68,7 @@ export function makeBudgetCurve(app, slider) {
   let shown = null;
   return {
     node: withAxes(chart, slider),
+    picture: () => (app.canRedo() ? pictureOf(app) : null),
     update(state) {
       const record = app.record();
       if (shown !== record) {
@@ -79,6 +81,68 @@ export function makeBudgetCurve(app, slider) {
       moveTo(measured, placeOf(app.measuredBudget()));
     },
   };
+}
+
+/** The curves in large, with their axes and names. */
+function pictureOf(app) {
+  const { density, keptMass } = app.curve(app.record());
+  const { top_p } = app.store.get();
+  return {
+    title: "What a budget keeps of this call",
+    parts: [
+      {
+        height: PICTURE.height,
+        draw: (context, x, y) => {
+          context.save();
+          context.translate(x + PICTURE.left, y + PICTURE.top);
+          drawCurves(context, { density, keptMass, top_p, measured: app.measuredBudget() }, app.colours());
+          context.restore();
+        },
+      },
+    ],
+    columns: 1,
+    cell: PICTURE.width,
+    place: app.viewName(),
+  };
+}
+
+function drawCurves(context, { density, keptMass, top_p, measured }, { ink, soft, line, accent }) {
+  const width = PICTURE.width - PICTURE.left - 20;
+  const height = PICTURE.height - PICTURE.top - PICTURE.bottom;
+  const at = (p) => (placeOf(p) / SIZE.width) * width;
+  const up = (share) => (1 - share) * height;
+  const stroke = (points, colour, wide = 1, dash = []) => {
+    context.setLineDash(dash);
+    context.lineWidth = wide;
+    context.strokeStyle = colour;
+    context.beginPath();
+    points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
+    context.stroke();
+  };
+  const write = (text, x, y, align, colour = soft) => {
+    context.textAlign = align;
+    context.fillStyle = colour;
+    context.fillText(text, x, y);
+  };
+  const pointsOf = (shares) =>
+    Array.from({ length: TICKS - LEAST_TICK + 1 }, (_, i) => [at((i + LEAST_TICK) / TICKS), up(shares[i + LEAST_TICK])]);
+  context.font = "400 13px system-ui, sans-serif";
+  for (const share of SHARES) {
+    stroke([[0, up(share)], [width, up(share)]], line);
+    write(`${100 * share} %`, -8, up(share) + 4, "right");
+  }
+  for (const p of BUDGETS) {
+    stroke([[at(p), 0], [at(p), height]], line);
+    write(String(p), at(p), height + 18, "center");
+  }
+  write("budget, top-p", width, height + 36, "right");
+  stroke([[at(measured), 0], [at(measured), height]], soft, 1, [2, 3]);
+  stroke([[at(top_p), 0], [at(top_p), height]], ink, 2);
+  write(budget(top_p), at(top_p), -8, "center", ink);
+  stroke(pointsOf(keptMass), soft, 2, [6, 4]);
+  stroke(pointsOf(density), accent, 2.5);
+  write("— density: share of the pairs computed", 0, height + 36, "left", accent);
+  write("- - kept mass", 290, height + 36, "left", soft);
 }
 
 function moveTo(line, x) {

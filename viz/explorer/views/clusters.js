@@ -38,6 +38,7 @@ export function makeClusters(app) {
     node,
     drawClips,
     picture: () => pictureOf(app, tiles),
+    others: [{ name: "density", label: "density map", picture: map.picture }],
     draw() {
       drawClips();
       map.draw();

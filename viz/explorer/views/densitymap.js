@@ -6,6 +6,9 @@ import { term } from "../words.js";
 
 const CELL_PX = 18; // at most
 const ROOM_PX = 200; // until the page is laid out
+const PICTURE_PX = 280; // of a map in a saved picture, with its axes
+const PICTURE_CELL_PX = 24; // at most
+const AXIS_PX = 24;
 const PLACE = ["step", "layer", "head"];
 const MOVES = {
   ArrowLeft: ["step", -1],
@@ -46,6 +49,7 @@ export function makeDensityMap(app) {
       map.caption,
     ),
     draw,
+    picture: () => pictureOf(map),
     update(state, changed) {
       if (changed.has("run")) {
         fillMaps(map, board);
@@ -120,7 +124,6 @@ function meanOf({ mean, steps, layers }, head) {
 
 function paintHead({ app, table, canvases }, head) {
   const canvas = canvases[head];
-  const state = app.store.get();
   const scale = devicePixelRatio;
   const { steps, layers } = table;
   const room = (canvas.parentElement.clientWidth || ROOM_PX) * scale;
@@ -131,7 +134,13 @@ function paintHead({ app, table, canvases }, head) {
   canvas.style.height = `${canvas.height / scale}px`;
   canvas.closest(".headmap").querySelector(".steps").style.width = canvas.style.width;
   context.clearRect(0, 0, canvas.width, canvas.height);
-  const brush = { context, cell, scale, colours: app.colours(), table };
+  paintCells({ context, cell, scale, colours: app.colours(), table }, head, app.store.get());
+}
+
+/** All calls of a head. */
+function paintCells(brush, head, state) {
+  const { cell, table } = brush;
+  const { steps, layers } = table;
   layers.forEach((layer, y) => {
     steps.forEach((step, x) => {
       const isHere = step === state.step && layer === state.layer && head === state.head;
@@ -139,6 +148,51 @@ function paintHead({ app, table, canvases }, head) {
       paintCell(brush, { ...place, isDotted: isRecorded(table, head, step, layer), isHere });
     });
   });
+}
+
+/** The maps of all heads with their axes; what the colours mean is said in the line of the place. */
+function pictureOf({ app, table }) {
+  const { steps, layers, heads, low, high } = table;
+  const colours = app.colours();
+  const state = app.store.get();
+  const cell = Math.max(1, Math.min(Math.floor((PICTURE_PX - AXIS_PX) / steps.length), PICTURE_CELL_PX));
+  const size = { width: cell * steps.length, height: cell * layers.length };
+  const part = (head) => ({
+    label: `head ${head + 1} · ${percent(meanOf(table, head), 0)}`,
+    height: size.height + AXIS_PX,
+    draw(context, x, y) {
+      context.save();
+      context.translate(x + AXIS_PX, y);
+      paintCells({ context, cell, scale: 1, colours, table }, head, state);
+      nameAxes(context, table, size, colours.soft);
+      context.restore();
+    },
+  });
+  const range = `pale ${percent(low)} to strong ${percent(high)} of the pairs kept`;
+  return {
+    title: "Density of every sparse call",
+    parts: Array.from({ length: heads }, (_, head) => part(head)),
+    columns: Math.min(heads, 4),
+    cell: PICTURE_PX,
+    place: `${range}, dots: recorded, framed: ${nameOf(state)}`,
+  };
+}
+
+/** First and last layer and step of a map that begins at 0, 0. */
+function nameAxes(context, { steps, layers }, { width, height }, colour) {
+  const write = (text, x, y, align) => {
+    context.textAlign = align;
+    context.fillText(text, x, y);
+  };
+  context.font = "400 12px system-ui, sans-serif";
+  context.fillStyle = colour;
+  write(layers[0] + 1, -6, 11, "right");
+  if (layers.length > 1) write(layers.at(-1) + 1, -6, height - 2, "right");
+  write(steps[0] + 1, 0, height + 14, "left");
+  if (steps.length > 1) write(steps.at(-1) + 1, width, height + 14, "right");
+  write("step", width / 2, height + 14, "center");
+  context.rotate(-Math.PI / 2);
+  write("layer", -height / 2, -8, "center");
 }
 
 /** One call: stronger colour keeps more; a dot where it is recorded, a frame where we are. */

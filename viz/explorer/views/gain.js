@@ -1,5 +1,6 @@
 // What a run gained and what it cost: three honest ratios kept apart, and where the time went.
 
+import { computedShare } from "../data.js";
 import { decibel, el, isNumber, percent, plain, plural, put, seconds, seen, times } from "../dom.js";
 import { svgImage } from "../picture.js";
 import { term } from "../words.js";
@@ -59,7 +60,9 @@ function howTimed({ order, dense_reused: reused, is_scaled: scaled, is_disturbed
     ? " The speedup is scaled by the work that both share, so that the machine's pace in between does not count."
     : "";
   if (reused) return `The dense run was timed earlier.${scale}`;
-  return `The sparse run followed the dense one.${scale}`;
+  return scaled
+    ? `The sparse run followed the dense one.${scale}`
+    : "Each was run once, the sparse run after the dense one, so what else the machine did in between counts too.";
 }
 
 function ranOn({ backend, device: ownDevice }, provenance) {
@@ -92,16 +95,6 @@ export function againButton(app) {
       node.hidden = !run.result.is_disturbed || !app.runsOnRelease();
     },
   };
-}
-
-/**
- * Share of all query–key pairs of a run that were computed, dense steps, stand-ins and routing
- * included: what the page means by "computed" wherever it speaks of a whole run.
- */
-export function computedShare({ density, density_run: overRun = density, compute_density: computed }) {
-  if (![density, overRun, computed].every(isNumber) || density >= 1) return overRun;
-  const sparseCalls = (1 - overRun) / (1 - density);
-  return overRun + sparseCalls * (computed - density);
 }
 
 function metric(name, value, note) {

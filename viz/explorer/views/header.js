@@ -1,8 +1,9 @@
 // What was run and on what, and in one sentence what it gave.
 
+import { computedShare } from "../data.js";
 import { choice, decibel, el, isNumber, percent, put, times } from "../dom.js";
 import { save } from "../picture.js";
-import { againButton, computedShare } from "./gain.js";
+import { againButton } from "./gain.js";
 
 /** Hardware, versions, commit and date of a run: its own, or else the trace's. */
 export function sourceOf(run, provenance) {
@@ -32,6 +33,10 @@ function headline(result) {
   part(decibel(psnr_db), identical ? " to the dense clip" : " against the dense clip");
   return ["Same prompt, same seed: ", ...parts, "."];
 }
+
+/** What "64/150" stands for. */
+const clustersOf = ({ config: { num_q_clusters: queries, num_k_clusters: keys } }) =>
+  isNumber(queries) && isNumber(keys) ? `${queries} query clusters and ${keys} key clusters per head` : null;
 
 /** A speedup in words: the number, and what it is. */
 function pace(speedup) {
@@ -82,7 +87,7 @@ export function makeHeader(app) {
   }
   const runs = choice(
     "Run",
-    data.runs.map((run) => [run.index, run.name]),
+    data.runs.map((run) => [run.index, run.name, clustersOf(run)]),
     (index) => app.selectRun(index),
   );
   const node = el(
@@ -130,7 +135,11 @@ export function makeHeader(app) {
       again.update(run);
       runs.show(state.run);
       const chosen = runs.node.querySelector("[aria-pressed=true]");
-      if (chosen) runs.node.scrollLeft = chosen.offsetLeft - runs.node.offsetLeft - 24;
+      if (chosen) {
+        runs.node.scrollLeft = chosen.offsetLeft - runs.node.offsetLeft - 24;
+        const bottom = chosen.offsetTop - runs.node.offsetTop + chosen.offsetHeight;
+        runs.node.scrollTop = bottom - runs.node.clientHeight; // no less than 0
+      }
     },
   };
 }

@@ -2,7 +2,7 @@
 
 import { el, put, seconds, times } from "../dom.js";
 
-/** One side: its picture, its step, and its time as a bar. */
+/** One side: its picture, its step, and its time as a bar that is full when the slower one is done. */
 function makeSide() {
   const picture = el("img", { class: "livepreview", alt: "" });
   const name = el("strong", {});
@@ -16,10 +16,10 @@ function makeSide() {
   );
   return {
     node,
-    update(side, longest) {
+    update(side, whole) {
       put(name, side.name);
       put(place, `${side.stage}, ${seconds(side.seconds)}`);
-      fill.style.width = `${longest > 0 ? (100 * side.seconds) / longest : 0}%`;
+      fill.style.width = `${whole > 0 ? Math.min(100, (100 * side.seconds) / whole) : 0}%`;
       if (side.preview) {
         picture.src = side.preview;
         picture.alt = `Preview of the clip of: ${side.name}`;
@@ -29,6 +29,10 @@ function makeSide() {
     clear: () => picture.removeAttribute("src"),
   };
 }
+
+/** What a side takes in all, at its pace so far. */
+const wholeSeconds = ({ seconds: passed, step, num_steps: all }) =>
+  step > 0 && all > 0 ? (passed * Math.max(all, step)) / step : passed;
 
 /** Both sides of a race. `update(sides)` takes the dense one first, or null. */
 export function makeSides() {
@@ -45,8 +49,8 @@ export function makeSides() {
         put(gap);
         return;
       }
-      const longest = Math.max(...sides.map((side) => side.seconds));
-      both.forEach((side, i) => side.update(sides[i], longest));
+      const whole = Math.max(...sides.map(wholeSeconds));
+      both.forEach((side, i) => side.update(sides[i], whole));
       note.hidden = !node.querySelector("img[src]");
       const [dense, sparse] = sides;
       if (!dense.step || dense.step !== sparse.step) return; // the last gap stays

@@ -26,6 +26,7 @@ export function makeMasks(app) {
     node: viewNode({ introduction, budget, board, sorting, tiles }),
     liveSlot: budget.liveSlot,
     picture: () => board.picture(),
+    others: [{ name: "budget", label: "budget curve", picture: budget.picture }],
     summarised: budget.readout,
     say: budget.say,
     playSorting: sorting.play,

@@ -33,7 +33,7 @@ export const AXES = {
 };
 
 /** Pixels around the plot. */
-export const PAD = { left: 52, right: 18, top: 34, bottom: 44 };
+export const PAD = { left: 52, right: 26, top: 34, bottom: 44 };
 
 /** What the chart shows of a run. */
 export function pointOf(run) {

@@ -66,7 +66,8 @@ function drawing(chart, run, { dense, sparse }) {
     bar(`${run.title}, ${seconds(svg2_seconds)}`, sparse, scale, ROW),
   ];
   const bottom = 2 * ROW + 4;
-  const keys = legend(width, bottom + 30);
+  const kinds = Object.keys(PARTS).filter((key) => dense[key] || sparse[key]);
+  const keys = legend(kinds, width, bottom + 30);
   chart.setAttribute("viewBox", `0 0 ${width} ${keys.bottom}`);
   chart.style.height = `${keys.bottom}px`;
   return [stripes(), ...bars, ...axis(longest, scale, bottom, width), ...keys.nodes];
@@ -130,9 +131,10 @@ function axis(longest, scale, y, width) {
 }
 
 /** What each filling means, in as many rows as it takes. */
-function legend(width, top) {
+function legend(kinds, width, top) {
   let [x, y] = [0, top];
-  const nodes = Object.entries(PARTS).map(([key, name]) => {
+  const nodes = kinds.map((key) => {
+    const name = PARTS[key];
     const takes = KEY + 6 + name.length * LETTER + 16;
     if (x && x + takes > width) [x, y] = [0, y + 20];
     const node = svg(

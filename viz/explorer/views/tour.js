@@ -1,5 +1,6 @@
 // The tour: eight questions. Each moves the selection and points at the view that answers.
 
+import { computedShare } from "../data.js";
 import { budget, decibel, el, isNumber, percent, plural, put, times } from "../dom.js";
 import { LOOKS, SELECTION } from "../state.js";
 import { whereTimeWent } from "./gain.js";
@@ -42,9 +43,10 @@ function openingStep(app, calm) {
     title: "What was made twice?",
     patch: () => ({ ...calm(), compare: "side", playing: !app.still }),
     text() {
-      const { density_run: share, psnr_db } = resultOf(app);
+      const result = resultOf(app);
+      const share = computedShare(result);
       const part = isNumber(share) ? `${percent(share)} of them over the whole run` : "only a part";
-      return `One prompt, one seed, one starting noise. On the left every query–key pair was computed, on the right ${part}. PSNR says how close the right one stays: ${decibel(psnr_db)}.`;
+      return `One prompt, one seed, one starting noise. On the left every query–key pair was computed, on the right ${part}. PSNR says how close the right one stays: ${decibel(result.psnr_db)}.`;
     },
   };
 }
