@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from dataclasses import replace
 
@@ -161,6 +162,40 @@ def test_the_masks_on_the_canvas_are_the_block_densities(top_p, trace, open_page
         row = page.locator(f".tiletable [data-row={'original' if place == 1 else 'fixed'}]")
         assert f"{tiles.touched:,} of {tiles.total:,} tiles" in row.inner_text()
         assert f"{tiles.waste:.0%}".replace("%", " %") in row.inner_text()
+
+
+LATE_FRAMES = """([name, first, last]) => {
+    const make = window.createImageBitmap;
+    let calls = 0;
+    window.createImageBitmap = (...given) => {
+        calls += 1;
+        if (calls < first || calls > last) return make(...given);
+        return Promise.reject(new DOMException('The image source is not usable.', name));
+    };
+}"""
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last", "plays"),
+    [
+        ("InvalidStateError", 1, 1, True),
+        ("InvalidStateError", 5, 9, True),
+        ("DataError", 5, 5, False),
+    ],
+)
+def test_a_frame_that_comes_after_its_seek_is_waited_for(
+    trace, open_page, name, first, last, plays
+):
+    page = open_page(trace, fresh=True, reduced_motion="reduce")
+    page.context.add_init_script(f"({LATE_FRAMES})({json.dumps([name, first, last])})")
+    page.reload()
+    page.wait_for_selector(".metrics", state="attached")
+    refusal = page.get_by_text("This browser can't play the clips")
+    if plays:
+        wait_for_clips(page)
+        assert refusal.count() == 0
+    else:
+        refusal.first.wait_for()
 
 
 def test_both_clips_show_the_same_frame_of_their_own(trace, open_page):

@@ -1,6 +1,8 @@
 // A clip as a list of pictures, so that both clips are drawn by one clock and cannot drift apart.
 
 const MAX_WIDTH = 640; // wider clips are scaled down to it: 81 frames then stay below 80 MB
+const TRIES = 200;
+const RETRY_MS = 50;
 
 /**
  * Decode every frame of an MP4 by seeking to the middle of each. `onFrame(i)` is called as they come.
@@ -50,7 +52,7 @@ export function makeClip(bytes, count, onFrame, onFail) {
       const there = once("seeked");
       video.currentTime = (i + 0.5) * clip.frameSeconds;
       await there;
-      const picture = await createImageBitmap(video, size);
+      const picture = await pictureOf(video, size);
       if (closed) picture.close();
       else {
         pictures[i] = picture;
@@ -65,6 +67,18 @@ export function makeClip(bytes, count, onFrame, onFail) {
     if (!closed) onFail(error);
   });
   return clip;
+}
+
+/** The frame that a video shows. On a busy machine it can be there only after its seek is over. */
+async function pictureOf(video, size) {
+  for (let left = TRIES; ; left -= 1) {
+    try {
+      return await createImageBitmap(video, size);
+    } catch (error) {
+      if (error.name !== "InvalidStateError" || left === 0 || !video.src) throw error;
+      await new Promise((done) => setTimeout(done, RETRY_MS));
+    }
+  }
 }
 
 /** The picture of a frame, or the nearest earlier one that is decoded, or null. */
