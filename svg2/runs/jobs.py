@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from svg2.models.finding import model_spec, snapshot
 from svg2.models.loading import availability
 from svg2.models.request import Request
 from svg2.models.spec import ModelSpec
-from svg2.process import give_back_memory
+from svg2.process import give_back_memory, trim_memory
 from svg2.runs.call import load
 from svg2.runs.compare import Comparison, compare
 from svg2.runs.dense_sparse import DenseRun
@@ -207,8 +208,12 @@ class Studio:
             RequestError: it took longer than `limits` allow, and was stopped.
         """
         pipe = self.pipe(run.request.model, run.spec, Watch(on_progress, should_cancel))
-        with self._in_time(run, on_progress, should_cancel) as watch:
-            made = compare(run, pipe, watch=watch, dense=dense, policy=policy)
+        try:
+            with self._in_time(run, on_progress, should_cancel) as watch:
+                made = compare(run, pipe, watch=watch, dense=dense, policy=policy)
+        finally:
+            gc.collect()  # else what a run leaves behind would grow from run to run
+            trim_memory()
         if dense is None:
             self._pace.note(run, made.result)
         if LINE.is_disturbed:

@@ -172,11 +172,16 @@ def test_every_part_of_a_bar_can_be_read(theme, trace, open_page):
     page = open_page(
         with_run(trace, stages={"kmeans": 6.0}, svg2_seconds=12.0), theme=theme, width=1440
     )
-    colours = page.locator(".timebar .part").evaluate_all(
-        """(parts) => parts.filter((p) => p.querySelector('text')).map((p) => {
-            const fill = (tag) => getComputedStyle(p.querySelector(tag)).fill;
-            return [p.getAttribute('class'), fill('text'), fill('rect')];
-        })"""
+    page.locator(".timebar .part text").first.wait_for()
+    colours = page.evaluate(  # in one go, since a view that is drawn anew has other parts
+        """() => {
+            const { shadowRoot } = document.getElementById('explorer');
+            const parts = [...shadowRoot.querySelectorAll('.timebar .part')];
+            return parts.filter((p) => p.querySelector('text')).map((p) => {
+                const fill = (tag) => getComputedStyle(p.querySelector(tag)).fill;
+                return [p.getAttribute('class'), fill('text'), fill('rect')];
+            });
+        }"""
     )
     assert any("clustering" in name for name, *_ in colours)
     light = {name: [sum(map(int, re.findall(r"\d+", c)[:3])) for c in pair]

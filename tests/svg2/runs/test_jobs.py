@@ -241,6 +241,24 @@ def test_compare_loads_the_model_once(studio: Studio) -> None:
     assert studio.pipe(studio.model, studio.spec, Watch()) is pipe
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_what_a_run_freed_is_given_back_however_it_ends(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, is_cancelled
+) -> None:
+    order = []
+    monkeypatch.setattr(jobs, "trim_memory", lambda: order.append("given back"))
+    run = studio.run({"prompt": "a ball"})
+    stages = lambda progress: order.append(progress.stage)  # noqa: E731
+    if is_cancelled:
+        studio.pipe(run.request.model, run.spec, Watch())
+        with pytest.raises(Cancelled):
+            studio.compare(run, stages, lambda: "denoise" in order)
+    else:
+        studio.compare(run, stages, lambda: False)
+    assert order.count("given back") == 1
+    assert order[-1] == "given back"
+
+
 def test_a_run_may_name_another_model_of_the_menu_and_nothing_else(studio: Studio) -> None:
     assert studio.models[0] == studio.model
     run = studio.run({"prompt": "a ball", "model": "wan2.1-1.3b", "negative_prompt": "blur"})
