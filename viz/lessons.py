@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from svg2.trace.file import load_trace
-from svg2.trace.records import Trace, TraceRun
+from svg2.trace.records import Trace, TraceRun, computed_share
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 LESSONS = ASSETS / "lessons"
@@ -36,10 +36,9 @@ def times(x: float) -> str:
 
 
 def computed(result: Mapping) -> float:
-    """The share of all pairs of a run that were computed, dense steps and stand-ins included."""
-    density, over_run = result["density"], result["density_run"]
-    sparse_calls = (1 - over_run) / (1 - density)
-    return over_run + sparse_calls * (result["compute_density"] - density)
+    share = computed_share(result)
+    assert share is not None, "ready-made runs count what they compute"
+    return share
 
 
 def clustering(result: Mapping) -> float:

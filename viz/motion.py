@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from svg2.errors import MediaError, RequestError
 from svg2.method.selection import METHODS
-from svg2.trace.records import Trace
+from svg2.trace.records import Trace, computed_share
 from svg2.trace.video import decode_mp4
-from viz.lessons import computed, percent
+from viz.lessons import percent
 from viz.payload import Check, no_check
 
 Kind = Literal["gif", "webp"]
@@ -116,7 +116,7 @@ def lines_of(trace: Trace, index: int) -> list[str]:
     """What a picture of a run says below it: prompt, model, what it gave, and where from."""
     request, result = trace.request, trace.runs[index].result
     source = result if result.get("hardware") else trace.provenance
-    psnr, share = result.get("psnr_db"), _computed_share(result)
+    psnr, share = result.get("psnr_db"), computed_share(result)
     speedup = None if result.get("is_disturbed") else result.get("speedup")
     commit, date = source.get("commit"), source.get("date")
     num_frames = len(trace.runs[index].psnr_frame)
@@ -142,14 +142,6 @@ def lines_of(trace: Trace, index: int) -> list[str]:
         ),
     )
     return [" · ".join(filter(None, parts)) for parts in lines]
-
-
-def _computed_share(result: Mapping[str, Any]) -> float | None:
-    """The share of all pairs that a run computed; None where it was not measured."""
-    names = ("density", "density_run", "compute_density")
-    if any(result.get(name) is None for name in names) or result["density"] >= 1:
-        return result.get("density_run")
-    return computed(result)
 
 
 def drawable(text: str, font: Any) -> str:

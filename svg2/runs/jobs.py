@@ -212,7 +212,8 @@ class Studio:
             with self._in_time(run, on_progress, should_cancel) as watch:
                 made = compare(run, pipe, watch=watch, dense=dense, policy=policy)
         finally:
-            gc.collect()  # else what a run leaves behind would grow from run to run
+            # Else what runs leave behind would grow. A GPU's memory stays for the next run.
+            gc.collect()
             trim_memory()
         if dense is None:
             self._pace.note(run, made.result)

@@ -1,6 +1,7 @@
 """What a trace holds: frozen records of a dense run, of sparse runs, and of single calls."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -229,6 +230,20 @@ def selection_at(record: Record, top_p: float, min_keep_ratio: float) -> Bool[nd
 def mass_before(ranked: Float64[ndarray, "*rows K"]) -> Float64[ndarray, "*rows K"]:
     """The sum of the masses in front of each."""
     return np.cumsum(ranked, axis=-1) - ranked
+
+
+def computed_share(result: Mapping[str, Any]) -> float | None:
+    """Share of all query-key pairs of a run that were computed, from the fields of its result.
+
+    Dense steps, stand-ins and the routing pass are included: what "computed" means wherever a
+    whole run is spoken of. Without `compute_density` it is `density_run`; None without either.
+    """
+    density, over_run = result.get("density"), result.get("density_run")
+    computed = result.get("compute_density")
+    if density is None or over_run is None or computed is None or density >= 1:
+        return over_run
+    sparse_calls = (1 - over_run) / (1 - density)
+    return over_run + sparse_calls * (computed - density)
 
 
 def policy_dict(policy: RecordingPolicy, note: str = "") -> dict[str, Any]:
