@@ -22,11 +22,12 @@ DENSE_STAGE = "dense_attention"
 class StageClock:
     """Time by stage of one call: each `mark` ends a stage that began where the last one ended.
 
-    On CUDA it records events in the current stream and waits for nothing; reading `stage_ms`
-    waits for the last of them. On other devices it is wall time.
+    On CUDA it records events in the device's current stream and waits for nothing; reading
+    `stage_ms` waits for the last of them. On other devices it is wall time.
     """
 
     def __init__(self, device: Any) -> None:
+        self._device = device
         self._cuda = None
         if device.type == "cuda":
             import torch
@@ -39,7 +40,7 @@ class StageClock:
         if self._cuda is None:
             return time.perf_counter()
         event = self._cuda.Event(enable_timing=True)
-        event.record()
+        event.record(self._cuda.current_stream(self._device))  # of several GPUs, this one's
         return event
 
     def mark(self, stage: str) -> None:
@@ -55,27 +56,19 @@ class StageClock:
     @property
     def skipped_ms(self) -> float:
         """Milliseconds under no name, so far."""
-        if self._cuda is not None:
-            self._instants[-1].synchronize()
-        return sum(
-            (end - start) * 1e3 if self._cuda is None else start.elapsed_time(end)
-            for name, start, end in zip(
-                self._names, self._instants[:-1], self._instants[1:], strict=True
-            )
-            if name is None
-        )
+        return self._totals().get(None, 0.0)
 
     @property
     def stage_ms(self) -> dict[str, float]:
         """Milliseconds by stage, so far."""
+        return {name: ms for name, ms in self._totals().items() if name is not None}
+
+    def _totals(self) -> dict[str | None, float]:
         if self._cuda is not None:
             self._instants[-1].synchronize()
-        totals: dict[str, float] = {}
-        for name, start, end in zip(
-            self._names, self._instants[:-1], self._instants[1:], strict=True
-        ):
-            if name is None:
-                continue
+        totals: dict[str | None, float] = {}
+        spans = zip(self._names, self._instants[:-1], self._instants[1:], strict=True)
+        for name, start, end in spans:
             ms = (end - start) * 1e3 if self._cuda is None else start.elapsed_time(end)
             totals[name] = totals.get(name, 0.0) + ms
         return totals
