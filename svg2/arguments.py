@@ -115,6 +115,11 @@ def _parser(like: Mapping[str, Any]) -> argparse.ArgumentParser:
         metavar="MB",
         help="drop records to keep trace.npz under this size",
     )
+    sweep.add_argument(
+        *("--in-turns",),
+        action="store_true",
+        help="each run takes turns with a dense run of its own: twice the time, surer speedups",
+    )
     sweep.set_defaults(command="sweep")
 
     models = commands.add_parser("models", help="list the models and what each needs")

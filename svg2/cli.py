@@ -188,6 +188,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if (arguments.prompt is None) == (arguments.prompts is None):
         raise UsageError("Give either --prompt or --prompts, and not both.")
     if arguments.prompts is not None:
+        if arguments.in_turns:
+            raise UsageError("--in-turns goes with --prompt: leave it out with --prompts.")
         return _sweep_prompts(arguments)
     if arguments.budgets is not None:
         raise UsageError("--compute-density goes with --prompts: give --top-p with --prompt.")
@@ -202,7 +204,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     with running(lambda _: f"completed runs are kept in {folder}") as watch:
         limit = arguments.trace_mb and round(arguments.trace_mb * 2**20)
-        content = sweep(plan, folder, watch=watch, trace_bytes_limit=limit)
+        content = sweep(
+            *(plan, folder),
+            watch=watch,
+            trace_bytes_limit=limit,
+            in_turns=arguments.in_turns,
+        )
     _print_result(content)
     return 0
 

@@ -1,14 +1,14 @@
-"""Sweep: several budgets and methods on one request, all compared with the same dense run."""
+"""Sweep: several budgets and methods on one request, all compared with the same dense clip."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svg2.errors import Cancelled
+from svg2.errors import Cancelled, RequestError
 from svg2.runs.call import load_for
 from svg2.runs.compare import add_run, start_trace
 from svg2.runs.dense_sparse import (
@@ -19,6 +19,7 @@ from svg2.runs.dense_sparse import (
     generate_sparse,
 )
 from svg2.runs.progress import Watch
+from svg2.runs.race import race, why_no_race
 from svg2.runs.result import Order, result_record
 from svg2.runs.run import Run
 from svg2.trace.atomic import json_bytes, write_or_keep
@@ -65,6 +66,7 @@ def sweep(
     watch: Watch | None = None,
     policy: RecordingPolicy | None = None,
     trace_bytes_limit: int | None = None,
+    in_turns: bool = False,
 ) -> dict[str, Any]:
     """Run every method at every budget and return the content of sweep.json.
 
@@ -83,8 +85,11 @@ def sweep(
         watch: reports progress and can cancel.
         policy: what all runs together record; None takes the default policy.
         trace_bytes_limit: most bytes of trace.npz; records are dropped to stay under it.
+        in_turns: whether every run takes turns with a dense run of its own, which doubles the
+            time. Otherwise all follow one dense run, and speedups are scaled by the shared work.
 
     Raises:
+        RequestError: runs of this pipeline that can't take turns.
         As `svg2.runs.compare.compare`, and `OSError` as `svg2.runs.compare.save_comparison`.
     """
     check_encoder()
@@ -96,25 +101,16 @@ def sweep(
     pipe = load_for(run, watch) if pipe is None else pipe
     for sparse_run in runs:
         check_sparse(pipe, sparse_run)
+    if in_turns and (reason := why_no_race(pipe)):
+        raise RequestError(f"The runs of this sweep can't take turns. {reason}")
 
-    num_steps = run.request.num_inference_steps
-    watch.steps_after = len(runs) * num_steps
-    dense = generate_dense(pipe, run, watch)
-    content: dict[str, Any] = {
-        "dense": _dense_record(dense),
-        "points": [],
-        "baselines": {},
-        "complete": False,
-    }
+    content: dict[str, Any] = {"points": [], "baselines": {}, "complete": False}
     trace: Trace | None = None
-    for sparse_run in runs:
-        watch.steps_after -= num_steps
-        try:
-            sparse = generate_sparse(pipe, sparse_run, watch, policy)
-        except Cancelled:
-            raise Cancelled(dense) from None
+    made = _in_turns if in_turns else _after_dense
+    for sparse_run, dense, sparse in made(pipe, plan, watch, policy):
+        content.setdefault("dense", _dense_record(dense))
         method, top_p = sparse_run.method.name, sparse_run.config.top_p
-        result = result_record(dense, sparse, Order.DENSE_FIRST)
+        result = result_record(dense, sparse, Order.IN_TURNS if in_turns else Order.DENSE_FIRST)
         if top_p == 1.0:
             content["baselines"][method] = result | {
                 "loop_attention_share": _attention_share(sparse)
@@ -130,6 +126,31 @@ def sweep(
         # A trace of an earlier sweep does not belong to these points.
         write_or_keep(folder, {**recorded, "sweep.json": json_bytes(content)}, ["trace.npz"])
     return content
+
+
+_Made = Iterator[tuple[Run, DenseRun, SparseRun]]
+
+
+def _after_dense(pipe: Any, plan: SweepPlan, watch: Watch, policy: RecordingPolicy) -> _Made:
+    """Every run of the plan after one dense run."""
+    num_steps = plan.run.request.num_inference_steps
+    watch.steps_after = len(plan.runs) * num_steps
+    dense = generate_dense(pipe, plan.run, watch)
+    for run in plan.runs:
+        watch.steps_after -= num_steps
+        try:
+            sparse = generate_sparse(pipe, run, watch, policy)
+        except Cancelled:
+            raise Cancelled(dense) from None
+        yield run, dense, sparse
+
+
+def _in_turns(pipe: Any, plan: SweepPlan, watch: Watch, policy: RecordingPolicy) -> _Made:
+    """Every run of the plan in turns with a dense run."""
+    num_steps = plan.run.request.num_inference_steps
+    for number, run in enumerate(plan.runs, 1):
+        watch.steps_after = 2 * (len(plan.runs) - number) * num_steps
+        yield run, *race(pipe, run, watch, policy)
 
 
 def _fitted(trace: Trace, limit: int | None) -> Trace:

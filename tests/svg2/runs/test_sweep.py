@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from svg2.errors import Cancelled
+from svg2.errors import Cancelled, RequestError
 from svg2.models.finding import model_spec
 from svg2.models.loading import load_pipeline
 from svg2.models.request import Request
@@ -55,6 +55,31 @@ def test_sweep_measures_every_method_and_budget(folder, pipe, tmp_path):
     trace = load_trace(tmp_path / "trace.npz")
     assert [run.result for run in trace.runs] == points
     assert {record.run for record in trace.records} == {0, 1, 2, 3}
+
+
+@pytest.mark.slow
+def test_every_run_can_take_turns_with_a_dense_one(folder, pipe, tmp_path):
+    plan = SweepPlan.of(run_of(folder), ["svg2", "svg2-comp"], [0.5])
+    after, turns = (sweep(plan, tmp_path, pipe, in_turns=turns) for turns in (False, True))
+    trace = load_trace(tmp_path / "trace.npz")
+    assert turns["complete"]
+    assert {point["order"] for point in after["points"]} == {"dense first"}
+    for one, other, run in zip(after["points"], turns["points"], trace.runs, strict=True):
+        assert (other["order"], other["is_scaled"]) == ("in turns", False)
+        assert other["psnr_db"] == one["psnr_db"]
+        assert run.result == other
+    dense_seconds = [point["dense_seconds"] for point in turns["points"]]
+    assert len(set(dense_seconds)) == len(dense_seconds)
+
+
+def test_runs_that_cannot_take_turns_are_refused_before_any_is_made(
+    folder, pipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("svg2.runs.sweep.why_no_race", lambda pipe: "The model is compiled.")
+    plan = SweepPlan.of(run_of(folder), ["svg2"], [0.5])
+    with pytest.raises(RequestError, match="can't take turns. The model is compiled"):
+        sweep(plan, tmp_path, pipe, in_turns=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_top_p_1_is_measured_once_and_is_a_point_if_requested(folder, pipe, tmp_path):
