@@ -62,7 +62,7 @@ def connect(
     ran = "status explorer nothing links ready generate cancel"
     checked, asked = "status note generate cancel", "status explorer cancel"
 
-    found = f"{settings} status {opened} cancel generate"
+    found = f"{settings} status note {opened} cancel generate"
     arrived = to([blocks.load], page.arrive, "visit ticket", found, js=FIND_TICKET)
     wires.then(arrived, page.resume, "visit", ran)
     to([blocks.load], page.list_models, "", "menu")

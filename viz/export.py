@@ -6,10 +6,12 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from svg2.errors import RequestError
 from svg2.trace.atomic import write_atomic
 from svg2.trace.recording import spread
 from svg2.trace.records import Record, Trace
@@ -27,15 +29,15 @@ ORDERS: tuple[Order, ...] = ("original", "permuted")
 
 _STORED = zipfile.ZIP_STORED  # what is compressed already gains nothing from more
 
-_VIEWS = """of the run {run}, per recorded layer (16 at most), at step {step}: clusters of
-                 queries and keys on frames, and the mask in token order and permuted, where blue
-                 is computed; result.json names the head of each"""
+_VIEWS = """of the run {run} at step {step}, a head of each recorded layer (16 at most):
+                 clusters of queries and keys on frames, and the mask in token order and permuted,
+                 where blue is computed"""
 _README = """SVG2 Lab export
 
 explorer.html    the whole workspace; opens from disk in any browser, no network needed
 videos/          the dense clip and each sparse one, H.264
 views/           {views}
-tradeoff.html    PSNR against density of the measured runs
+tradeoff.html    PSNR against what was computed, of the measured runs
 result.json      request, provenance and every number of every run; per view the tiles it touches
 
 PSNR and SSIM compare raw frames with the dense run, not the encoded clips.
@@ -53,18 +55,26 @@ def export_zip(trace: Trace, path: str | os.PathLike, mode: str = "trace") -> No
     write_atomic(path, export_bytes(trace, mode))
 
 
-def export_bytes(trace: Trace, mode: str = "trace", check: Check = no_check) -> bytes:
+def export_bytes(
+    trace: Trace, mode: str = "trace", check: Check = no_check, run: int | None = None
+) -> bytes:
     """The export as the bytes of a zip file.
 
     Args:
         check: called again and again; what it raises ends the work.
+        run: whose clusters and masks are drawn; the first recorded one where it is None or was not
+            recorded.
 
     Raises:
+        RequestError: the trace holds no such run.
         MediaError: a clip of the trace can't be decoded.
     """
+    if run is not None and not 0 <= run < len(trace.runs):
+        raise RequestError(f"This trace holds {len(trace.runs)} runs, and no run {run + 1}.")
+    records = shown_records(trace, run)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("README.txt", _readme(trace))
+        archive.writestr("README.txt", _readme(trace, records))
         archive.writestr("explorer.html", explorer_html(trace, mode, check))
         check()
         archive.writestr("videos/dense.mp4", trace.dense_mp4, _STORED)
@@ -72,14 +82,13 @@ def export_bytes(trace: Trace, mode: str = "trace", check: Check = no_check) -> 
             archive.writestr(f"videos/{name}.mp4", run.mp4, _STORED)
         figure = tradeoff_figure(tradeoff_info(trace))
         archive.writestr("tradeoff.html", figure.to_html(include_plotlyjs=True))
-        views = _write_views(trace, archive, check)
+        views = _write_views(trace, records, archive, check)
         archive.writestr("result.json", json.dumps(_result(trace, views), indent=2))
     return buffer.getvalue()
 
 
-def _readme(trace: Trace) -> str:
-    """What lies in the export; the views name their run, since the page may have shown another."""
-    records = shown_records(trace)
+def _readme(trace: Trace, records: Sequence[Record]) -> str:
+    """What lies in the export."""
     if not records:
         return _README.format(views="empty: this trace holds no recorded clusters")
     run, step = run_names(trace)[records[0].run], records[0].step + 1
@@ -98,14 +107,17 @@ def run_names(trace: Trace) -> list[str]:
     return names
 
 
-def shown_records(trace: Trace) -> list[Record]:
-    """One record per layer: first recorded run, its last recorded step, lowest head and branch.
+def shown_records(trace: Trace, run: int | None = None) -> list[Record]:
+    """One record per layer: last recorded step, lowest head and branch.
+
+    Of the first recorded run where `run` is None or was not recorded.
 
     Of more than `MAX_VIEWS` layers those at even distances, first and last included.
     """
     if not trace.records:
         return []
-    run = min(r.run for r in trace.records)
+    recorded = {r.run for r in trace.records}
+    run = run if run in recorded else min(recorded)
     step = max(r.step for r in trace.records if r.run == run)
     by_layer: dict[int, Record] = {}
     for record in sorted(trace.records, key=lambda r: (r.head, r.branch)):
@@ -114,8 +126,9 @@ def shown_records(trace: Trace) -> list[Record]:
     return [by_layer[layer] for layer in spread(sorted(by_layer), MAX_VIEWS)]
 
 
-def _write_views(trace: Trace, archive: zipfile.ZipFile, check: Check) -> list[dict[str, Any]]:
-    records = shown_records(trace)
+def _write_views(
+    trace: Trace, records: Sequence[Record], archive: zipfile.ZipFile, check: Check
+) -> list[dict[str, Any]]:
     if not records:
         return []
     run = trace.runs[records[0].run]
@@ -125,8 +138,9 @@ def _write_views(trace: Trace, archive: zipfile.ZipFile, check: Check) -> list[d
     found = decode_mp4(run.mp4, frames=wanted, within=(columns * cell, rows * cell))
     frames = found[np.searchsorted(wanted, middle)]
     views = []
+    folder = f"views/{run_names(trace)[records[0].run]}-step{records[0].step + 1:02d}"
     for record in records:
-        name = f"views/layer{record.layer + 1:02d}"
+        name = f"{folder}/layer{record.layer + 1:02d}-head{record.head + 1:02d}"
         for side, word in SIDES:
             check()
             picture = cluster_sheet(frames, num_frames, record, trace.grid, side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from svg2.method.selection import METHODS
-from svg2.trace.records import Trace
+from svg2.trace.records import Trace, computed_share
 
 _SYMBOLS = {"triangle": "triangle-up", "cross": "x"}  # where Plotly has another name
 _UNKNOWN_SYMBOL = "circle"
@@ -24,13 +25,13 @@ class Point:
     Attributes:
         top_p: its budget; None where `asked_density` was its budget, or where neither is known.
         psnr_db: None when its frames equal the dense ones.
-        density: what was kept.
+        computed: share of all pairs of the run that were computed.
     """
 
     method: str
     top_p: float | None
     psnr_db: float | None
-    density: float | None
+    computed: float | None
     asked_density: float | None = None
 
     @property
@@ -46,38 +47,49 @@ class TradeoffInfo:
     """What the trade-off chart shows.
 
     Attributes:
-        points: measured runs, ordered by method and density.
+        points: measured runs, ordered by method and by what was computed.
         identical: those whose frames equal the dense ones, which have no place on a dB axis.
-        unmeasured: how many runs lack a density or a PSNR and are left out.
+        unmeasured: how many runs lack a share or a PSNR and are left out.
+        subject: prompt, model, seed and hardware, for a title.
     """
 
     points: tuple[Point, ...]
     identical: tuple[Point, ...]
     unmeasured: int
+    subject: str = ""
 
 
 def tradeoff_info(trace: Trace) -> TradeoffInfo:
     """The measured runs of a trace."""
     found = [_point(run.method, run.config, run.result) for run in trace.runs]
     known = sorted(
-        (p for p, missing in found if not missing and p.density is not None),
-        key=lambda p: (p.method, p.density),
+        (p for p, missing in found if not missing and p.computed is not None),
+        key=lambda p: (p.method, p.computed),
     )
     return TradeoffInfo(
         points=tuple(p for p in known if p.psnr_db is not None),
         identical=tuple(p for p in known if p.psnr_db is None),
         unmeasured=len(found) - len(known),
+        subject=_subject(trace),
     )
 
 
+def _subject(trace: Trace) -> str:
+    request, provenance = trace.request, trace.provenance
+    hardware = provenance.get("hardware") or provenance.get("device")
+    parts = [f"“{request.get('prompt', '')}”"]
+    parts += [f"{name} {request[name]}" for name in ("model", "seed") if name in request]
+    return " · ".join([*parts, *([str(hardware)] if hardware else [])])
+
+
 def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
-    """PSNR against density: a marker per run, with its method's symbol and colour."""
+    """PSNR against what was computed: a marker per run, with its method's symbol and colour."""
     figure = go.Figure()
     for method in dict.fromkeys(p.method for p in info.points):
         points = [p for p in info.points if p.method == method]
         figure.add_scatter(
             name=title_of(method),
-            x=[p.density for p in points],
+            x=[p.computed for p in points],
             y=[p.psnr_db for p in points],
             text=[p.asked for p in points],
             mode="lines+markers+text",
@@ -88,8 +100,9 @@ def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
         showlegend=True,
-        margin={"l": 60, "r": 30, "t": 30, "b": 60},
-        xaxis={"title": "density: token pairs kept in sparse calls", "tickformat": ".0%"},
+        title={"text": html.escape(info.subject), "font": {"size": 14}},
+        margin={"l": 60, "r": 30, "t": 70, "b": 60},
+        xaxis={"title": "computed, of all pairs of the run", "tickformat": ".0%"},
         yaxis={"title": "PSNR against dense, dB"},
     )
     notes = []
@@ -98,7 +111,7 @@ def tradeoff_figure(info: TradeoffInfo) -> go.Figure:
         notes.append(f"identical to dense: {', '.join(names)}")
     if info.unmeasured:
         runs = "1 run" if info.unmeasured == 1 else f"{info.unmeasured} runs"
-        notes.append(f"{runs} left out: density or PSNR not measured")
+        notes.append(f"{runs} left out: what was computed or PSNR not measured")
     if notes:
         figure.add_annotation(
             text="; ".join(notes), xref="paper", yref="paper", x=0, y=1.06, showarrow=False
@@ -136,7 +149,7 @@ def _point(
         method=method,
         top_p=_number(config.get("top_p")) if asked_density is None else None,
         psnr_db=_number(result.get("psnr_db")),
-        density=_number(result.get("density")),
+        computed=_number(computed_share(result)),
         asked_density=asked_density,
     )
     return point, "psnr_db" not in result

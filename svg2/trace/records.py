@@ -236,9 +236,11 @@ def computed_share(result: Mapping[str, Any]) -> float | None:
     """Share of all query-key pairs of a run that were computed, from the fields of its result.
 
     Dense steps, stand-ins and the routing pass are included: what "computed" means wherever a
-    whole run is spoken of. Without `compute_density` it is `density_run`; None without either.
+    whole run is spoken of. Without `compute_density` it is `density_run`, and without that
+    `density`; None where none is known.
     """
-    density, over_run = result.get("density"), result.get("density_run")
+    density = result.get("density")
+    over_run = result.get("density_run", density)
     computed = result.get("compute_density")
     if density is None or over_run is None or computed is None or density >= 1:
         return over_run

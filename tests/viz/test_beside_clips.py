@@ -44,6 +44,15 @@ def test_the_small_masks_are_the_large_ones(trace, open_page):
         arg=page.locator(".minimasks p").inner_text(),
     )
     assert small.first.evaluate(PIXELS) != before
+    assert "what-if top-p 0.3): " in page.locator(".minimasks p").inner_text()
+
+
+def test_what_is_outlined_is_of_the_call_on_show(trace, open_page):
+    page = open_page(trace, "#run=0&layer=2", reduced_motion="reduce")
+    for layer in (1, 2):
+        page.evaluate("(layer) => explorer.select({ layer: layer - 1 })", layer)
+        page.locator(".outlinenote", has_text=f"of layer {layer}, head").wait_for()
+        assert f"(layer {layer}, head" in page.locator(".minimasks p").inner_text()
 
 
 def test_a_small_mask_leads_to_the_large_ones(trace, open_page):

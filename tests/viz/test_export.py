@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from svg2.errors import RequestError
 from svg2.trace.file import save_trace
 from svg2.trace.video import decode_mp4, encode_mp4
 from tests.large_traces import make_large_trace
@@ -38,9 +39,11 @@ def test_the_zip_holds_clips_views_numbers_and_the_page(exported, trace):
     } <= names
     for name, run in zip(run_names(trace), trace.runs, strict=True):
         assert exported.read(f"videos/{name}.mp4") == run.mp4
+    folder = f"views/{run_names(trace)[0]}-step06"
     for record in shown_records(trace):
+        name = f"{folder}/layer{record.layer + 1:02d}-head{record.head + 1:02d}"
         for view in ("clusters-queries", "clusters-keys", "mask-original", "mask-permuted"):
-            data = exported.read(f"views/layer{record.layer + 1:02d}-{view}.png")
+            data = exported.read(f"{name}-{view}.png")
             assert data.startswith(b"\x89PNG")
 
 
@@ -51,8 +54,23 @@ def test_the_zip_says_of_which_run_its_views_are(first, trace):
     assert {r.run for r in records} >= {first}
     with zipfile.ZipFile(io.BytesIO(export_bytes(replace(trace, records=records)))) as archive:
         said = archive.read("README.txt").decode()
-    assert f"of the run {run_names(trace)[first]}, per recorded layer" in said
-    assert f"at step {shown_records(trace)[0].step + 1}" in said
+    assert (
+        f"of the run {run_names(trace)[first]} at step {shown_records(trace)[0].step + 1}" in said
+    )
+
+
+def test_the_views_are_of_the_run_that_is_asked_for(trace):
+    for run, name in enumerate(run_names(trace)):
+        with zipfile.ZipFile(io.BytesIO(export_bytes(trace, run=run))) as archive:
+            views = [entry for entry in archive.namelist() if entry.startswith("views/")]
+            told = json.loads(archive.read("result.json"))["views"]
+        assert views
+        assert all(entry.startswith(f"views/{name}-step") for entry in views)
+        assert {view["run"] for view in told} == {run}
+    bare = replace(trace, records=tuple(r for r in trace.records if r.run == 1))
+    assert {record.run for record in shown_records(bare, 0)} == {1}
+    with pytest.raises(RequestError, match=f"holds {len(trace.runs)} runs, and no run 100"):
+        export_bytes(trace, run=99)
 
 
 def test_a_zip_without_views_says_so(trace):
@@ -122,7 +140,7 @@ def test_a_clip_with_fewer_frames_than_latent_ones_is_exported(num_frames):
         replace(run, mp4=clip, psnr_frame=run.psnr_frame[:num_frames]) for run in trace.runs
     )
     with zipfile.ZipFile(io.BytesIO(export_bytes(replace(trace, runs=runs)))) as archive:
-        assert "views/layer01-clusters-keys.png" in archive.namelist()
+        assert any(n.endswith("layer01-head01-clusters-keys.png") for n in archive.namelist())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import get_args, get_type_hints
 
 from svg2.method.selection import METHODS, Method
+from svg2.trace.records import computed_share
 from viz.figures import tradeoff_figure, tradeoff_info
 
 
@@ -26,7 +27,10 @@ def test_every_measured_run_is_a_point(trace):
         run = next(
             r for r in trace.runs if (r.method, r.config["top_p"]) == (point.method, point.top_p)
         )
-        assert (point.density, point.psnr_db) == (run.result["density"], run.result["psnr_db"])
+        assert (point.computed, point.psnr_db) == (
+            computed_share(run.result),
+            run.result["psnr_db"],
+        )
 
 
 def test_identical_and_unmeasured_are_told_apart(trace):
@@ -39,12 +43,12 @@ def test_identical_and_unmeasured_are_told_apart(trace):
     assert len(info.points) == len(trace.runs)
     (note,) = tradeoff_figure(info).layout.annotations
     assert "identical to dense: elsewhere p 1" in note.text
-    assert "2 runs left out: density or PSNR not measured" in note.text
+    assert "2 runs left out: what was computed or PSNR not measured" in note.text
     assert not tradeoff_figure(tradeoff_info(trace)).layout.annotations
 
 
 def test_points_run_along_the_axis(trace):
-    values = [p.density for p in tradeoff_info(trace).points if p.method == "svg2"]
+    values = [p.computed for p in tradeoff_info(trace).points if p.method == "svg2"]
     assert values == sorted(values)
     assert len(values) > 1
 
@@ -54,8 +58,15 @@ def test_the_figure_draws_the_points_and_nothing_else(trace):
     info = tradeoff_info(with_runs(trace, other))
     figure = tradeoff_figure(info)
     drawn = [(x, y) for line in figure.data for x, y in zip(line.x, line.y, strict=True)]
-    assert drawn == [(p.density, p.psnr_db) for p in info.points]
+    assert drawn == [(p.computed, p.psnr_db) for p in info.points]
     assert [line.name for line in figure.data] == ["elsewhere", "SVG2", "SVG2 + compensation"]
+
+
+def test_the_title_says_of_what_and_escapes_it(trace):
+    request = {**trace.request, "prompt": "a <b>ball</b>", "seed": 5}
+    figure = tradeoff_figure(tradeoff_info(replace(trace, request=request)))
+    assert "“a &lt;b&gt;ball&lt;/b&gt;”" in figure.layout.title.text
+    assert "seed 5" in figure.layout.title.text
 
 
 def test_marks_are_the_registrys_and_an_unknown_method_is_a_circle(trace):

@@ -22,6 +22,7 @@ CURVES = {
 def run(top_p, psnr_db, **result):
     base = {
         "density": top_p / 2,  # the recorded calls are twice as dense as the rest
+        "density_run": 0.2 + 0.8 * top_p / 2,  # a fifth of the calls is dense
         "compute_density": top_p / 2 + 0.05,
         "dense_seconds": 20.0,
         "svg2_seconds": 10.0,
@@ -60,6 +61,10 @@ def test_time_of_attention_goes_with_what_is_computed(forecast):
     more = 3.0 * 0.8
     assert told["speedup"] == pytest.approx(20 / (10 + more))
     assert told["attention_speedup"] == pytest.approx(16 / (4 + more))
+    assert told["computed"] == pytest.approx(0.2 + 0.8 * 0.45)
+    assert told["off_speed"] is None  # one stopwatch for each side does not tell
+    paced = forecast(0.8, run(0.4, 30, order="in turns"))
+    assert paced["off_speed"] == forecast(0.8, run(0.4, 30, is_scaled=True))["off_speed"] == 0.08
     untimed = forecast(0.8, run(0.4, 30, stage_seconds={}))
     assert "speedup" not in untimed
     assert untimed["psnr_db"] == told["psnr_db"]

@@ -99,6 +99,22 @@ def test_the_lines_and_the_page_name_one_share(shares, trace, open_page):
     share = page.locator(".metric", has_text="Computed").locator("dd").first.inner_text()
     said = page.evaluate("() => explorer.inspect().pictureLines")[1].split(" · ")
     assert f"{share} of all pairs computed" in said
+    point = page.locator("[data-view=tradeoff] .point.current")
+    assert f", {share} computed, " in point.get_attribute("aria-label")
+
+
+@pytest.mark.parametrize("mode", ["side", "wipe", "difference", "blink"])
+def test_no_words_run_into_each_other_or_out_of_the_picture(mode, trace, open_page):
+    page = open_page(trace, f"#run=2&against=1&compare={mode}", reduced_motion="reduce")
+    wait_for_clips(page)
+    pixels = np.asarray(Image.open(io.BytesIO(saved(page, "compare"))).convert("RGB")).astype(int)
+    inked = np.abs(pixels - pixels[0, 0]).sum(-1) > 60
+    assert not inked[:, -2 * MARGIN + 8 :].any()
+    first_clip = np.flatnonzero(inked[:, 2 * MARGIN : 2 * (MARGIN + 480)].mean(1) > 0.9)[0]
+    gap = inked[
+        2 * (MARGIN + 2 * 30) : first_clip, 2 * (MARGIN + 480) + 2 : 2 * (MARGIN + 480 + GAP) - 2
+    ]
+    assert not gap.any()
 
 
 def test_where_nothing_is_drawn_nothing_is_saved(trace, open_page):

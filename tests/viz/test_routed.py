@@ -210,7 +210,7 @@ def test_a_run_with_a_density_is_named_by_it_and_not_redone(routed, open_page):
 def test_words_follow_the_method(routed, open_page):
     page = open_page(routed, reduced_motion="reduce")
     masks, clusters = page.locator(".masks .side"), page.locator("[data-view=clusters] .side")
-    assert "Top-p sets how many pairs the layer may compute" in masks.inner_text()
+    assert "The budget, top-p, says how many" in masks.inner_text()
     assert "seen at the query centroid" in masks.inner_text()
     page.locator(".runs button").first.click()
     assert "reaches top-p" in masks.inner_text()

@@ -227,6 +227,13 @@ export function computedShare({ density, density_run: overRun = density, compute
   return overRun + sparseCalls * (computed - density);
 }
 
+/** How many of the first steps of a run were dense, as they ran: a video to start from takes fewer steps than were asked for. */
+export function denseSteps({ call }) {
+  let steps = Infinity;
+  for (let i = 0; i < call.length; i += 3) steps = Math.min(steps, call[i]);
+  return steps;
+}
+
 /** A payload from bytes, gzipped or not. */
 export async function parsePayload(bytes) {
   const zipped = bytes[0] === 0x1f && bytes[1] === 0x8b;

@@ -1,5 +1,6 @@
 // What a run at another budget would give, as the measured runs of its method and the recorded calls tell.
 
+import { computedShare } from "./data.js";
 import { isNumber } from "./dom.js";
 import { TICKS } from "./select.js";
 
@@ -11,14 +12,17 @@ const LEAST_DB = 1.5;
 const DB_PER_DB = 0.4;
 // Beyond the measured runs no more is foretold than this far from the nearest.
 const FARTHEST_DB = 15;
+// Of the speedup, for nine in ten of those; known only where the runs' own times were paired or scaled.
+const OFF_SPEED = 0.08;
 const NOTHING = 1e-9; // of all that could be missed
 
 const lerp = (a, b, t) => a + (b - a) * t;
 const decibels = (squares) => 10 * Math.log10(Math.max(squares, 1e-30));
 
 /**
- * The forecast at a budget, or null where nothing can be said: `density`, `compute_density`, `speedup`,
- * `attention_speedup` and `psnr_db`, and `off_db`, how far off that may be. `runs` are the measured runs
+ * The forecast at a budget, or null where nothing can be said: `density`, `compute_density`, `computed`,
+ * `speedup`, `attention_speedup` and `psnr_db`, and `off_db` and `off_speed`, how far off PSNR (in decibels)
+ * and speedup (as a share; null where that is not known) may be. `runs` are the measured runs
  * of one method with the same clusters, `curves` what `makeSummaries` found of one of them.
  */
 export function forecastAt(top_p, runs, curves) {
@@ -58,16 +62,24 @@ function referenceOf({ config, result }, curves) {
   };
 }
 
+/** What of the whole run would be computed where its sparse calls compute this much: its dense steps stay. */
+function computedAt(compute_density, { density, density_run: overRun }) {
+  if (![compute_density, density, overRun].every(isNumber) || density >= 1) return null;
+  return computedShare({ density, density_run: overRun, compute_density });
+}
+
 /** Compute and speedups where the attention kernel's time goes with what it computes, and all else stays. */
 function timesAt(density, { result: r }) {
   const stage = r.stage_seconds ?? {};
   const compute_density = isNumber(r.compute_density) ? r.compute_density + density - r.density : null;
+  const told = { compute_density, computed: computedAt(compute_density, r) };
   const measured = [r.dense_seconds, r.svg2_seconds, r.speedup, r.attention_speedup, stage.attention, compute_density];
-  if (!measured.every(isNumber) || !(r.compute_density > 0)) return { compute_density };
+  if (!measured.every(isNumber) || !(r.compute_density > 0)) return told;
   const more = stage.attention * (compute_density / r.compute_density - 1);
   const attention = r.svg2_attention_seconds;
   return {
-    compute_density,
+    ...told,
+    off_speed: r.order === "in turns" || r.is_scaled ? OFF_SPEED : null,
     speedup: (r.speedup * r.svg2_seconds) / (r.svg2_seconds + more),
     attention_speedup: isNumber(attention) ? (r.attention_speedup * attention) / (attention + more) : null,
   };

@@ -6,7 +6,7 @@ const CHOICES = {
   side: ["q", "k"],
   lit: ["attended", "members"],
   compare: ["side", "wipe", "difference", "blink"],
-  axis: ["density", "compute", "attention", "speedup"],
+  axis: ["compute", "density", "attention", "speedup"],
   tint: ["kept", "mass", "error"],
 };
 // name in the link, name in the state, what it counts

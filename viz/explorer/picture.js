@@ -10,6 +10,9 @@ const TITLE_PX = 26;
 const LABEL_PX = 15;
 const LINE_PX = 14;
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
+const TITLE_STYLE = `650 ${TITLE_PX}px`;
+const LABEL_STYLE = `600 ${LABEL_PX}px`;
+const LINE_STYLE = `400 ${LINE_PX}px`;
 const STYLED = [
   ...["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity"],
   ...["font-family", "font-size", "font-weight", "text-anchor"],
@@ -53,41 +56,52 @@ export function linesOf({ data, store }, place) {
  */
 export function compose({ title, parts, columns, cell, lines, colours }) {
   const width = Math.max(640, 2 * MARGIN + columns * cell + (columns - 1) * GAP);
-  const heightOf = (part) => part.height ?? (cell * part.canvas.height) / part.canvas.width;
-  const rows = [];
-  for (let i = 0; i < parts.length; i += columns) rows.push(parts.slice(i, i + columns));
-  const rowHeight = (row) => Math.max(...row.map((p) => heightOf(p) + (p.label ? LABEL_PX + 10 : 0)));
   const canvas = document.createElement("canvas");
   const context = canvas.getContext("2d");
-  context.font = `${LINE_PX}px ${FONT}`;
-  const text = lines.flatMap((line) => wrapped(context, line, width - 2 * MARGIN));
+  const cut = (words, style, room) => {
+    context.font = `${style} ${FONT}`;
+    return wrapped(context, words, room);
+  };
+  const heads = cut(title, TITLE_STYLE, width - 2 * MARGIN);
+  const text = lines.flatMap((line) => cut(line, LINE_STYLE, width - 2 * MARGIN));
+  const labels = new Map(parts.map((p) => [p, p.label ? cut(p.label, LABEL_STYLE, cell) : []]));
+  const rows = [];
+  for (let i = 0; i < parts.length; i += columns) rows.push(parts.slice(i, i + columns));
+  const heightOf = (part) => part.height ?? (cell * part.canvas.height) / part.canvas.width;
+  // Clips of a row begin at one height, under the longest label.
+  const labelHeight = (row) => {
+    const count = Math.max(...row.map((p) => labels.get(p).length));
+    return count ? count * (LABEL_PX + 4) + 6 : 0;
+  };
+  const rowHeight = (row) => labelHeight(row) + Math.max(...row.map(heightOf));
   const body = rows.reduce((sum, row) => sum + rowHeight(row) + GAP, 0);
-  const height = 2 * MARGIN + TITLE_PX + GAP + body + text.length * (LINE_PX + 6);
+  const top = MARGIN + TITLE_PX + (heads.length - 1) * (TITLE_PX + 4) + GAP;
+  const height = top + body + text.length * (LINE_PX + 6) + MARGIN;
   canvas.width = Math.round(SCALE * width);
   canvas.height = Math.round(SCALE * height);
   context.scale(SCALE, SCALE);
   context.fillStyle = colours.paper;
   context.fillRect(0, 0, width, height);
-  const write = (words, x, y, font, colour = colours.ink) => {
-    context.font = `${font} ${FONT}`;
+  const write = (words, x, y, style, colour = colours.ink) => {
+    context.font = `${style} ${FONT}`;
     context.fillStyle = colour;
     context.fillText(words, x, y);
   };
-  write(title, MARGIN, MARGIN + TITLE_PX * 0.8, `650 ${TITLE_PX}px`);
-  let y = MARGIN + TITLE_PX + GAP;
+  heads.forEach((head, i) => write(head, MARGIN, MARGIN + TITLE_PX * 0.8 + i * (TITLE_PX + 4), TITLE_STYLE));
+  let y = top;
   for (const row of rows) {
     row.forEach((part, i) => {
       const x = MARGIN + i * (cell + GAP);
-      if (part.label) write(part.label, x, y + LABEL_PX, `600 ${LABEL_PX}px`);
-      const top = y + (part.label ? LABEL_PX + 10 : 0);
-      if (part.draw) part.draw(context, x, top, cell);
-      else drawWhole(context, part.canvas, x, top, cell, heightOf(part));
+      labels.get(part).forEach((label, n) => write(label, x, y + LABEL_PX + n * (LABEL_PX + 4), LABEL_STYLE));
+      const under = y + labelHeight(row);
+      if (part.draw) part.draw(context, x, under, cell);
+      else drawWhole(context, part.canvas, x, under, cell, heightOf(part));
     });
     y += rowHeight(row) + GAP;
   }
   for (const line of text) {
     y += LINE_PX + 6;
-    write(line, MARGIN, y - 6, `400 ${LINE_PX}px`, colours.soft);
+    write(line, MARGIN, y - 6, LINE_STYLE, colours.soft);
   }
   return canvas;
 }
@@ -228,7 +242,7 @@ export function makeSave(app, name, { picture, chart, files = [], others = [] })
     : [];
   const link = button("Copy link", async () => {
     const { copied, text } = await app.copyLink(name);
-    say(copied ? "Link copied" : text);
+    say(copied ? app.linkCopied() : text);
   });
   return el("p", { class: "save" }, png, copy, vector, further, made, link, said);
 }

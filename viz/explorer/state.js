@@ -14,7 +14,7 @@ const DEFAULT_LOOKS = {
   opacity: 0.6,
   compare: "side",
   wipe: 0.5,
-  axis: "density",
+  axis: "compute",
   tint: "kept",
   sort: 1,
   zoom: false,

@@ -43,7 +43,7 @@ const WORDS = {
   guidance:
     "Guided sampling runs the model twice a step: with the prompt (conditional) and without it (unconditional).",
   "end-to-end":
-    "Time of the dense denoising loop over that of the sparse one, from steps that took turns on the same machine. Clustering and sorting are counted.",
+    "Time of the dense denoising loop over that of the sparse one. Clustering and sorting are counted. “What it gained” says how the two were timed.",
   "attention speedup":
     "The same ratio over self-attention alone, with clustering, sorting and selection on the sparse side.",
   "latent frame":

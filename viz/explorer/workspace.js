@@ -13,6 +13,7 @@ import { sourceOf } from "./views/header.js";
 import { VIEWS } from "./views/index.js";
 import { makeChooser } from "./views/telling.js";
 
+const READY_MADE = "ready-made trace"; // how the server calls those that stay
 const LINK_DELAY_MS = 400; // browsers refuse an address that changes too often
 const SUMMARY_DELAY_MS = 50; // the first picture comes first
 
@@ -51,6 +52,9 @@ export function openWorkspace(data, { root, options, extras, wanted }) {
     forecast: makeForecast(data, current, summaries),
     colours: palette.colours,
     copyLink: options.copyLink,
+    /** Said where a link was copied: how long it works. */
+    linkCopied: () =>
+      options.standalone || data.mode === READY_MADE ? "Link copied" : "Link copied; it works while this page is open",
     fetchFile: options.fetchFile,
     runsOnRelease: () => Boolean(extras.can_run && options.onRelease),
     measureAgain: () => options.onRelease({ ...releaseOf(app), again: true }),

@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from svg2.errors import Cancelled, InputError
 from viz.bench_figures import PICTURES
 from viz.motion import moving_picture
-from viz.page.open_traces import FILES, PAYLOAD, File, OpenTraces
+from viz.page.open_traces import PAYLOAD, File, OpenTraces, is_file
 from viz.page.runner import beside_runs
 from viz.page.words import plain
 from viz.payload import Check
@@ -48,7 +48,8 @@ class Downloads:
         self._payloads, self._downloads = anyio.CapacityLimiter(1), anyio.CapacityLimiter(1)
 
     def routes(self) -> list[BaseRoute]:
-        """`lab/KEY/payload` for the explorer, `trace.npz` and `export.zip` to keep.
+        """`lab/KEY/payload` for the explorer, `trace.npz` and `export.zip` to keep, and
+        `export-RUN.zip` with the pictures of one run.
 
         `motion/KEY/compare-LEFT-RIGHT.gif` or `.webp`: runs by number from 1, or `dense` left.
         """
@@ -61,7 +62,7 @@ class Downloads:
         """One file of an open trace."""
         name = request.path_params["name"]
         open_trace = self._traces.get(request.path_params["key"])
-        if open_trace is None or name not in FILES:
+        if open_trace is None or not is_file(name):
             return Response("This trace is no longer open here.", 404)
         try:
             file = open_trace.made_file(name) or await self._in_turn(
@@ -74,9 +75,9 @@ class Downloads:
         if file is None:
             return Response(status_code=499)  # nobody reads it
         # A file is named by hand and may be replaced; any other key is never given twice.
-        is_file = open_trace.key in self._traces.ready_made
-        headers = {"Cache-Control": f"private, {'no-cache' if is_file else 'max-age=3600'}"}
-        if is_file:
+        is_ready = open_trace.key in self._traces.ready_made
+        headers = {"Cache-Control": f"private, {'no-cache' if is_ready else 'max-age=3600'}"}
+        if is_ready:
             headers["ETag"] = file.tag
             if request.headers.get("If-None-Match") == file.tag:
                 return Response(status_code=304, headers=headers)

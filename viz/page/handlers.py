@@ -74,6 +74,8 @@ class Page:
             return update
         timer.cancel()
         visit.take_over(left)
+        if visit.doing is not None:
+            update["note"] = self._before(visit.doing[0])
         return {**update, **_workspace(visit), **_buttons(True)}
 
     def resume(self, visit: Visit) -> Generator[Update]:
@@ -178,8 +180,11 @@ class Page:
             return _refusal(error)
         visit.cancel()  # a release gives way to a whole run
         visit.pending = run
-        note = words.before_run(run, self.traces.ready_made.values())
-        return {"status": say(words.WAITING), "note": note, **_buttons(True)}
+        return {"status": say(words.WAITING), "note": self._before(run), **_buttons(True)}
+
+    def _before(self, run: Run) -> str:
+        """What to expect of a run."""
+        return words.before_run(run, self.traces.ready_made.values())
 
     # Runs ----------------------------------------------------------------------------------------
 
@@ -250,12 +255,12 @@ class Page:
         visit.is_comparing = not is_release
         try:
             made = yield from self._execute(visit, run, is_release, started)
+            text = words.outcome(made.result)
             if is_release and visit.open_trace is not before:  # its trace is not the open one
                 visit.dense = made.dense
-            else:
-                visit.add(made, self.traces)
-            warned = made.result.get("warnings")
-            final = (words.outcome(made.result), "warn" if warned else "done")
+            elif not visit.add(made, self.traces) and is_release:
+                text += f" {words.APART}"
+            final = (text, "warn" if made.result.get("warnings") else "done")
         except Cancelled as stopped:
             final = (words.CANCELLED_RUN,)
             if stopped.dense is not None:

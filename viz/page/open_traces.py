@@ -84,25 +84,30 @@ class OpenTrace:
         return self.trace.held_bytes
 
     def made_file(self, name: str) -> File | None:
-        """One of `FILES`, where it was made before and is kept, or being sent to somebody."""
+        """One file, where it was made before and is kept, or being sent to somebody."""
         return self._made.get(name)
 
     def file(self, name: str, check: Check) -> File:
-        """One of `FILES`. Payloads are kept, and of a ready-made trace all of them.
+        """One file that `is_file` knows. Payloads are kept, and of a ready-made trace all `FILES`.
 
         Args:
             check: called again and again; what it raises ends the work.
 
         Raises:
+            RequestError: the trace has no run of that number.
             MediaError: a clip can't be decoded for an export.
         """
         made = self.made_file(name)
         if made is None:
-            data = FILES[name](self, check)
+            export = _EXPORT.fullmatch(name)
+            data = self._export(int(export[1]) - 1, check) if export else FILES[name](self, check)
             made = self._made[name] = File(data, f'"{hashlib.sha256(data).hexdigest()}"')
-            if name == PAYLOAD or self.mode == READY_MADE:
+            if name == PAYLOAD or (self.mode == READY_MADE and name in FILES):
                 self._kept.append(made)
         return made
+
+    def _export(self, run: int, check: Check) -> bytes:
+        return export_bytes(self.trace, self.mode, check, run)
 
 
 PAYLOAD = "payload"
@@ -112,6 +117,13 @@ FILES: Mapping[str, Callable[[OpenTrace, Check], bytes]] = {
     "export.zip": lambda shown, check: export_bytes(shown.trace, shown.mode, check),
 }
 """How each file is made that a browser may fetch: for the explorer, and to keep."""
+
+_EXPORT = re.compile(r"export-([1-9]\d{0,2})\.zip")
+
+
+def is_file(name: str) -> bool:
+    """Whether a browser may fetch this: one of `FILES`, or `export-RUN.zip` with a run from 1."""
+    return name in FILES or _EXPORT.fullmatch(name) is not None
 
 
 class OpenTraces:

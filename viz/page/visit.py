@@ -171,8 +171,12 @@ class Visit:
         is_same = self.dense is not None and self.dense.request == run.request
         return self.dense if is_same else None
 
-    def add(self, made: Comparison, traces: OpenTraces) -> None:
-        """Show what was made: one more run of the open trace where both share a dense clip."""
+    def add(self, made: Comparison, traces: OpenTraces) -> bool:
+        """Show what was made: one more run of the open trace where both share a dense clip.
+
+        Returns:
+            Whether it joined the open trace; otherwise it is a trace of its own.
+        """
         self.dense = made.dense
         live = f"live {'GPU' if 'cuda' in str(made.result['device']) else 'CPU'}"
         current, new = self.open_trace, made.trace
@@ -182,7 +186,7 @@ class Visit:
         if current is None or not is_same:
             self.show(traces.put(new, live))
             self.made_by = made.sparse.run
-            return
+            return False
         self.made_by = made.sparse.run
         trace = add_run(current.trace, made.dense, made.sparse, made.result)
         recorded = sorted({record.run for record in trace.records})
@@ -197,3 +201,4 @@ class Visit:
             trace = without_run(trace, self.num_given)
         mode = current.mode if live in current.mode else f"{current.mode} + {live}"
         self.open_trace = traces.put(trace, mode)
+        return True

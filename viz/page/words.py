@@ -73,6 +73,10 @@ WAITING = "Waiting for its turn."
 UNDER_WAY = "A run is under way; the budget can be run after it."
 JUST_REPLACED = "A newer run was just opened: measure the budget there."
 NO_LONGER_OPEN = "This trace is no longer open here: open it again, or generate anew."
+APART = (
+    "The dense clip made here differs from the one that was open, so this is a comparison of its "
+    "own; the other is still in the list above."
+)
 STOPPING = "Stopping after this layer."
 CANCELLED = "Cancelled."
 CANCELLED_RUN = "Cancelled. What was shown before stays."

@@ -77,7 +77,7 @@ def test_runs_that_cannot_take_turns_are_refused_before_any_is_made(
 ):
     monkeypatch.setattr("svg2.runs.sweep.why_no_race", lambda pipe: "The model is compiled.")
     plan = SweepPlan.of(run_of(folder), ["svg2"], [0.5])
-    with pytest.raises(RequestError, match="can't take turns. The model is compiled"):
+    with pytest.raises(RequestError, match="can't take turns\\. The model is compiled"):
         sweep(plan, tmp_path, pipe, in_turns=True)
     assert not list(tmp_path.iterdir())
 

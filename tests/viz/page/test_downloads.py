@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import io
 import threading
 import time
+import zipfile
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +25,7 @@ from svg2.errors import Cancelled, MediaError
 from svg2.trace.video import encode_mp4
 from tests.traces import make_synthetic_trace
 from viz import export
+from viz.export import run_names
 from viz.motion import moving_picture
 from viz.page import files
 from viz.page.files import Downloads
@@ -307,3 +311,19 @@ def test_a_moving_picture_is_checked_at_each_frame(small, calls: int) -> None:
 
     with pytest.raises(Cancelled):
         moving_picture(small, None, 0, "gif", check)
+
+
+def test_the_export_of_a_run_is_made_for_it_alone_and_not_kept(small):
+    traces = OpenTraces([OpenTrace(small, READY_MADE, "a")])
+    client = TestClient(Starlette(routes=Downloads(traces).routes()))
+    for run, name in enumerate(run_names(small), 1):
+        answer = client.get(f"/lab/a/export-{run}.zip")
+        assert answer.headers["content-disposition"].endswith(f'"svg2-export-{run}.zip"')
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            assert any(entry.startswith(f"views/{name}-step") for entry in archive.namelist())
+    gc.collect()
+    assert traces.get("a").made_file("export-1.zip") is None
+    beyond = client.get(f"/lab/a/export-{len(small.runs) + 1}.zip")
+    assert beyond.status_code == 422
+    assert f"holds {len(small.runs)} runs" in beyond.text
+    assert client.get("/lab/a/export-0.zip").status_code == 404

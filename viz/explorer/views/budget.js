@@ -4,7 +4,7 @@ import { budget, decibel, el, isNumber, percent, plural, put, times, write } fro
 import { TICKS } from "../select.js";
 import { term } from "../words.js";
 import { LEAST_TICK, makeBudgetCurve } from "./budgetcurve.js";
-import { foretold } from "./points.js";
+import { foretold, foretoldPace } from "./points.js";
 
 export function makeBudget(app) {
   const slider = makeSlider(app);
@@ -185,8 +185,8 @@ function showOutcome({ outcomeName, outcome, outcomeNote }, { isMeasured, told, 
     return;
   }
   write(outcome, told ? foretold(told) : "not known");
-  const pace = told && isNumber(told.speedup) ? `about ${times(told.speedup)} end to end` : "";
-  write(outcomeNote, pace || "until it is run");
+  const pace = told ? foretoldPace(told) : "";
+  write(outcomeNote, pace ? `${pace} end to end` : "until it is run");
 }
 
 function badgeOf({ isMeasured, canRedo }) {

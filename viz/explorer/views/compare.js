@@ -11,6 +11,7 @@ import { makeTransport } from "./transport.js";
 
 const GAIN = 8;
 const BLINK_MS = 500;
+const TITLES = { wipe: "Wipe", difference: "Difference", blink: "In turns" };
 const HAS_CLIP_RIGHT = ["side", "difference"]; // in the other modes their difference stands there
 const MODES = [
   ["side", "Side by side"],
@@ -197,11 +198,11 @@ function textsOf(mode, { left, right }) {
 function pictureOf(app, stage, outline) {
   const { frame, compare } = app.store.get();
   const sides = sidesOf(app);
-  const [[, label]] = textsOf(compare, sides);
+  const both = `${sides.left.name} and ${sides.right.name}`;
   const shown = (side) => ({ canvas: stage[side], label: stage[`${side}Name`].firstChild?.textContent });
   const outlined = HAS_CLIP_RIGHT.includes(compare) && outline?.name();
   return {
-    title: compare === "side" ? `${sides.left.name} and ${sides.right.name}` : label,
+    title: compare === "side" ? both : `${TITLES[compare]}: ${both}`,
     parts: [shown("left"), shown("right")],
     columns: 2,
     cell: 480,

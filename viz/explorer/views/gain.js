@@ -1,6 +1,6 @@
 // What a run gained and what it cost: three honest ratios kept apart, and where the time went.
 
-import { computedShare } from "../data.js";
+import { computedShare, denseSteps } from "../data.js";
 import { decibel, el, isNumber, percent, plain, plural, put, seconds, seen, times } from "../dom.js";
 import { svgImage } from "../picture.js";
 import { term } from "../words.js";
@@ -77,7 +77,7 @@ function loopNote(r) {
   if (!isNumber(r.dense_seconds) || !isNumber(r.svg2_seconds)) return "denoising loop";
   const earlier = r.dense_reused ? "; dense timed earlier" : "";
   const spread = r.speedup_quartiles
-    ? `; steps ${r.speedup_quartiles.map((x) => x.toFixed(2)).join(" to ")}`
+    ? `; half of the steps after the first sparse one at ${r.speedup_quartiles.map(times).join(" to ")}`
     : "";
   return `denoising loop, ${seconds(r.dense_seconds)} → ${seconds(r.svg2_seconds)}${earlier}${spread}`;
 }
@@ -140,13 +140,19 @@ function memoryNote({ peak_memory_bytes: sparse, dense_peak_memory_bytes: dense,
   return `Peak memory: ${gibibytes(sparse)} ${whose}; dense ${gibibytes(dense)}.`;
 }
 
+/** How much more memory the sparse run took, as a part of a sentence; empty where it took no more. */
+export function memoryCost({ peak_memory_bytes: sparse, dense_peak_memory_bytes: dense }) {
+  if (!isNumber(sparse) || !isNumber(dense) || sparse < 1.05 * dense) return "";
+  return `, and ${gibibytes(sparse - dense)} more memory at the peak`;
+}
+
 const first = (n, one) => (n === 1 ? `the first ${one}` : `the first ${plural(n, one)}`);
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 /** What of a run stays dense by its settings, as the start of a sentence; empty where nothing does. */
-function staysDense({ call, config }) {
-  let warmSteps = Infinity; // as they ran: a video to start from takes fewer steps than were asked for
-  for (let i = 0; i < call.length; i += 3) warmSteps = Math.min(warmSteps, call[i]);
+function staysDense(run) {
+  const { config } = run;
+  const warmSteps = denseSteps(run);
   if (warmSteps === Infinity) return "Every call stays dense";
   const layers = config.dense_layers ?? 0;
   const parts = [
@@ -156,6 +162,13 @@ function staysDense({ call, config }) {
   if (!parts.length) return "";
   const isOne = parts.length === 1 && warmSteps + layers === 1;
   return `${capital(parts.join(" and "))} ${isOne ? "stays" : "stay"} dense`;
+}
+
+/** Said where the work that both sides share did not take the same time. */
+function paceNote({ is_scaled: scaled }, { dense, sparse }) {
+  const more = sparse.rest / dense.rest - 1;
+  if (scaled || !(Math.abs(more) > 0.05)) return "";
+  return ` The rest is the same work in both; that it took ${percent(Math.abs(more), 0)} ${more > 0 ? "longer" : "less"} in the sparse run is the machine's doing.`;
 }
 
 /** Where the time went, in words: why the loop gains less than the work does. Empty where it was not timed. */
@@ -170,6 +183,7 @@ export function whereTimeWent(run) {
     `Attention is ${percent(run.result.attention_share, 0)} of the dense loop, and only that can shrink. `,
     stays ? `${stays} (${seconds(sparse.warm)} of attention); clustering` : "Clustering",
     `, sorting and selecting take ${seconds(sparse.clustering)}.`,
-    dwarfed ? " So time gains less than work." : "",
+    dwarfed ? " So time gains less than work, and small blocks use the processor less well than one large one." : "",
+    paceNote(run.result, found),
   ].join("");
 }

@@ -53,7 +53,8 @@ function zipButton(app) {
   async function fetchZip() {
     button.disabled = true;
     try {
-      save(await app.fetchFile("export.zip", (text) => put(said, text)), "svg2-export.zip");
+      const file = `export-${app.store.get().run + 1}.zip`;
+      save(await app.fetchFile(file, (text) => put(said, text)), `svg2-${file}`);
       put(said, "");
     } catch (error) {
       put(said, error.message);
@@ -75,12 +76,13 @@ export function makeHeader(app) {
     `${data.tokens.toLocaleString("en")} tokens`,
   ].filter(Boolean);
   const measured = el("span", {});
+  const which = el("span", { class: "label" });
   const again = againButton(app);
   const shownLink = el("input", { class: "linktext", readonly: true, "aria-label": "Link to this view", hidden: true });
   const copied = el("span", { class: "small", role: "status" });
   async function copy() {
     const { copied: done, text } = await app.copyLink();
-    put(copied, done ? "Link copied" : "Copy it from here:");
+    put(copied, done ? app.linkCopied() : "Copy it from here:");
     shownLink.hidden = done;
     shownLink.value = text;
     if (!done) shownLink.select();
@@ -108,7 +110,7 @@ export function makeHeader(app) {
       el("span", {}, facts.join(" · ")),
     ),
     data.runs.length > 1
-      ? el("div", { class: "runs" }, el("span", { class: "label" }, "Measured run"), runs.node)
+      ? el("div", { class: "runs" }, which, runs.node)
       : null,
     el(
       "div",
@@ -134,6 +136,7 @@ export function makeHeader(app) {
       put(title, ...headline(run.result));
       again.update(run);
       runs.show(state.run);
+      put(which, `Measured run ${state.run + 1} of ${data.runs.length}`);
       const chosen = runs.node.querySelector("[aria-pressed=true]");
       if (chosen) {
         runs.node.scrollLeft = chosen.offsetLeft - runs.node.offsetLeft - 24;

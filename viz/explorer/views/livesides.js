@@ -2,6 +2,9 @@
 
 import { el, put, seconds, times } from "../dom.js";
 
+const HOW =
+  "The two take turns, a step each. A bar is the time that its side has taken so far: shorter is faster. The pictures are the middle latent frame, decoded alone.";
+
 /** One side: its picture, its step, and its time as a bar that is full when the slower one is done. */
 function makeSide() {
   const picture = el("img", { class: "livepreview", alt: "" });
@@ -38,7 +41,7 @@ const wholeSeconds = ({ seconds: passed, step, num_steps: all }) =>
 export function makeSides() {
   const both = [makeSide(), makeSide()];
   const gap = el("p", { class: "livegap" });
-  const note = el("p", { class: "livenote small", hidden: true }, "The middle latent frame, decoded alone.");
+  const note = el("p", { class: "livenote small" }, HOW);
   const node = el("div", { class: "livesides", hidden: true }, ...both.map((s) => s.node), gap, note);
   return {
     node,
@@ -51,7 +54,6 @@ export function makeSides() {
       }
       const whole = Math.max(...sides.map(wholeSeconds));
       both.forEach((side, i) => side.update(sides[i], whole));
-      note.hidden = !node.querySelector("img[src]");
       const [dense, sparse] = sides;
       if (!dense.step || dense.step !== sparse.step) return; // the last gap stays
       const ahead = dense.seconds - sparse.seconds;

@@ -152,7 +152,7 @@ function pictureOf(app, { original, sorted, title, axes }) {
     };
   };
   return {
-    title: `Attention mask: ${percent(app.stats().density)} of the token pairs kept`,
+    title: `Attention mask${app.isMeasured() ? "" : ", what-if"}: ${percent(app.stats().density)} of the token pairs kept`,
     parts: [part(original, "original", "Original token order"), part(sorted, "sorted", title.textContent)],
     columns: 2,
     cell: PICTURE_PX,

@@ -92,9 +92,9 @@ function introductionOf(app) {
     term("mask"),
     " says which query–key pairs one head computes. ",
     ...selectionOf(app),
-    " In token order the kept pairs lie scattered; ",
+    " Left, in the order of the tokens, the kept pairs lie scattered. Right, ",
     term("permutation", "sorted by cluster"),
-    " they fill whole blocks, often thin ones, and a kernel for blocks of any size skips the rest.",
+    ", the same pairs lie in blocks, and whole blocks can be skipped.",
   ];
 }
 
@@ -103,14 +103,12 @@ function selectionOf(app) {
   const isDensity = isNumber(app.shownRun().config.density);
   if (rule === "error")
     return [
-      ...(isDensity ? ["The density that was asked for"] : [term("top-p", "Top-p")]),
-      " sets how many pairs the layer may compute, the ",
-      term("predicted error", "predicted errors"),
-      " say which, in all of its heads: that is ",
-      term("routing"),
-      ". A ",
+      ...(isDensity ? ["The density that was asked for"] : ["The budget, ", term("top-p")]),
+      ", says how many. Which ones? Those whose skipping would ",
+      term("predicted error", "change the result most"),
+      ". In place of each block that is skipped one ",
       term("stand-in"),
-      " takes the place of each skipped block.",
+      " is computed.",
     ];
   if (rule !== "top_p" || isDensity) return [`${title}: ${line}.`];
   const floor = app.floor();

@@ -49,7 +49,7 @@ export function makeMiniMasks(app) {
         const { layer, head } = app.store.get();
         put(
           caption,
-          `What one head computes (layer ${layer + 1}, head ${head + 1}): ${percent(app.stats().density)} of the pairs.`,
+          `What one head computes (layer ${layer + 1}, head ${head + 1}${app.isMeasured() ? "" : `, ${app.budgetName()}`}): ${percent(app.stats().density)} of the pairs.`,
         );
       }, DELAY_MS);
     },

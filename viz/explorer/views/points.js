@@ -1,21 +1,22 @@
 // The data of the trade-off chart: measured runs as points, and where they lie.
 
-import { decibel, isNumber, percent, times } from "../dom.js";
+import { computedShare, denseSteps } from "../data.js";
+import { decibel, isNumber, percent, plural, times } from "../dom.js";
 
 /** What the horizontal axis can show. */
 export const AXES = {
+  compute: {
+    name: "Computed",
+    of: (p) => p.computed,
+    text: (v) => percent(v, 0),
+    title: "computed, of all pairs of the run",
+    isShare: true,
+  },
   density: {
     name: "Density",
     of: (p) => p.density,
     text: (v) => percent(v, 0),
-    title: "density: token pairs kept in sparse calls",
-    isShare: true,
-  },
-  compute: {
-    name: "Compute",
-    of: (p) => p.compute_density,
-    text: (v) => percent(v, 0),
-    title: "compute density: kept pairs, routing and stand-ins",
+    title: "density: token pairs kept, in sparse calls alone",
     isShare: true,
   },
   attention: {
@@ -45,11 +46,30 @@ export function pointOf(run) {
     clusters: run.clusters,
     asked: run.asked.replace(/^top-p /, "p "),
     density: run.result.density,
-    compute_density: run.result.compute_density,
+    computed: computedShare(run.result),
     psnr_db: run.result.psnr_db,
     speedup: run.result.speedup,
     attention_speedup: run.result.attention_speedup,
   };
+}
+
+/** The speedup of a forecast, as a range where it is known how far off it may be; empty where none is foretold. */
+export function foretoldPace({ speedup, off_speed }) {
+  if (!isNumber(speedup)) return "";
+  if (!isNumber(off_speed)) return `about ${times(speedup)}`;
+  return `${(speedup * (1 - off_speed)).toFixed(1)} to ${(speedup * (1 + off_speed)).toFixed(1)}×`;
+}
+
+/** With how many clusters and dense steps each method of a trace ran, in a sentence; empty where all ran alike. */
+export function settingsOf({ runs }) {
+  const of = (run) => {
+    const steps = denseSteps(run);
+    return `${run.clusters} clusters, ${Number.isFinite(steps) ? plural(steps, "dense step") : "all steps dense"}`;
+  };
+  const found = new Map();
+  for (const run of runs) found.set(run.title, new Set(found.get(run.title)).add(of(run)));
+  if (new Set([...found.values()].flatMap((own) => [...own])).size < 2) return "";
+  return [...found].map(([title, own]) => `${title}: ${[...own].join(" or ")}`).join("; ");
 }
 
 /** The PSNR of a forecast, with how far off it may be. */
@@ -57,7 +77,7 @@ export const foretold = ({ psnr_db, off_db }) => `${psnr_db.toFixed(0)} ± ${off
 
 /** A point in a sentence. */
 export function describe(p) {
-  return `${p.name}: ${decibel(p.psnr_db)}, density ${percent(p.density)}, attention ${times(p.attention_speedup)}, end-to-end ${times(p.speedup)}.`;
+  return `${p.name}: ${decibel(p.psnr_db)}, ${percent(p.computed)} computed, density ${percent(p.density)}, attention ${times(p.attention_speedup)}, end-to-end ${times(p.speedup)}.`;
 }
 
 /**

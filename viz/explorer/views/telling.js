@@ -1,6 +1,9 @@
 // The cluster that shows best what clusters are: the one that looks most like a thing.
 
 const LEAST_TOKENS = 3; // of a cluster in a frame, to say that it is there
+const COMPARED = [40, 1e6]; // tokens that each is compared with, at least; pairs in all
+const ALIKE = 35; // of 255, in each colour
+const LEAST_VIVID = 0.1; // of what is grey
 
 /**
  * Of each query cluster: in how many latent frames it lies, and how well it looks like a thing:
@@ -42,46 +45,64 @@ export function journeys(record, [T, Y, X]) {
   });
 }
 
-/** How far the colour of each query cluster lies from the mean, over the usual distance: things are rare, and unlike the rest. */
-function apart({ q: { sizes, rgb } }) {
-  const tokens = sizes.reduce((sum, n) => sum + n, 0);
-  const mean = [0, 1, 2].map((k) => sizes.reduce((sum, n, c) => sum + n * rgb[3 * c + k], 0) / tokens);
-  const far = Array.from(sizes, (_, c) => Math.hypot(...mean.map((m, k) => rgb[3 * c + k] - m)));
-  const usual = Math.sqrt(far.reduce((sum, d, c) => sum + sizes[c] * d * d, 0) / tokens);
-  return far.map((d) => d / Math.max(usual, 1e-9));
-}
-
-/** The query cluster, of any recorded layer at this step and head, that looks most like a thing. */
-function tellingCluster(app) {
-  const { data, store } = app;
-  const { step, head, branch } = store.get();
-  let best = { layer: store.get().layer, cluster: 0, score: -1 };
-  const read = new Set();
-  data.index.forEach((place, i) => {
-    const here = place.step === step && place.head === head && place.branch === branch;
-    if (place.run !== app.source() || !here) return;
-    const record = data.record(i);
-    read.add(i);
-    const far = apart(record);
-    journeys(record, data.grid).forEach(({ thing }, q) => {
-      const share = record.q.sizes[q] / data.tokens; // neither the background nor a speck
-      const score = share > 0.005 && share < 0.15 ? thing * far[q] : 0;
-      if (score > best.score) best = { layer: place.layer, cluster: q, score, record: i };
-    });
+/**
+ * How much each token of the dense clip looks like a thing's: vivid, and unlike the others. Null until the clip
+ * is decoded.
+ */
+function vividness({ data: { grid, latentFrames }, clips: { dense } }) {
+  if (!dense.pictures.every(Boolean)) return null;
+  const [T, Y, X] = grid;
+  const colours = new Uint8ClampedArray(4 * T * Y * X);
+  const context = new OffscreenCanvas(X, Y).getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
+  latentFrames.forEach(([from, to], t) => {
+    context.drawImage(dense.pictures[Math.floor((from + to - 1) / 2)], 0, 0, X, Y);
+    colours.set(context.getImageData(0, 0, X, Y).data, 4 * t * Y * X);
   });
-  for (const i of read) if (i !== best.record && i !== app.recordIndex()) data.forget(i);
-  return best;
+  const tokens = T * Y * X;
+  const compared = Math.min(tokens, Math.max(COMPARED[0], Math.floor(COMPARED[1] / tokens)));
+  return Float32Array.from({ length: tokens }, (_, i) => {
+    const [r, g, b] = [colours[4 * i], colours[4 * i + 1], colours[4 * i + 2]];
+    let alike = 0;
+    for (let n = 0; n < compared; n += 1) {
+      const j = 4 * Math.floor((n * tokens) / compared);
+      const far = (r - colours[j]) ** 2 + (g - colours[j + 1]) ** 2 + (b - colours[j + 2]) ** 2;
+      alike += Math.exp(-far / (2 * ALIKE * ALIKE));
+    }
+    const saturation = (Math.max(r, g, b) - Math.min(r, g, b)) / 255;
+    return (LEAST_VIVID + saturation) ** 2 / ((alike + 1) / compared);
+  });
 }
 
-/** The cluster that the page speaks of by itself, looked for once per run and head. */
+/** The mean of a number per token over each query cluster. */
+function meansOf({ q: { labels, sizes } }, values) {
+  const sums = new Float64Array(sizes.length);
+  labels.forEach((c, i) => {
+    sums[c] += values[i];
+  });
+  return sums.map((sum, c) => sum / Math.max(sizes[c], 1));
+}
+
+/** The query cluster of the call on show that looks most like a thing. */
+function tellingCluster({ data }, record, vivid) {
+  const means = vivid && meansOf(record, vivid);
+  const scores = journeys(record, data.grid).map(({ thing }, q) => {
+    const share = record.q.sizes[q] / data.tokens; // neither the background nor a speck
+    return share > 0.005 && share < 0.15 ? thing * (means ? means[q] : 1) : 0;
+  });
+  return scores.indexOf(Math.max(...scores));
+}
+
+/** The cluster that the page speaks of by itself: of each call on show one, and one more once the clip is decoded. */
 export function makeChooser(app) {
-  let chosen = null;
-  let chosenAt = "";
+  let vivid = null;
+  let chosen = { record: null, sawClip: false, cluster: null };
   return () => {
-    const { step, head, branch } = app.store.get();
-    const at = [app.source(), step, head, branch].join(" ");
-    if (chosenAt !== at) chosen = tellingCluster(app);
-    chosenAt = at;
-    return { side: "q", layer: chosen.layer, cluster: chosen.cluster, pair: null };
+    const record = app.record();
+    vivid ??= vividness(app);
+    const sawClip = vivid !== null;
+    if (chosen.record !== record || chosen.sawClip !== sawClip)
+      chosen = { record, sawClip, cluster: tellingCluster(app, record, vivid) };
+    return { side: "q", cluster: chosen.cluster, pair: null };
   };
 }

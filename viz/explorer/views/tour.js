@@ -1,9 +1,9 @@
 // The tour: eight questions. Each moves the selection and points at the view that answers.
 
 import { computedShare } from "../data.js";
-import { budget, decibel, el, isNumber, percent, plural, put, times } from "../dom.js";
+import { budget, decibel, el, isNumber, percent, plural, put, seen, times } from "../dom.js";
 import { LOOKS, SELECTION } from "../state.js";
-import { whereTimeWent } from "./gain.js";
+import { memoryCost, whereTimeWent } from "./gain.js";
 import { journeys } from "./telling.js";
 
 const ACT_DELAY_MS = 700; // the view is in sight by then
@@ -159,7 +159,7 @@ function closingStep(app, calm) {
       const gain = isNumber(speedup)
         ? `${times(speedup)} the speed end to end, ${times(attention_speedup)} in attention`
         : "a time that was not measured";
-      return `The cost: ${decibel(psnr_db)} against dense. The gain: ${gain}. Each solid mark is a run that was made and timed; click one to see its clip.`;
+      return `The cost: ${decibel(psnr_db)} against dense${seen(psnr_db) && `, ${seen(psnr_db)}`}${memoryCost(resultOf(app))}. The gain: ${gain}. Each solid mark is a run that was made and timed; click one to see its clip.`;
     },
   };
 }

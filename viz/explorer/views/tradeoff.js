@@ -1,10 +1,10 @@
 // Measured runs on a chart: solid marks, a symbol per method. The what-if is a hollow mark where it is foretold, else a line.
 
-import { budget, choice, el, isNumber, percent, put, svg, times } from "../dom.js";
+import { budget, choice, el, isNumber, percent, put, svg } from "../dom.js";
 import { svgImage } from "../picture.js";
 import { term } from "../words.js";
 import { marksOf, symbolPath } from "./marks.js";
-import { AXES, PAD, chartData, describe, foretold, makeScale, pointOf } from "./points.js";
+import { AXES, PAD, chartData, describe, foretold, foretoldPace, makeScale, pointOf, settingsOf } from "./points.js";
 
 const LETTER = 6.9; // pixels, about, at the size of the legend
 const RADIUS = { run: 6, current: 8, legend: 5 };
@@ -16,6 +16,7 @@ export function makeTradeoff(app) {
     Object.entries(AXES).map(([name, a]) => [name, a.name, a.title]),
     (name) => store.set({ axis: name }),
   );
+  const settings = settingsOf(app.data);
   const view = {
     app,
     chart: svg("svg", { class: "chart", role: "group", "aria-label": "PSNR of measured runs" }),
@@ -24,13 +25,13 @@ export function makeTradeoff(app) {
     scale: null, // of the last drawing, so that a tick moves one line and leaves the rest alone
   };
   return {
-    node: viewNode(axes, view),
+    node: viewNode(axes, settings, view),
     draw: () => draw(view),
     chart: view.chart,
     async picture() {
       const parts = [{ canvas: await svgImage(view.chart) }];
       const title = `Trade-off: PSNR against ${AXES[store.get().axis].name.toLowerCase()}`;
-      return { title, parts, columns: 1, cell: 800 };
+      return { title, parts, columns: 1, cell: 800, place: settings || null };
     },
     summarised: () => draw(view),
     update(state, changed) {
@@ -42,7 +43,7 @@ export function makeTradeoff(app) {
   };
 }
 
-function viewNode(axes, { chart, reading }) {
+function viewNode(axes, settings, { chart, reading }) {
   return el(
     "section",
     { class: "view", "aria-labelledby": "tradeoff-title" },
@@ -55,11 +56,12 @@ function viewNode(axes, { chart, reading }) {
         {},
         "Every solid mark is a run that was made and timed: ",
         term("psnr", "PSNR"),
-        " against ",
-        term("density"),
+        " against how much of all pairs was ",
+        term("computed"),
         ", or against the time gained. Click one to load its clip. The hollow mark is the budget on the slider: foretold from the recorded calls and the runs beside it, with a bar for how far off that may be, until it is run.",
       ),
       axes.node,
+      settings && el("p", { class: "small" }, `Methods run with their own settings. ${settings}.`),
       reading,
     ),
     el("div", { class: "main" }, chart),
@@ -150,8 +152,8 @@ const heightOf = ({ psnr_db, off_db }, { y }) => Math.abs(y(psnr_db + off_db) - 
 function whatIfText(top_p, told, mean, isNarrow) {
   const asked = isNarrow ? "what-if" : `what-if top-p ${budget(top_p)}`;
   if (!told) return isNarrow ? `${asked} ${percent(mean)}` : `${asked}: ${percent(mean)}, PSNR not measured`;
-  const pace = isNumber(told.speedup) && !isNarrow ? `, ${times(told.speedup)}` : "";
-  return `${asked}: about ${foretold(told)}${pace}`;
+  const pace = isNarrow ? "" : foretoldPace(told);
+  return `${asked}: about ${[foretold(told), pace].filter(Boolean).join(", ")}`;
 }
 
 function drawLine({ method, points }, { axis, x, y }, marks) {
