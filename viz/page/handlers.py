@@ -255,11 +255,12 @@ class Page:
         visit.is_comparing = not is_release
         try:
             made = yield from self._execute(visit, run, is_release, started)
-            text = words.outcome(made.result)
+            is_apart = False
             if is_release and visit.open_trace is not before:  # its trace is not the open one
                 visit.dense = made.dense
-            elif not visit.add(made, self.traces) and is_release:
-                text += f" {words.APART}"
+            else:
+                is_apart = not visit.add(made, self.traces) and is_release
+            text = " ".join([words.outcome(made.result), *[words.APART] * is_apart])
             final = (text, "warn" if made.result.get("warnings") else "done")
         except Cancelled as stopped:
             final = (words.CANCELLED_RUN,)
