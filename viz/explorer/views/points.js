@@ -6,7 +6,7 @@ import { decibel, isNumber, percent, plural, times } from "../dom.js";
 /** What the horizontal axis can show. */
 export const AXES = {
   compute: {
-    name: "Computed",
+    name: "Pairs computed",
     of: (p) => p.computed,
     text: (v) => percent(v, 0),
     title: "computed, of all pairs of the run",
