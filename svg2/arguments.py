@@ -78,6 +78,24 @@ def _parser(like: Mapping[str, Any]) -> argparse.ArgumentParser:
     )
     compare.set_defaults(command="compare", **like)
 
+    _add_sweep(commands)
+
+    models = commands.add_parser("models", help="list the models and what each needs")
+    models.set_defaults(command="models")
+
+    bench = commands.add_parser("bench", help="compare the attention kernels with dense attention")
+    bench.add_argument("--suite", choices=["cpu", "calls", "timings", "gpu", "e2e"], default="cpu")
+    bench.add_argument(
+        *("--toy",),
+        action="store_true",
+        help="run a GPU suite at toy sizes on any machine, to test the suite itself",
+    )
+    bench.add_argument("--out", required=True, metavar="FILE.json")
+    bench.set_defaults(command="bench")
+    return parser
+
+
+def _add_sweep(commands: Any) -> None:
     sweep = commands.add_parser(
         "sweep", help="one video at several budgets and with several methods"
     )
@@ -121,20 +139,6 @@ def _parser(like: Mapping[str, Any]) -> argparse.ArgumentParser:
         help="each run takes turns with a dense run of its own: twice the time, surer speedups",
     )
     sweep.set_defaults(command="sweep")
-
-    models = commands.add_parser("models", help="list the models and what each needs")
-    models.set_defaults(command="models")
-
-    bench = commands.add_parser("bench", help="compare the attention kernels with dense attention")
-    bench.add_argument("--suite", choices=["cpu", "calls", "timings", "gpu", "e2e"], default="cpu")
-    bench.add_argument(
-        *("--toy",),
-        action="store_true",
-        help="run a GPU suite at toy sizes on any machine, to test the suite itself",
-    )
-    bench.add_argument("--out", required=True, metavar="FILE.json")
-    bench.set_defaults(command="bench")
-    return parser
 
 
 def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) -> None:

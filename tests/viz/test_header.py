@@ -81,7 +81,7 @@ def test_how_both_were_timed_is_said(result, said, trace, open_page):
     given = {"dense_reused": result.get("order") == "dense earlier", **result}
     page = open_page(with_run(trace, speedup_quartiles=[1.5, 1.75], **given))
     assert said in page.locator("[data-view=gain] .side").inner_text()
-    assert "steps 1.50 to 1.75" in page.locator(".metrics").inner_text()
+    assert "at 1.50× to 1.75×" in page.locator(".metrics").inner_text()
     assert page.get_by_role("button", name="Measure again").is_hidden()  # nothing can run here
 
 
@@ -98,7 +98,7 @@ def test_a_sentence_says_where_the_time_went(trace, open_page):
     assert sentence(page) == (
         "Attention is 70 % of the dense loop, and only that can shrink. The first step stays"
         " dense (1.5 s of attention); clustering, sorting and selecting take 2.0 s. So time gains"
-        " less than work."
+        " less than work, and small blocks use the processor less well than one large one."
     )
     bar = page.locator(".timebar").nth(1)
     assert "attention that stays dense 1.5 s" in bar.get_attribute("aria-label")

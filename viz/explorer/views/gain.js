@@ -167,7 +167,7 @@ function staysDense(run) {
 /** Said where the work that both sides share did not take the same time. */
 function paceNote({ is_scaled: scaled }, { dense, sparse }) {
   const more = sparse.rest / dense.rest - 1;
-  if (scaled || !(Math.abs(more) > 0.05)) return "";
+  if (scaled || !(sparse.rest > 0 && Math.abs(more) > 0.05)) return "";
   return ` The rest is the same work in both; that it took ${percent(Math.abs(more), 0)} ${more > 0 ? "longer" : "less"} in the sparse run is the machine's doing.`;
 }
 
