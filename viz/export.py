@@ -78,8 +78,8 @@ def export_bytes(
         archive.writestr("explorer.html", explorer_html(trace, mode, check))
         check()
         archive.writestr("videos/dense.mp4", trace.dense_mp4, _STORED)
-        for name, run in zip(run_names(trace), trace.runs, strict=True):
-            archive.writestr(f"videos/{name}.mp4", run.mp4, _STORED)
+        for name, made in zip(run_names(trace), trace.runs, strict=True):
+            archive.writestr(f"videos/{name}.mp4", made.mp4, _STORED)
         figure = tradeoff_figure(tradeoff_info(trace))
         archive.writestr("tradeoff.html", figure.to_html(include_plotlyjs=True))
         views = _write_views(trace, records, archive, check)
