@@ -98,7 +98,7 @@ def test_a_sentence_says_where_the_time_went(trace, open_page):
     assert sentence(page) == (
         "Attention is 70 % of the dense loop, and only that can shrink. The first step stays"
         " dense (1.5 s of attention); clustering, sorting and selecting take 2.0 s. So time gains"
-        " less than work, and small blocks use the processor less well than one large one."
+        " less than work."
     )
     bar = page.locator(".timebar").nth(1)
     assert "attention that stays dense 1.5 s" in bar.get_attribute("aria-label")
@@ -114,6 +114,12 @@ def test_a_sentence_says_where_the_time_went(trace, open_page):
     ]
     names = page.locator(".timechart .tick").all_text_contents()
     assert "0 s" in names
+
+
+def test_blocks_that_take_longer_per_pair_are_named(trace, open_page):
+    said = "Blocks also take longer per pair than dense attention does."
+    assert said in sentence(open_page(with_run(trace, speedup=1.2, compute_density=0.05)))
+    assert said not in sentence(open_page(with_run(trace, speedup=1.2, compute_density=0.9)))
 
 
 def test_the_legend_names_no_part_that_neither_run_has(trace, open_page):

@@ -75,8 +75,8 @@ export function decibel(x) {
 export function seen(x) {
   if (x === null || x === Infinity) return "no difference";
   if (!isNumber(x)) return "";
-  const words = ["differs in many details", "differs plainly", "seen when compared", "hard to see", "not to be seen"];
-  return words[[25, 30, 35, 47.5].filter((least) => x >= least - 2.5).length];
+  const words = ["differs in many details", "differs plainly", "seen when compared", "hard to see"];
+  return words[[25, 30, 35].filter((least) => x >= least - 2.5).length];
 }
 
 export function plain(x, digits = 3) {

@@ -255,12 +255,14 @@ class Page:
         visit.is_comparing = not is_release
         try:
             made = yield from self._execute(visit, run, is_release, started)
-            is_apart = False
+            joins = True
             if is_release and visit.open_trace is not before:  # its trace is not the open one
                 visit.dense = made.dense
             else:
-                is_apart = not visit.add(made, self.traces) and is_release
-            text = " ".join([words.outcome(made.result), *[words.APART] * is_apart])
+                joins = visit.add(made, self.traces)
+            text = words.outcome(made.result)
+            if is_release and not joins:
+                text += f" {words.APART}"
             final = (text, "warn" if made.result.get("warnings") else "done")
         except Cancelled as stopped:
             final = (words.CANCELLED_RUN,)

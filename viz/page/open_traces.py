@@ -100,14 +100,14 @@ class OpenTrace:
         made = self.made_file(name)
         if made is None:
             export = _EXPORT.fullmatch(name)
-            data = self._export(int(export[1]) - 1, check) if export else FILES[name](self, check)
+            if export is not None:
+                data = export_bytes(self.trace, self.mode, check, int(export[1]) - 1)
+            else:
+                data = FILES[name](self, check)
             made = self._made[name] = File(data, f'"{hashlib.sha256(data).hexdigest()}"')
             if name == PAYLOAD or (self.mode == READY_MADE and name in FILES):
                 self._kept.append(made)
         return made
-
-    def _export(self, run: int, check: Check) -> bytes:
-        return export_bytes(self.trace, self.mode, check, run)
 
 
 PAYLOAD = "payload"

@@ -175,7 +175,7 @@ function paceNote({ is_scaled: scaled }, { dense, sparse }) {
 export function whereTimeWent(run) {
   const found = sharesOf(run);
   if (!found) return "";
-  const { sparse } = found;
+  const { dense, sparse } = found;
   const { compute_density, speedup } = run.result;
   const dwarfed = isNumber(compute_density) && isNumber(speedup) && speedup < 1 / compute_density;
   const stays = staysDense(run);
@@ -183,7 +183,8 @@ export function whereTimeWent(run) {
     `Attention is ${percent(run.result.attention_share, 0)} of the dense loop, and only that can shrink. `,
     stays ? `${stays} (${seconds(sparse.warm)} of attention); clustering` : "Clustering",
     `, sorting and selecting take ${seconds(sparse.clustering)}.`,
-    dwarfed ? " So time gains less than work, and small blocks use the processor less well than one large one." : "",
+    dwarfed ? " So time gains less than work." : "",
+    sparse.attention > 1.1 * compute_density * dense.attention ? " Blocks also take longer per pair than dense attention does." : "",
     paceNote(run.result, found),
   ].join("");
 }

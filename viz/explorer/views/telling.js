@@ -1,7 +1,8 @@
 // The cluster that shows best what clusters are: the one that looks most like a thing.
 
 const LEAST_TOKENS = 3; // of a cluster in a frame, to say that it is there
-const COMPARED = [40, 1e6]; // tokens that each is compared with, at least; pairs in all
+const LEAST_COMPARED = 40; // tokens that each is compared with
+const PAIRS = 1e6; // that are compared, about
 const ALIKE = 35; // of 255, in each colour
 const LEAST_VIVID = 0.1; // of what is grey
 
@@ -60,7 +61,7 @@ function vividness({ data: { grid, latentFrames }, clips: { dense } }) {
     colours.set(context.getImageData(0, 0, X, Y).data, 4 * t * Y * X);
   });
   const tokens = T * Y * X;
-  const compared = Math.min(tokens, Math.max(COMPARED[0], Math.floor(COMPARED[1] / tokens)));
+  const compared = Math.min(tokens, Math.max(LEAST_COMPARED, Math.floor(PAIRS / tokens)));
   return Float32Array.from({ length: tokens }, (_, i) => {
     const [r, g, b] = [colours[4 * i], colours[4 * i + 1], colours[4 * i + 2]];
     let alike = 0;
