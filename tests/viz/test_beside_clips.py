@@ -1,8 +1,20 @@
 """What stands beside the clips: the masks in small, and a cluster outlined on the sparse one."""
 
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
 import pytest
 
+from svg2.trace.file import load_trace
+from svg2.trace.video import decode_mp4
 from tests.viz.conftest import wait_for_clips
+
+READY_MADE = Path(__file__).parents[2] / "assets" / "traces"
+# Hues of the objects, as OpenCV counts them: 180 round the circle.
+HUES = {"red-ball": 0, "two-objects": 0, "spinning-cube": 27, "small-budget": 115}
+FULL_COLOUR = 60  # of 255: of these grounds none is
 
 pytestmark = pytest.mark.browser
 
@@ -53,6 +65,32 @@ def test_what_is_outlined_is_of_the_call_on_show(trace, open_page):
         page.evaluate("(layer) => explorer.select({ layer: layer - 1 })", layer)
         page.locator(".outlinenote", has_text=f"of layer {layer}, head").wait_for()
         assert f"(layer {layer}, head" in page.locator(".minimasks p").inner_text()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in READY_MADE.glob("*.npz")))
+def test_what_is_outlined_in_a_ready_made_clip_lies_on_its_object(name, open_page):
+    trace = load_trace(READY_MADE / f"{name}.npz")
+    page = open_page(trace, fresh=True, reduced_motion="reduce")
+    wait_for_clips(page)
+    settle(page)
+    here = page.evaluate("() => explorer.selection()")
+    at = [here[part] for part in ("run", "step", "layer", "head")]
+    (record,) = (r for r in trace.records if [r.run, r.step, r.layer, r.head] == at)
+    (cluster,) = re.findall(r"query cluster (\d+) of", note(page))
+    hue, colour, _ = hsv_of_tokens(trace)[record.q_labels == int(cluster) - 1].T
+    off = np.abs((hue - HUES[name] + 90) % 180 - 90)
+    assert np.mean((off < 10) & (colour > FULL_COLOUR)) > 0.8
+    assert f"of {trace.grid[0]} latent frames" in note(page)
+
+
+def hsv_of_tokens(trace) -> np.ndarray:
+    """Hue, saturation and value of each token of the dense clip, [N, 3]."""
+    frames, rows, columns = trace.grid
+    clip = decode_mp4(trace.dense_mp4)
+    shown = clip[np.linspace(0, len(clip) - 1, frames).round().astype(int)]
+    small = [cv2.resize(frame, (columns, rows), interpolation=cv2.INTER_AREA) for frame in shown]
+    pixels = np.concatenate(small).reshape(1, -1, 3)
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[0].astype(int)
 
 
 def test_a_small_mask_leads_to_the_large_ones(trace, open_page):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +25,20 @@ READ = """() => {
         read('.point .solid', 'fill'),
         read('.joined', 'stroke'),
     ];
+}"""
+
+
+# How much of each point's name lies under another name or another point's mark, in square pixels.
+COVERED = """() => {
+    const root = document.getElementById('explorer').shadowRoot;
+    const boxes = (selector) => [...root.querySelectorAll(selector)].map(
+        (node) => node.getBoundingClientRect());
+    const [names, marks] = [boxes('.pointname'), boxes('.point .solid')];
+    const common = (a, b) =>
+        Math.max(0, Math.min(a.right, b.right) - Math.max(a.left, b.left)) *
+        Math.max(0, Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top));
+    return names.map((name, i) => [...marks, ...names.slice(0, i)].reduce(
+        (sum, other) => sum + common(name, other), 0));
 }"""
 
 
@@ -63,3 +78,20 @@ def test_a_methods_mark_line_and_legend_are_its_own_and_can_be_seen(
     for _, colour in legend:
         rgb = [int(v) for v in re.findall(r"\d+", colour)]
         assert contrast(rgb, GROUND[theme]) >= 3
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("apart", [(0.0, 0.0), (0.02, 0.5), (0.12, -0.5), (0.02, -3.0)])
+def test_the_names_of_neighbouring_points_can_be_read(apart, width, trace, open_page):
+    first = trace.runs[0]
+    runs = [first]
+    for name in ("svg2-routed", "svg2-ear"):
+        density, psnr = (runs[-1].result[part] for part in ("density", "psnr_db"))
+        own = {"density": density + apart[0], "psnr_db": psnr + apart[1]}
+        runs.append(replace(first, method=name, result={**first.result, **own}))
+    records = [record for record in trace.records if record.run == 0]
+    shown = replace(trace, runs=tuple(runs), records=tuple(records))
+    page = open_page(shown, "#axis=density", width=width)
+    covered = page.evaluate(COVERED)
+    assert len(covered) == 3
+    assert max(covered) < 4

@@ -17,6 +17,9 @@ function fill(node, attrs, children) {
   return node;
 }
 
+/** Pixels, about, that a letter of a chart's names takes. */
+export const LETTER = 6.9;
+
 /** An HTML element. Attributes named `on…` are listeners; strings among the children become text. */
 export function el(tag, attrs = {}, ...children) {
   return fill(document.createElement(tag), attrs, children);

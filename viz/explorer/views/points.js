@@ -1,7 +1,7 @@
 // The data of the trade-off chart: measured runs as points, and where they lie.
 
 import { computedShare, denseSteps } from "../data.js";
-import { decibel, isNumber, percent, plural, times } from "../dom.js";
+import { decibel, isNumber, LETTER, percent, plural, times } from "../dom.js";
 
 /** What the horizontal axis can show. */
 export const AXES = {
@@ -121,6 +121,55 @@ export function makeScale({ axis, rangeX: [x0, x1], rangeY: [y0, y1] }, width, b
     xTicks: niceTicks(x0, x1, width < 420 ? 4 : 6),
     yTicks: niceTicks(y0, y1, 5),
   };
+}
+
+const [NAME_HEIGHT, MARK_WIDTH] = [14, 16]; // pixels
+
+/** What a point is called on the chart. */
+const nameOf = (p) => [p.asked, p.psnr_db === null && "identical"].filter(Boolean).join(", ");
+
+/** Where a name can stand around its mark, the best first: the offset of its anchor, and which end that is. */
+const ROUND = [
+  [12, 4, "start"],
+  [-12, 4, "end"],
+  [0, -12, "middle"],
+  [0, 21, "middle"],
+  [10, -9, "start"],
+  [10, 18, "start"],
+  [-10, -9, "end"],
+  [-10, 18, "end"],
+];
+
+/**
+ * Name of each point and its place: {name, x, y, anchor}. It stands where it covers the least of other marks and
+ * of the names before it.
+ */
+export function namesOf(points, { axis, x, y, width }) {
+  const half = MARK_WIDTH / 2;
+  const taken = points.map((p) => {
+    const [at, up] = [x(axis.of(p)), y(p.psnr_db)];
+    return [at - half, up - half, at + half, up + half];
+  });
+  return points.map((p) => {
+    const name = nameOf(p);
+    const long = LETTER * name.length;
+    const found = ROUND.map(([right, down, anchor]) => {
+      const place = { name, x: x(axis.of(p)) + right, y: y(p.psnr_db) + down, anchor };
+      const start = place.x - { start: 0, middle: long / 2, end: long }[anchor];
+      const box = [start, place.y - NAME_HEIGHT + 3, start + long, place.y + 3];
+      const outside = Math.max(0, PAD.left - box[0]) + Math.max(0, box[2] - width);
+      const covered = taken.reduce((sum, other) => sum + common(box, other), outside * NAME_HEIGHT);
+      return { place, box, covered };
+    });
+    const best = found.reduce((a, b) => (b.covered < a.covered ? b : a));
+    taken.push(best.box);
+    return best.place;
+  });
+}
+
+/** Area that two boxes [left, top, right, bottom] have in common. */
+function common([l, t, r, b], [l2, t2, r2, b2]) {
+  return Math.max(0, Math.min(r, r2) - Math.max(l, l2)) * Math.max(0, Math.min(b, b2) - Math.max(t, t2));
 }
 
 /** Round steps for an axis: about `count` of them between two numbers. */

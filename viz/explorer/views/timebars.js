@@ -1,6 +1,6 @@
 // Where the seconds of both loops went: a bar of parts for each, on one scale, as a chart that stands alone.
 
-import { isNumber, put, seconds, svg } from "../dom.js";
+import { isNumber, LETTER, put, seconds, svg } from "../dom.js";
 import { niceTicks } from "./points.js";
 
 const PARTS = {
@@ -12,7 +12,6 @@ const PARTS = {
 const BAR = 24;
 const ROW = 54; // a name and its bar
 const LEAST_WIDTH = 280;
-const LETTER = 6.9; // pixels, about, at the size of the labels
 const KEY = 14;
 
 /** Seconds of both denoising loops by what they went to, largest concern first; null where they can't be told apart. */

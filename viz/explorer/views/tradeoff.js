@@ -1,12 +1,11 @@
 // Measured runs on a chart: solid marks, a symbol per method. The what-if is a hollow mark where it is foretold, else a line.
 
-import { budget, choice, el, isNumber, percent, put, svg } from "../dom.js";
+import { budget, choice, el, isNumber, LETTER, percent, put, svg } from "../dom.js";
 import { svgImage } from "../picture.js";
 import { term } from "../words.js";
 import { marksOf, symbolPath } from "./marks.js";
-import { AXES, PAD, chartData, describe, foretold, foretoldPace, makeScale, pointOf, settingsOf } from "./points.js";
+import { AXES, PAD, chartData, describe, foretold, foretoldPace, makeScale, namesOf, pointOf, settingsOf } from "./points.js";
 
-const LETTER = 6.9; // pixels, about, at the size of the legend
 const RADIUS = { run: 6, current: 8, legend: 5 };
 
 export function makeTradeoff(app) {
@@ -76,6 +75,7 @@ function draw(view) {
   const width = Math.max(280, chart.getBoundingClientRect().width || 600);
   const keys = legendOf(found.methods.map((name) => marks.get(name)), width);
   const scale = makeScale(found, width, keys.height);
+  const names = namesOf(found.points, scale);
   view.scale = scale;
   chart.setAttribute("viewBox", `0 0 ${scale.width} ${scale.height}`);
   chart.style.height = `${scale.height}px`;
@@ -87,7 +87,7 @@ function draw(view) {
       svg("g", { class: "legend", transform: `translate(0 ${scale.height - keys.height})` }, keys.nodes),
       whatIf,
       ...found.lines.map((line) => drawLine(line, scale, marks)),
-      ...found.points.map((p) => drawPoint(view, p, marks.get(p.method), p.run === state.run)),
+      ...found.points.map((p, i) => drawPoint(view, p, marks.get(p.method), names[i], p.run === state.run)),
     ),
   );
 }
@@ -162,10 +162,9 @@ function drawLine({ method, points }, { axis, x, y }, marks) {
 }
 
 /** A run's mark: a button that shows the run, with its numbers on hover and focus. */
-function drawPoint({ app, reading, scale }, p, mark, isCurrent) {
+function drawPoint({ app, reading, scale }, p, mark, { name, anchor, ...at }, isCurrent) {
   const x = scale.x(scale.axis.of(p));
   const y = scale.y(p.psnr_db);
-  const isRight = x > scale.width - 130;
   const pick = () => app.selectRun(p.run);
   const read = () => put(reading, describe(p));
   return svg(
@@ -187,18 +186,7 @@ function drawPoint({ app, reading, scale }, p, mark, isCurrent) {
     },
     svg("circle", { class: "halo", cx: x, cy: y, r: 13 }),
     solidMark(mark, x, y, isCurrent ? RADIUS.current : RADIUS.run),
-    svg(
-      "text",
-      {
-        class: "pointname",
-        x: x + (isRight ? -12 : 12),
-        y: y + 4,
-        "text-anchor": isRight ? "end" : "start",
-      },
-      [p.asked, p.psnr_db === null && "identical"]
-        .filter(Boolean)
-        .join(", "),
-    ),
+    svg("text", { class: "pointname", ...at, "text-anchor": anchor }, name),
   );
 }
 
