@@ -5,7 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 PY     := $(VENV)/bin/python
 OLDEST := .venv-oldest
-PIP    := -m pip install --quiet --disable-pip-version-check
+# What is imported compiles itself, and of most packages that is little.
+PIP    := -m pip install --quiet --disable-pip-version-check --no-compile
 
 export GRADIO_ANALYTICS_ENABLED := False
 
@@ -28,8 +29,9 @@ demo: $(VENV)/.app-installed
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 
-# What is timed comes last, alone.
-test: $(VENV)/.dev-installed browser
+# What is timed comes last, alone. Packages and the browser are installed side by side.
+test:
+	@$(MAKE) -s -j 2 $(VENV)/.dev-installed browser
 	@house=$$(mktemp); $(MAKE) -s lint types > $$house 2>&1 & lint=$$!; failed=0; \
 	$(PYTEST) $(SHARED) -m "not nightly" --ignore tests/viz/test_speed.py --durations=15 || failed=1; \
 	wait $$lint || failed=1; cat $$house; rm $$house; \

@@ -20,6 +20,8 @@ from svg2.training.distil import Recipe
 from svg2.training.pipeline import SCHEDULERS
 from svg2.training.stages import DENOISERS, STAGES, Training
 
+_PARCEL = BUILTIN_FOLDER.with_name("long.safetensors")
+
 _UNLIMITED = math.inf
 _IN_ONE_CALL = {
     "all": "render to decoder, ship and evaluate, within --minutes",
@@ -93,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="shipped pipeline to continue from (default of `long`, `encode-long` and "
         "`extend`: the built-in model)",
+    )
+    parser.add_argument(
+        *("--parcel",),
+        type=Path,
+        default=_PARCEL,
+        help="file of `pack` and `unpack` (default: beside the built-in model)",
     )
     parser.add_argument(
         "--vae-clips", type=_above_0(int), default=1000, help="clips for the autoencoder"

@@ -21,6 +21,7 @@ from svg2.training.distil import Recipe, distilling
 from svg2.training.dit import DIT, LONG, Course, compile_blocks, train_denoiser
 from svg2.training.evaluate import evaluate_model
 from svg2.training.latents import encode_clips, load_vae
+from svg2.training.parcel import pack, unpack
 from svg2.training.pipeline import DEFAULTS, LONG_LAB, UNIPC, assemble, ship
 from svg2.training.text import train_text
 from svg2.training.vae import train_vae
@@ -152,6 +153,17 @@ class Training:
         if not start.exists():
             start = self.pretrained or _made(start, "dit")
         self._train(LONG, [self.latents, self.long_latents], start, minutes)
+
+    def pack(self, minutes: float) -> None:
+        pack(_made(self.checkpoint("long"), "long"), self._shipped, self.args.parcel)
+
+    def unpack(self, minutes: float) -> None:
+        unpack(self.args.parcel, self._shipped, self.checkpoint("long"))
+
+    @property
+    def _shipped(self) -> Path:
+        """The pipeline that a parcel counts from."""
+        return self.args.pretrained or BUILTIN_FOLDER
 
     def distil(self, minutes: float) -> None:
         args = self.args
@@ -321,6 +333,8 @@ STAGES: Mapping[str, Stage] = {
         prepare=Training.before_long,
         **_TRAINED,
     ),
+    "pack": Stage("write what `long` moved of the shipped weights, in 6 MB", Training.pack),
+    "unpack": Stage("read it back, for `long` to go on elsewhere", Training.unpack),
     "distil": Stage(
         "teach a student the guidance, and few steps; first runs encode-long",
         Training.distil,

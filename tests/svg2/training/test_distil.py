@@ -3,7 +3,6 @@
 import math
 import random
 
-import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
@@ -14,7 +13,7 @@ from svg2.models.finding import BUILTIN_FOLDER
 from svg2.training.attention import WrittenOutProcessor
 from svg2.training.denoiser import Denoiser, load_shipped
 from svg2.training.distil import Distillation, Recipe, distilling, mean_velocity
-from svg2.training.dit import LONG, compile_blocks, shortest
+from svg2.training.dit import compile_blocks, shortest
 from svg2.training.latents import LatentSet
 from svg2.training.layout import layout_of
 from svg2.training.pipeline import EULER, SCHEDULERS, UNIPC, build_transformer
@@ -273,8 +272,3 @@ def test_one_graph_serves_all_views_and_lengths_of_prompts(stage, device):
                     models[1](*given)
     # With one clip, with more, and each again for a teacher. `recompile_limit` is 8.
     assert counter.frame_count <= (2 if device == "cuda" else 5)
-
-
-def test_the_long_course_asks_for_two_seconds():
-    assert LONG.notes["lab"]["num_frames"] == 33
-    assert np.isclose(sum(LONG.weights.values()), 1.5)
