@@ -1,11 +1,13 @@
 """Write the tables of assets/bench/README.md from its files: `python -m svg2.bench.report`."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from svg2.bench.race.table import block_records, race_records, race_table
 from svg2.method.selection import PAPER_METHOD
+from svg2.runs.sweep_prompts import IDENTICAL_DB
 from svg2.trace.atomic import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +143,36 @@ def _sweep(record: dict[str, Any] | None) -> str:
         f"Over {prompts} prompts; kept pairs, stand-ins and routing count as computed.",
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_paired(record["points"], budgets)])
+
+
+def _paired(points: list[dict[str, Any]], budgets: list[float]) -> list[str]:
+    """Lines of what each method gains over the paper's on the same prompts."""
+    found: dict[tuple[str, float], dict[Any, float]] = {}
+    for point in points:
+        own = found.setdefault((point["method"], point["budget"]), {})
+        psnr = point["psnr_db"]
+        own[point["prompt"], point["seed"]] = IDENTICAL_DB if psnr is None else psnr
+    cells = {
+        (method, budget): [psnr - base[prompt] for prompt, psnr in own.items() if prompt in base]
+        for (method, budget), own in found.items()
+        if method != PAPER_METHOD and (base := found.get((PAPER_METHOD, budget)))
+    }
+    shared = [budget for budget in budgets if any(key[1] == budget for key in cells)]
+    if not shared:
+        return []
+    lines = [
+        f"What each gains over {PAPER_METHOD} on the same prompts, in dB (median of the "
+        "differences; each method with its own cluster counts):",
+        "",
+        f"| share of the pairs computed | {' | '.join(f'{budget:.0%}' for budget in shared)} |",
+        f"|{'---|' * (1 + len(shared))}",
+    ]
+    for method in dict.fromkeys(method for method, _ in cells):
+        gains = [cells.get((method, budget)) for budget in shared]
+        row = [f"{statistics.median(gain):+.1f} ({len(gain)})" if gain else "" for gain in gains]
+        lines.append(f"| {method} | {' | '.join(row)} |")
+    return [*lines, "", "In brackets, the number of prompts.", ""]
 
 
 def _spread_of(row: dict[str, Any] | None) -> str:
@@ -188,15 +219,17 @@ def _timings(record: dict[str, Any] | None) -> str:
         f"({_where(record)}). A disturbed run is shown without a number.",
         "",
         "| dense and sparse | busy processes beside | speedup, median (least to greatest) "
-        "| spread | disturbed | by the stopwatch alone |",
-        f"|{'---|' * 6}",
+        "| spread | of the middle half | disturbed | by the stopwatch alone |",
+        f"|{'---|' * 7}",
     ]
     for row in record["cases"]:
         low, high = min(row["speedups"]), max(row["speedups"])
+        first, _, third = statistics.quantiles(row["speedups"], n=4, method="inclusive")
         plain = f"{min(row['plain']):.2f} to {max(row['plain']):.2f}×"
         lines.append(
             f"| {'in turns' if row['in_turns'] else 'one after the other'} | {row['busy']} "
             f"| {row['median']:.2f}× ({low:.2f} to {high:.2f}) | {row['spread']:.1%} "
+            f"| {(third - first) / row['median']:.1%} "
             f"| {row['disturbed']} of {record['repeats']} | {plain} |"
         )
     return "\n".join([*lines, ""])

@@ -40,3 +40,19 @@ def test_the_readme_says_which_versions_hold(tmp_path):
     row = "2.13.0 | 3.6.0 | 0.42.0 | 5.0.0 | 7 passed, 2 failed | 80 for 2 chips | 2 | 2026-11-21"
     assert row in text
     assert "`make test` | 80 for 2 chips" in text
+
+
+def test_methods_are_compared_on_the_prompts_that_both_have(tmp_path):
+    def point(method, seed, psnr):
+        return {"method": method, "budget": 0.2, "prompt": "p", "seed": seed, "psnr_db": psnr}
+
+    record = json.loads((ROOT / "assets" / "bench" / "sweep_builtin.json").read_text())
+    record["points"] = [
+        *(point("svg2", seed, psnr) for seed, psnr in ((0, 20.0), (1, 30.0), (2, 25.0))),
+        *(point("svg2-comp", seed, psnr) for seed, psnr in ((0, 23.0), (1, None), (7, 99.0))),
+    ]
+    (tmp_path / "sweep_builtin.json").write_text(json.dumps(record))
+    assert "| svg2-comp | +36.5 (2) |" in tables(tmp_path)  # of 3 dB, and of 70 where identical
+    record["points"] = record["points"][:3]
+    (tmp_path / "sweep_builtin.json").write_text(json.dumps(record))
+    assert "on the same prompts" not in tables(tmp_path)
