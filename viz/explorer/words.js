@@ -45,7 +45,7 @@ const WORDS = {
   "end-to-end":
     "Time of the dense denoising loop over that of the sparse one. Clustering and sorting are counted. “What it gained” says how the two were timed.",
   "attention speedup":
-    "The same ratio over self-attention alone, with clustering, sorting and selection on the sparse side.",
+    "Time of self-attention in the dense run over that in the sparse one, with clustering, sorting and selection on the sparse side.",
   "latent frame":
     "The video model works on compressed frames. One latent frame stands for one or more video frames.",
 };

@@ -15,7 +15,7 @@ const WRITTEN_ON = ["hover", "cluster", "pair", "side", "lit", "run", "step", "l
 export function overlayMeaning(state) {
   const focus = focusOf(state);
   if (!focus)
-    return "Each square is one token: a small patch of pixels over the video frames named below it.";
+    return "The outlines follow a grid of tokens: small patches of pixels over the video frames named below each picture.";
   if (state.hover || state.lit === "members")
     return "Lit: the tokens of this cluster, in every frame. The rest is dimmed.";
   return focus.side === "q"

@@ -40,7 +40,7 @@ export function makeGain(app) {
     update(state, changed) {
       if (!changed.has("run")) return;
       const run = app.data.runs[state.run];
-      put(introduction, howTimed(run.result));
+      put(introduction, howTimed(run.result), sharedDense(app.data, run.result));
       put(kernel, ranOn(run.result, app.data.provenance));
       put(memory, memoryNote(run.result));
       put(numbers, ...metrics(run));
@@ -63,6 +63,13 @@ function howTimed({ order, dense_reused: reused, is_scaled: scaled, is_disturbed
   return scaled
     ? `The sparse run followed the dense one.${scale}`
     : "Each was run once, the sparse run after the dense one, so what else the machine did in between counts too.";
+}
+
+/** Said where the dense seconds of several runs are those of one dense run. */
+function sharedDense({ runs }, { order, dense_seconds: seconds }) {
+  const others = runs.filter(({ result }) => result.order !== "in turns" && result.dense_seconds === seconds);
+  if (order === "in turns" || others.length < 2) return "";
+  return ` All ${others.length} runs here are held against one dense run, so that what slowed or sped it shows in each.`;
 }
 
 function ranOn({ backend, device: ownDevice }, provenance) {
@@ -168,7 +175,7 @@ function staysDense(run) {
 function paceNote({ is_scaled: scaled }, { dense, sparse }) {
   const more = sparse.rest / dense.rest - 1;
   if (scaled || !(sparse.rest > 0 && Math.abs(more) > 0.05)) return "";
-  return ` The rest is the same work in both; that it took ${percent(Math.abs(more), 0)} ${more > 0 ? "longer" : "less"} in the sparse run is the machine's doing.`;
+  return ` The rest is the same work in both; why it took ${percent(Math.abs(more), 0)} ${more > 0 ? "longer" : "less"} in the sparse run was not measured.`;
 }
 
 /** Where the time went, in words: why the loop gains less than the work does. Empty where it was not timed. */

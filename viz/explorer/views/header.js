@@ -132,7 +132,7 @@ export function makeHeader(app) {
     update(state, changed) {
       if (!changed.has("run")) return;
       const run = data.runs[state.run];
-      put(measured, `measured on ${measuredOn(run, provenance).join(" · ")}`);
+      put(measured, `measured once on ${measuredOn(run, provenance).join(" · ")}`);
       put(title, ...headline(run.result));
       again.update(run);
       runs.show(state.run);

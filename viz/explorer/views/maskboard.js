@@ -98,6 +98,13 @@ const LEGENDS = {
   error: () => strength("predicted error per key"),
 };
 
+// The same for a saved picture; the accent is a blue in both themes.
+const MEANT = {
+  kept: "blue: kept",
+  mass: "blue: kept, orange: skipped, stronger where a key has more mass",
+  error: "blue: kept, orange: skipped, stronger where more error is predicted",
+};
+
 function boardNode({ frames, title }) {
   return el(
     "div",
@@ -156,7 +163,7 @@ function pictureOf(app, { original, sorted, title, axes }) {
     parts: [part(original, "original", "Original token order"), part(sorted, "sorted", title.textContent)],
     columns: 2,
     cell: PICTURE_PX,
-    place: app.viewName(),
+    place: `${app.viewName()} · ${MEANT[app.tint()]}`,
   };
 }
 

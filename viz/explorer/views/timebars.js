@@ -1,6 +1,6 @@
 // Where the seconds of both loops went: a bar of parts for each, on one scale, as a chart that stands alone.
 
-import { isNumber, LETTER, put, seconds, svg } from "../dom.js";
+import { isNumber, LETTER, put, svg } from "../dom.js";
 import { niceTicks } from "./points.js";
 
 const PARTS = {
@@ -13,6 +13,9 @@ const BAR = 24;
 const ROW = 54; // a name and its bar
 const LEAST_WIDTH = 280;
 const KEY = 14;
+
+/** Seconds to a tenth, whatever their size: the parts of a bar are to add up. */
+const tenths = (s) => (isNumber(s) ? `${s.toFixed(1)} s` : "not measured");
 
 /** Seconds of both denoising loops by what they went to, largest concern first; null where they can't be told apart. */
 export function sharesOf(run) {
@@ -61,8 +64,8 @@ function drawing(chart, run, { dense, sparse }) {
   const longest = Math.max(dense_seconds, svg2_seconds);
   const scale = width / longest;
   const bars = [
-    bar(`Dense, ${seconds(dense_seconds)}${reusedNote(run.result)}`, dense, scale, 0),
-    bar(`${run.title}, ${seconds(svg2_seconds)}`, sparse, scale, ROW),
+    bar(`Dense, ${tenths(dense_seconds)}${reusedNote(run.result)}`, dense, scale, 0),
+    bar(`${run.title}, ${tenths(svg2_seconds)}`, sparse, scale, ROW),
   ];
   const bottom = 2 * ROW + 4;
   const kinds = Object.keys(PARTS).filter((key) => dense[key] || sparse[key]);
@@ -86,7 +89,7 @@ const stripes = () =>
 
 /** One run's seconds in parts, each with as much text as it has room for. */
 function bar(name, parts, scale, top) {
-  const described = Object.entries(parts).map(([key, s]) => `${PARTS[key]} ${seconds(s)}`);
+  const described = Object.entries(parts).map(([key, s]) => `${PARTS[key]} ${tenths(s)}`);
   let x = 0;
   const nodes = Object.entries(parts).map(([key, s]) => {
     const from = x;
@@ -103,12 +106,12 @@ function bar(name, parts, scale, top) {
 
 function part(key, s, x, width, y) {
   const names = { attention: "attention", warm: "still dense", clustering: "clustering", rest: "the rest" };
-  const long = `${names[key]} ${seconds(s)}`;
-  const text = [long, seconds(s)].find((one) => one.length * LETTER + 8 < width) ?? "";
+  const long = `${names[key]} ${tenths(s)}`;
+  const text = [long, tenths(s)].find((one) => one.length * LETTER + 8 < width) ?? "";
   return svg(
     "g",
     { class: `part ${key}` },
-    svg("title", {}, `${PARTS[key]}: ${seconds(s)}`),
+    svg("title", {}, `${PARTS[key]}: ${tenths(s)}`),
     svg("rect", { x, y, width: Math.max(width - 2, 0.5), height: BAR }),
     text && svg("text", { x: x + 5, y: y + 16 }, text),
   );

@@ -4,6 +4,7 @@ import { computedShare } from "../data.js";
 import { budget, decibel, el, isNumber, percent, plural, put, seen, times } from "../dom.js";
 import { LOOKS, SELECTION } from "../state.js";
 import { memoryCost, whereTimeWent } from "./gain.js";
+import { foretold } from "./points.js";
 import { journeys } from "./telling.js";
 
 const ACT_DELAY_MS = 700; // the view is in sight by then
@@ -59,7 +60,7 @@ function tokenStep({ data: { tokens, textTokens } }, calm) {
     patch: () => ({ ...calm(), cluster: null, pair: null, side: "q", opacity: 0.6 }),
     text() {
       const prompt = textTokens ? ` and the prompt ${textTokens.toLocaleString("en")}` : "";
-      return `Each small square is a token: a patch of a latent frame. This clip has ${plural(tokens, "token")}${prompt}, so a dense head computes ${((tokens + textTokens) ** 2).toLocaleString("en")} pairs.`;
+      return `A fine grid cuts each latent frame into small squares, the tokens; the outlines follow it. This clip has ${plural(tokens, "token")}${prompt}, so a dense head computes ${((tokens + textTokens) ** 2).toLocaleString("en")} pairs.`;
     },
   };
 }
@@ -111,7 +112,7 @@ function maskStep(app, calm, cluster) {
     title: "What was skipped?",
     patch: () => ({ ...calm(), ...WHOLE, ...cluster() }),
     text: () =>
-      `Rows are queries, columns keys; empty is skipped. This call computes ${percent(app.stats().density)} of the pairs. ${app.still ? "“Back to token order” shows how scattered they lay." : "Watch the scattered pairs become blocks."}`,
+      `Rows are queries, columns keys; empty is skipped${runOf(app).compensates ? ", with one stand-in for each block" : ""}. This call computes ${percent(app.stats().density)} of the pairs. ${app.still ? "“Back to token order” shows how scattered they lay." : "Watch the scattered pairs become blocks."}`,
     act: app.playSorting,
   };
 }
@@ -127,12 +128,13 @@ function budgetStep(app) {
       top_p: Math.max(0.05, Math.round((app.measuredBudget() - 0.2) * 200) / 200),
     }),
     text() {
+      const told = app.forecast(app.store.get().top_p);
       const top_p = budget(app.store.get().top_p);
       const how = app.runsOnRelease()
-        ? "move the slider and press Enter"
+        ? "move the slider under this curve and press Enter"
         : "letting go of the slider goes to the nearest run that was made";
       return app.canRedo()
-        ? `At top-p ${top_p} this call would compute ${percent(app.stats().density)}. That is a what-if on recorded queries and keys. Its PSNR is foretold, and known only when it is run: ${how}.`
+        ? `At top-p ${top_p} this call would compute ${percent(app.stats().density)}. That is a what-if on recorded queries and keys. Its PSNR is ${told ? `foretold, ${foretold(told)}` : "not foretold"}, and known only when it is run: ${how}.`
         : `What ${runOf(app).title} computes at top-p ${top_p} is known only when it is run: ${how}.`;
     },
   };
@@ -157,7 +159,7 @@ function closingStep(app, calm) {
     text() {
       const { psnr_db, speedup, attention_speedup } = resultOf(app);
       const gain = isNumber(speedup)
-        ? `${times(speedup)} the speed end to end, ${times(attention_speedup)} in attention`
+        ? `${times(speedup)} the speed end to end, ${times(attention_speedup)} in attention, each timed once`
         : "a time that was not measured";
       return `The cost: ${decibel(psnr_db)} against dense${seen(psnr_db) && `, ${seen(psnr_db)}`}${memoryCost(resultOf(app))}. The gain: ${gain}. Each solid mark is a run that was made and timed; click one to see its clip.`;
     },

@@ -29,7 +29,8 @@ export function makeTradeoff(app) {
     chart: view.chart,
     async picture() {
       const parts = [{ canvas: await svgImage(view.chart) }];
-      const title = `Trade-off: PSNR against ${AXES[store.get().axis].name.toLowerCase()}`;
+      const { isShare, name, title: long } = AXES[store.get().axis];
+      const title = `Trade-off: PSNR against ${isShare ? name.toLowerCase() : long}`;
       return { title, parts, columns: 1, cell: 800, place: settings || null };
     },
     summarised: () => draw(view),
