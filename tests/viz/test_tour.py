@@ -93,7 +93,7 @@ def test_what_letting_go_does_is_said_as_it_is(trace, open_page):
 
 
 SPOKEN_OF = [
-    *(".stage", ".tiles", ".tiles", ".tiles", ".board", "input.budget"),
+    *(".stage", ".tiles", ".tiles", ".tiles", ".board", ".board"),
     *(".timechart", "[data-view=tradeoff] .chart"),
 ]
 

@@ -108,7 +108,7 @@ function whyKept(app) {
 function maskStep(app, calm, cluster) {
   return {
     view: "masks",
-    near: ".maskbox + .maskbox", // the one that the sorting moves, with its button
+    near: ".maskbox ~ .maskbox", // the one that the sorting moves, with its button
     title: "What was skipped?",
     patch: () => ({ ...calm(), ...WHOLE, ...cluster() }),
     text: () =>
@@ -120,7 +120,7 @@ function maskStep(app, calm, cluster) {
 function budgetStep(app) {
   return {
     view: "masks",
-    near: ".budgetrow",
+    near: ".maskbox ~ .maskbox", // what the budget changes; its slider stands beside
     title: "What does a smaller budget skip?",
     patch: () => ({
       ...CALM,
@@ -131,7 +131,7 @@ function budgetStep(app) {
       const told = app.forecast(app.store.get().top_p);
       const top_p = budget(app.store.get().top_p);
       const how = app.runsOnRelease()
-        ? "move the slider under this curve and press Enter"
+        ? "move the budget's slider and press Enter"
         : "letting go of the slider goes to the nearest run that was made";
       return app.canRedo()
         ? `At top-p ${top_p} this call would compute ${percent(app.stats().density)}. That is a what-if on recorded queries and keys. Its PSNR is ${told ? `foretold, ${foretold(told)}` : "not foretold"}, and known only when it is run: ${how}.`
