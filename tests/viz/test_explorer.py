@@ -337,16 +337,18 @@ def test_without_a_model_a_release_moves_to_the_nearest_measured_run(trace, open
     page = open_page(trace, "#run=1")
     slider = page.get_by_label("Budget top-p")
     page.evaluate("() => explorer.select({ top_p: 0.765 })")
+    slider.focus()
     for _ in range(3):
-        slider.press("ArrowLeft")
+        page.keyboard.press("ArrowLeft")
     answer = page.get_by_text("top-p 0.75 stays a what-if. Moved to the nearest measured run")
     answer.wait_for()
     assert "SVG2 · top-p 0.7" in answer.inner_text()
     assert page.locator(".runs [aria-pressed=true]").inner_text() == "SVG2 · top-p 0.7"
     assert page.locator(".badge").inner_text() == "measured"
     page.evaluate("() => explorer.select({ top_p: 0.885 })")
+    slider.focus()
     for _ in range(3):
-        slider.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
     page.get_by_text("Measured already: SVG2 · top-p 0.9").wait_for()
     assert page.evaluate("() => explorer.selection().run") == 0
 
