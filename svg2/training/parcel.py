@@ -1,9 +1,10 @@
 """Stages `pack` and `unpack`: a training of `long` in few megabytes, to go on elsewhere.
 
-A parcel holds how far each averaged weight moved from the shipped pipeline, in 8 bits, and the
-record. Momenta are not in it, as in no checkpoint.
+A parcel holds how far each averaged weight moved from the shipped pipeline, in 8 bits, a hash of
+that pipeline's weights, and the record. Momenta are not in it, as in no checkpoint.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -36,34 +37,34 @@ def pack(checkpoint: Path, shipped: Path, parcel: Path) -> None:
         moved[name] = (change / _by_row(steps, change)).round().to(torch.int8)
         moved[_STEP + name] = steps
     parcel.parent.mkdir(parents=True, exist_ok=True)
-    save_file(moved, parcel, {"record": json.dumps(record)})
+    save_file(moved, parcel, {"record": json.dumps(record), "shipped": _hash(base)})
 
 
 def unpack(parcel: Path, shipped: Path, checkpoint: Path) -> None:
     """Write the checkpoint that `parcel` was made of, its averaged weights as the weights too.
 
     Raises:
-        TrainingError: there is a checkpoint already, no parcel, or one of another model.
+        TrainingError: there is a checkpoint already, no parcel, or one that counts from others
+            than the weights of `shipped`.
     """
     if checkpoint.exists():
         raise TrainingError(f"{checkpoint} exists: remove it first, or go on from it.")
     if not parcel.exists():
         raise TrainingError(f"{parcel} does not exist: run `pack` where the training is.")
     with safe_open(parcel, "pt") as file:
-        record = json.loads(file.metadata()["record"])
-    moved = load_file(parcel)
+        about = file.metadata()
+    moved, base = load_file(parcel), _base(shipped)
+    if about["shipped"] != _hash(base):
+        raise TrainingError(f"{parcel} counts from other weights than those of {shipped}.")
     model = load_shipped(shipped)
+    model.load_state_dict(base)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
-    levels = {name: moved[name] for name in moved if not name.startswith(_STEP)}
-    if any(
-        name not in parameters or parameters[name].shape != levels[name].shape for name in levels
-    ):
-        raise TrainingError(f"{parcel} is of another model than {shipped}.")
-    model.load_state_dict(_base(shipped))
-    with torch.no_grad():
-        for name, level in levels.items():
+    for name, level in moved.items():
+        if not name.startswith(_STEP):
             parameters[name] += level * _by_row(moved[_STEP + name], level)
-    save_checkpoint(checkpoint, record, model=model.state_dict(), ema=parameters)
+    save_checkpoint(
+        checkpoint, json.loads(about["record"]), model=model.state_dict(), ema=parameters
+    )
 
 
 def _by_row(steps: Tensor, weight: Tensor) -> Tensor:
@@ -78,3 +79,10 @@ def _base(shipped: Path) -> dict[str, Tensor]:
         {name: torch.zeros_like(x) for name, x in model.guide.state_dict().items()}
     )
     return model.state_dict()
+
+
+def _hash(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].float().numpy().tobytes())
+    return digest.hexdigest()

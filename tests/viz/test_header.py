@@ -262,3 +262,15 @@ def test_peak_memory_of_both_runs_stands_side_by_side(
     page = open_page(with_run(trace, device=device, **peaks))
     shown = page.locator("[data-view=gain] .side p", has_text="Peak memory").inner_text()
     assert said in " ".join(shown.split())
+
+
+def test_runs_that_share_one_dense_run_are_said_to(trace, open_page):
+    def shown(**result) -> str:
+        runs = tuple(replace(run, result={**run.result, **result}) for run in trace.runs)
+        page = open_page(replace(trace, runs=runs))
+        return page.locator("[data-view=gain] .side").inner_text()
+
+    count = len(trace.runs)
+    assert f"All {count} runs here are held against one dense run" in shown(dense_seconds=9.0)
+    assert "one dense run" not in shown(dense_seconds=9.0, is_scaled=True)
+    assert "one dense run" not in shown(dense_seconds=9.0, order="in turns")

@@ -66,9 +66,9 @@ function howTimed({ order, dense_reused: reused, is_scaled: scaled, is_disturbed
 }
 
 /** Said where the dense seconds of several runs are those of one dense run. */
-function sharedDense({ runs }, { order, dense_seconds: seconds }) {
+function sharedDense({ runs }, { order, is_scaled: scaled, dense_seconds: seconds }) {
   const others = runs.filter(({ result }) => result.order !== "in turns" && result.dense_seconds === seconds);
-  if (order === "in turns" || others.length < 2) return "";
+  if (scaled || order === "in turns" || others.length < 2) return "";
   return ` All ${others.length} runs here are held against one dense run, so that what slowed or sped it shows in each.`;
 }
 
