@@ -195,6 +195,12 @@ class ModelSpec:
             filled["guidance_scale_2"] = (
                 request.guidance_scale if is_for_both else self.guidance_scale_2
             )
+        is_passed_by = filled["guidance_scale"] <= 1 and self.kind.guidance == "two passes"
+        if request.negative_prompt and is_passed_by:
+            raise RequestError(
+                f"{capitalised(self.title)} uses a negative prompt only with a guidance_scale "
+                f"above 1, not {filled['guidance_scale']:g}: raise it, or leave the prompt out."
+            )
         for name in ("height", "width"):
             if filled[name] % self.size_multiple:
                 raise RequestError(

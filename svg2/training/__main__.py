@@ -170,7 +170,9 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         help="steps of the teacher in one of the student's",
     )
     parser.add_argument(
-        "--weights", choices=DENOISERS, help="stage whose weights to ship (default: the last)"
+        "--weights",
+        choices=DENOISERS,
+        help="stage whose weights to ship (default: the last), or to pack and unpack (`long`)",
     )
     parser.add_argument(
         "--scheduler", choices=SCHEDULERS, help="scheduler to ship (default: the weights' own)"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -216,4 +217,6 @@ def grow(
             scenes = [scene for some, _ in parts for scene in some]
             store.append(rows, scenes, **({} if done else about(rows)))
         done = starts[-1]
+        if share.is_first:
+            print(f"{store.folder}: {done} of {count} clips", file=sys.stderr, flush=True)
         is_over = shared_clock(time.monotonic() - started, device) >= 60 * minutes

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from svg2.training.denoiser import Denoiser
-from svg2.training.dit import Course, draw, sample_sigma
+from svg2.training.dit import Course, draw, sample_sigma, velocity_error
 from svg2.training.latents import LatentSet
+from svg2.training.layout import Known, known
 from svg2.training.pipeline import DEFAULTS, EULER, SCHEDULERS, UNIPC, distilled_lab
 from svg2.training.vae import autocast
 from svg2.training.views import Places, View
@@ -71,6 +72,7 @@ class _Path:
 
     state: Float[Tensor, "B C 1 1 N"]
     places: Places
+    shown: Known
     prompts: list[str]
     step: int = 0
 
@@ -111,7 +113,7 @@ class Distillation:
         went = found.detach() if is_own else wanted
         path.state = path.state + (end - start).view(-1, 1, 1, 1, 1) * went
         path.step += 1
-        return ((found - wanted).square().mean(),)
+        return (velocity_error(found, wanted, path.shown),)
 
     def _path(
         self,
@@ -124,10 +126,11 @@ class Distillation:
         """The path of a view that is under way, or a new one from noise."""
         path = self._paths.get((view, is_own))
         if path is None or path.step == len(self.told):
-            _, places, prompts = draw(data, view, rng)
+            picks, places, prompts = draw(data, view, rng)
+            shown = known(data.layout, picks, places.index.to(generator.device))
             shape = (view.clips, data.latents.shape[2], 1, 1, places.index.shape[1])
             noise = torch.randn(shape, generator=generator, device=generator.device)
-            path = self._paths[view, is_own] = _Path(noise, places, prompts)
+            path = self._paths[view, is_own] = _Path(noise, places, shown, prompts)
         return path
 
     def _on_clips(
@@ -147,7 +150,9 @@ class Distillation:
         s = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1 - s) * clean + s * noise
         wanted = self._wanted(noisy, sigma, sigma, prompts, places, length)
-        return (_velocity(model, noisy, sigma, prompts, places, length) - wanted).square().mean()
+        found = _velocity(model, noisy, sigma, prompts, places, length)
+        shown = known(data.layout, picks, places.index.to(generator.device))
+        return velocity_error(found, wanted, shown)
 
     @torch.no_grad()
     def _wanted(

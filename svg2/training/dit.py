@@ -24,7 +24,7 @@ from svg2.training.attention import WrittenOutProcessor
 from svg2.training.data import Store, TrainingError, save_checkpoint
 from svg2.training.denoiser import Denoiser, check_rule, load_training, open_denoiser
 from svg2.training.latents import LatentSet, load_latents
-from svg2.training.layout import known
+from svg2.training.layout import Known, known
 from svg2.training.muon import build_optimizers, set_rate
 from svg2.training.pipeline import LONG_LAB, TEXT_LENGTH
 from svg2.training.ranks import average_gradients, shared_clock
@@ -299,9 +299,16 @@ def _losses(
     with autocast(str(device)):
         predicted, inside = model((1 - s) * clean + s * noise, sigma, prompts, places, length)
         guide_loss = model.guide(inside, wanted)
-    wrong = (predicted.float() - (noise - clean)).pow(2).mean(dim=1).flatten(1)
-    weight = 1 + (_BODY_WEIGHT - 1) * wanted.near
-    return (wrong * weight).sum() / weight.sum(), guide_loss
+    return velocity_error(predicted.float(), noise - clean, wanted), guide_loss
+
+
+def velocity_error(
+    found: Float[Tensor, "B C 1 1 N"], wanted: Float[Tensor, "B C 1 1 N"], shown: Known
+) -> Float[Tensor, ""]:
+    """Mean squared error of a velocity, in which tokens of bodies weigh more."""
+    wrong = (found - wanted).square().mean(dim=1).flatten(1)
+    weight = 1 + (_BODY_WEIGHT - 1) * shown.near
+    return (wrong * weight).sum() / weight.sum()
 
 
 def sample_sigma(batch: int, tokens: int, generator: torch.Generator) -> Float[Tensor, " B"]:

@@ -62,8 +62,16 @@ DEFAULTS: dict[str, Any] = {
     "methods": METHOD_SETTINGS,
     "draft": {"num_frames": 17, "num_inference_steps": 5},
 }
-# In which lab.json differs after the stage `long`.
-LONG_LAB: dict[str, Any] = {"num_frames": 33}
+# In which lab.json differs after the stage `long`. Blocks and tiles keep their size in tokens.
+_LONG_BLOCKS = {"position": 17 * 64, "svg1": 17 * 36, "radial": 17 * 36}
+LONG_LAB: dict[str, Any] = {
+    "num_frames": 33,
+    "methods": METHOD_SETTINGS
+    | {
+        method: {"num_q_clusters": count, "num_k_clusters": count}
+        for method, count in _LONG_BLOCKS.items()
+    },
+}
 
 
 # Sizes of the transformer. Checkpoints store them.

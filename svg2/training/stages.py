@@ -125,40 +125,57 @@ class Training:
             dist.barrier()
 
     def before_long(self) -> None:
-        """Encode the clips that `long` and `distil` read, as far as they are not."""
-        self.encode_long(_UNLIMITED)
+        """Check that there are weights to start from, then encode clips if there are none."""
+        _ = self.beginning
+        self._encode_first()
+
+    def _encode_first(self) -> None:
+        """Encode the clips that `long` and `distil` read, where there are none of a length."""
+        if not (len(self.latents) and len(self.long_latents)):
+            self.encode_long(_UNLIMITED)
 
     def before_distil(self) -> None:
-        """Check that there is a teacher, then encode as `before_long`."""
+        """Check that there is a teacher, then encode clips if there are none."""
         _ = self.teacher
-        self.before_long()
+        self._encode_first()
 
     @property
     def teacher(self) -> Path:
         """The weights that a student starts from and learns from.
 
         Raises:
-            TrainingError: there are none.
+            TrainingError: there are none, or they have guidance in them.
         """
         long: Path = self.checkpoint("long")
         if not long.exists() and self.args.pretrained is not None:
-            return self.args.pretrained
+            return _unguided(self.args.pretrained)
         return _made(long, "long")
 
     def dit(self, minutes: float) -> None:
         self._train(DIT, [self.latents], self.pretrained, minutes, text=self.checkpoint("text"))
 
+    @property
+    def beginning(self) -> Path:
+        """The weights that `long` starts from.
+
+        Raises:
+            TrainingError: there are none, or they have guidance in them.
+        """
+        dit = self.checkpoint("dit")
+        if not dit.exists() and self.pretrained:
+            return _unguided(self.pretrained)
+        return _made(dit, "dit")
+
     def long(self, minutes: float) -> None:
-        start: Path | None = self.checkpoint("dit")
-        if not start.exists():
-            start = self.pretrained or _made(start, "dit")
-        self._train(LONG, [self.latents, self.long_latents], start, minutes)
+        self._train(LONG, [self.latents, self.long_latents], self.beginning, minutes)
 
     def pack(self, minutes: float) -> None:
-        pack(_made(self.checkpoint("long"), "long"), self._shipped, self.args.parcel)
+        stage = self.args.weights or "long"
+        pack(_made(self.checkpoint(stage), stage), self._shipped, self.args.parcel)
 
     def unpack(self, minutes: float) -> None:
-        unpack(self.args.parcel, self._shipped, self.checkpoint("long"))
+        stage = self.args.weights or "long"
+        unpack(self.args.parcel, self._shipped, self.checkpoint(stage))
 
     @property
     def _shipped(self) -> Path:
@@ -220,10 +237,11 @@ class Training:
         if args.teacher is not None:
             _check_pipeline(args.teacher, "name the folder of a shipped one with --teacher")
         is_shipped = args.out.resolve() == BUILTIN_FOLDER and args.frames is None
-        whole = BENCH / "builtin_model.json" if is_shipped and args.teacher is None else None
+        whole = BENCH / "builtin_model.json" if is_shipped else None
+        of_frames = "" if args.frames is None else f"-{args.frames}-frames"
         report = evaluate_model(
             args.out,
-            args.work / "evaluation.json",
+            args.work / f"evaluation{of_frames}.json",
             args.prompts,
             num_frames=args.frames,
             teacher=args.teacher,
@@ -328,15 +346,17 @@ STAGES: Mapping[str, Stage] = {
         on_all_ranks=True,
     ),
     "long": Stage(
-        "teach the denoiser clips of 33 frames; first runs encode-long",
+        "teach the denoiser clips of 33 frames; encodes them first if there are none",
         Training.long,
         prepare=Training.before_long,
         **_TRAINED,
     ),
-    "pack": Stage("write what `long` moved of the shipped weights, in 6 MB", Training.pack),
+    "pack": Stage(
+        "write what `long` (--weights) moved of the shipped weights, in 6 MB", Training.pack
+    ),
     "unpack": Stage("read it back, for `long` to go on elsewhere", Training.unpack),
     "distil": Stage(
-        "teach a student the guidance, and few steps; first runs encode-long",
+        "teach a student the guidance, and few steps, from the weights of `long`",
         Training.distil,
         prepare=Training.before_distil,
         **_TRAINED,
@@ -383,6 +403,20 @@ def _check_pipeline(folder: Path, otherwise: str) -> None:
     """
     if not all((folder / name).is_file() for name in ("model_index.json", "lab.json")):
         raise TrainingError(f"{folder} holds no shipped pipeline: {otherwise}.")
+
+
+def _unguided(folder: Path) -> Path:
+    """`folder`, of a shipped pipeline whose weights have no guidance in them yet.
+
+    Raises:
+        TrainingError: they are a student's.
+    """
+    if json.loads((folder / "lab.json").read_text()).get("guidance_scale", math.inf) <= 1:
+        raise TrainingError(
+            f"{folder} holds a student, whose guidance would count twice: name the folder of its "
+            "teacher with --pretrained."
+        )
+    return folder
 
 
 def _spent(checkpoint: Path) -> float:

@@ -84,8 +84,8 @@ _LONG = {
 # A teacher's velocity has little noise, so that fewer clips a step suffice.
 _DISTIL = {
     "cpu": (
-        Lesson(0.7, (View(0.5, 17, 3, 4), View(0.3, 17, 2, 2), View(0.2, 9, 2, 4)), 0.2),
-        Lesson(1.0, (View(0.4, 17, 2, 2), View(0.4, 17, 1, 1), View(0.2, 9, 1, 2)), 0.2),
+        Lesson(0.5, (View(0.5, 17, 2, 2), View(0.3, 17, 1, 1), View(0.2, 9, 2, 4)), 0.2),
+        Lesson(1.0, (View(0.3, 17, 2, 2), View(0.5, 17, 1, 1), View(0.2, 9, 1, 2)), 0.2),
     ),
     "cuda": (
         Lesson(0.15, (View(0.8, 17, 2, 16), View(0.2, 9, 1, 8)), 0.3),

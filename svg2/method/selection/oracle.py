@@ -18,7 +18,7 @@ from svg2.errors import ConfigError
 from svg2.method.plan import CallResult, Plan, TextTokens
 from svg2.method.selection.top_p import min_keep_count
 
-MAX_TOKENS = 8192
+MAX_TOKENS = 16384
 
 _ROWS = 256  # queries at a time
 _SHIFT = 10  # floats that differ in their last bits alone share a bin

@@ -139,5 +139,5 @@ def test_processes_that_share_the_heads_share_the_budget():
 
 def test_a_long_video_is_refused():
     q = torch.zeros(1, 1, MAX_TOKENS + 1, 1)
-    with pytest.raises(ConfigError, match=r"method=oracle .* 8192 of them, not 8193: .*\.$"):
+    with pytest.raises(ConfigError, match=r"method=oracle .* 16384 of them, not 16385: .*\.$"):
         svg2.sparse_attention(q, q, q, config())

@@ -211,6 +211,10 @@ def test_a_file_that_is_not_a_video_is_refused_in_one_sentence(files, name):
         ("hunyuanvideo", {"video": "good.mp4"}, "takes no video"),
         ("wan2.2-i2v-a14b", {"image": "text.png"}, "is not an image"),
         ("hunyuanvideo", {"negative_prompt": "blur"}, "true_cfg_scale"),
+        (
+            *("wan2.1-1.3b", {"negative_prompt": "blur", "guidance_scale": 1.0}),
+            r"only with a guidance_scale above 1, not 1: .*\.$",
+        ),
         ("wan2.1-1.3b", {"true_cfg_scale": 2.0}, "no true_cfg_scale"),
         ("wan2.1-1.3b", {"guidance_scale_2": 2.0}, "no guidance_scale_2"),
     ],

@@ -194,6 +194,34 @@ def test_the_built_in_model_is_extended_in_one_call_and_goes_on_in_another(
     assert shipped("--weights", "long")["guidance_scale"] == 2
 
 
+@pytest.mark.parametrize("stage", ["long", "distil"])
+def test_a_student_is_no_start_and_no_teacher(tmp_path, stage):
+    """Its guidance would count twice. That is said before any clip is encoded."""
+    student = tmp_path / "student"
+    student.mkdir()
+    (student / "model_index.json").write_text("{}")
+    (student / "lab.json").write_text(json.dumps({"guidance_scale": 1.0}))
+    work = tmp_path / "work"
+    with pytest.raises(SystemExit, match=r"holds a student.*--pretrained"):
+        main([stage, "--work", str(work), "--pretrained", str(student), "--device", "cpu"])
+    assert not (work / "latents").exists()
+
+
+def test_clips_that_are_encoded_suffice(tmp_path, monkeypatch):
+    """`long` does not first fill the stores up to the usual number of clips."""
+    encoded = []
+    monkeypatch.setattr(stages.Training, "encode_long", lambda self, _: encoded.append(1))
+    monkeypatch.setattr(stages.Training, "_train", lambda self, *_: None)
+    call = ["long", "--work", str(tmp_path), "--device", "cpu"]
+    main(call)
+    assert len(encoded) == 1
+    scene = place_training(0, 1, 17, seed=0)[0][0]
+    for name in ("latents", "latents33"):
+        Store(tmp_path / name).append(np.zeros((1, 2), np.float16), [scene])
+    main(call)
+    assert len(encoded) == 1
+
+
 def test_old_weights_ship_with_the_settings_of_today(tmp_path):
     model = Denoiser()
     pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)

@@ -177,6 +177,10 @@ def test_longer_and_larger_videos_ask_for_more_and_a_measured_side_for_its_own_t
     ask = zero_gpu.seconds_for
     longer = space.run({"prompt": "a red ball", "num_inference_steps": 40})
     assert ask(longer, False) > ask(run, False)
+    alone = space.run(
+        {"prompt": "a red ball", "num_inference_steps": 40, "guidance_scale": 1.0}
+    )  # one pass a step
+    assert ask(alone, False) < ask(longer, False)
     assert ask(run, True, None, 100.0) > ask(run, True, None, 10.0) > 10
 
 
