@@ -133,6 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teacher", type=Path, help="shipped pipeline to judge on the same prompts and seeds"
     )
+    parser.add_argument(
+        *("--teacher-prompts",),
+        type=_above_0(int),
+        help="how many of the prompts the teacher gets (default: all)",
+    )
     _add_recipe(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -97,6 +97,7 @@ def evaluate_model(
     *,
     num_frames: int | None = None,
     teacher: Path | None = None,
+    teacher_prompts: int | None = None,
     methods: Sequence[str] = (PAPER_METHOD, COMPENSATED_METHOD),
     sparse_prompts: int | None = None,
     shapes: Path,
@@ -115,6 +116,7 @@ def evaluate_model(
         num_frames: of each clip; None takes the model's own number.
         teacher: folder of another pipeline, whose dense clips of the same prompts and seeds are
             judged too, with its own steps and guidance.
+        teacher_prompts: how many of the first prompts the teacher gets; None gives it all.
         methods: sparse methods to run beside dense.
         sparse_prompts: how many of the first prompts to run with `methods`; None runs all.
         shapes: file of the shape classifier; it is trained if there is none.
@@ -143,6 +145,7 @@ def evaluate_model(
     about = {
         "checkpoint": checkpoint_hash(folder),
         "teacher_checkpoint": None if teacher is None else checkpoint_hash(teacher),
+        "teacher_prompts": teacher_prompts,
         "num_frames": num_frames,
         "judge": _judge_hash(),
         "top_p": spec.config.top_p,
@@ -160,7 +163,7 @@ def evaluate_model(
         dense = generate_dense(pipe, run)
         wanted = methods if sparse_prompts is None or i < sparse_prompts else ()
         row = _row(run, scene, pipe, dense, wanted, classifier)
-        if other is not None:
+        if other is not None and (teacher_prompts is None or i < teacher_prompts):
             frames = other.frames(requests[i])
             row["teacher"] = judge(frames, scene, classifier)
             row["to_teacher_db"] = psnr_db(dense.frames, frames)
@@ -269,8 +272,10 @@ def _report(
     report["shares"] = {m: _shares(rows, m) for m in ("dense", *methods)}
     report["rendered"] = _shares(rows, "rendered")
     if about["teacher_checkpoint"]:
-        report["teacher"] = _shares(rows, "teacher")
-        report["to_teacher_db"] = _median(_finite(row["to_teacher_db"]) for row in rows)
+        shared = [row for row in rows if "teacher" in row]
+        report["teacher"] = _shares(shared, "teacher")
+        report["beside_teacher"] = _shares(shared, "dense")
+        report["to_teacher_db"] = _median(_finite(row["to_teacher_db"]) for row in shared)
     report["fidelity"] = {m: _fidelity(rows, m, about["top_p"]) for m in methods}
     report["following"] = _following(rows)
     return report | {"rows": rows}
@@ -338,7 +343,7 @@ def _earlier_rows(path: Path, about: dict[str, Any], prompts: Sequence[str]) -> 
         return []
     report = json.loads(path.read_text())
     same = ("checkpoint", "teacher_checkpoint", "num_frames", "judge", "methods")
-    same = (*same, "sparse_prompts", "classifier_accuracy")
+    same = (*same, "sparse_prompts", "teacher_prompts", "classifier_accuracy")
     if any(report.get(k) != about[k] for k in same):
         return []
     pairs = itertools.takewhile(

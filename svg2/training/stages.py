@@ -245,6 +245,7 @@ class Training:
             args.prompts,
             num_frames=args.frames,
             teacher=args.teacher,
+            teacher_prompts=args.teacher_prompts,
             methods=tuple(args.methods),
             sparse_prompts=args.sparse_prompts,
             shapes=args.work / "shapes.pt",

@@ -132,6 +132,10 @@ def test_a_student_is_judged_beside_its_teacher_at_a_length_of_clips(
     same = run(1, num_frames=9, teacher=untrained)
     assert same["to_teacher_db"] == 99
     assert same["teacher"] == same["shares"]["dense"]
+    fewer = run(2, num_frames=9, teacher=other, teacher_prompts=1)
+    assert fewer["shares"]["dense"]["prompts"] == 2
+    assert (fewer["teacher"]["prompts"], fewer["beside_teacher"]["prompts"]) == (1, 1)
+    assert fewer["to_teacher_db"] is not None
 
 
 def test_clusters_of_queries_and_of_keys_are_followed_apart():
