@@ -199,7 +199,7 @@ class ModelSpec:
         if request.negative_prompt and is_passed_by:
             raise RequestError(
                 f"{capitalised(self.title)} uses a negative prompt only with a guidance_scale "
-                f"above 1, not {filled['guidance_scale']:g}: raise it, or leave the prompt out."
+                f"above 1, not {filled['guidance_scale']:g}: raise it, or leave that prompt out."
             )
         for name in ("height", "width"):
             if filled[name] % self.size_multiple:

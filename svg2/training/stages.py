@@ -155,13 +155,15 @@ class Training:
         self._train(DIT, [self.latents], self.pretrained, minutes, text=self.checkpoint("text"))
 
     @property
-    def beginning(self) -> Path:
-        """The weights that `long` starts from.
+    def beginning(self) -> Path | None:
+        """The weights that `long` starts from; None where it is under way.
 
         Raises:
             TrainingError: there are none, or they have guidance in them.
         """
         dit = self.checkpoint("dit")
+        if self.checkpoint("long").exists():
+            return None
         if not dit.exists() and self.pretrained:
             return _unguided(self.pretrained)
         return _made(dit, "dit")

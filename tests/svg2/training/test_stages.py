@@ -207,6 +207,17 @@ def test_a_student_is_no_start_and_no_teacher(tmp_path, stage):
     assert not (work / "latents").exists()
 
 
+def test_a_training_under_way_goes_on_after_its_student_is_shipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages.Training, "encode_long", lambda self, _: None)
+    starts = []
+    monkeypatch.setattr(stages.Training, "_train", lambda self, *args: starts.append(args[2]))
+    call = ["long", "--work", str(tmp_path), "--device", "cpu"]
+    main(call)
+    (tmp_path / "long.pt").touch()
+    main(call)
+    assert starts == [BUILTIN_FOLDER, None]
+
+
 def test_clips_that_are_encoded_suffice(tmp_path, monkeypatch):
     """`long` does not first fill the stores up to the usual number of clips."""
     encoded = []
