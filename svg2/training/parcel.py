@@ -1,4 +1,4 @@
-"""Stages `pack` and `unpack`: a training of `long` in few megabytes, to go on elsewhere.
+"""Stages `pack` and `unpack`: a training of `long` or `distil` in few megabytes, to go on with.
 
 A parcel holds how far each averaged weight moved from the shipped pipeline, in 8 bits, a hash of
 that pipeline's weights, and the record. Momenta are not in it, as in no checkpoint.

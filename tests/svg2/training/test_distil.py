@@ -81,6 +81,17 @@ def test_one_step_with_the_mean_velocity_ends_where_the_flow_does(start, end, sp
     assert errors[0] > 2.5 * errors[1] > 6 * errors[2], "of second order"
 
 
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(steps=0), Recipe(steps=0, on_policy=0.0)])
+def test_bodies_weigh_in_the_error_of_a_student(monkeypatch, recipe):
+    def loss() -> float:
+        distillation = Distillation(Pull(0.8, 0.3), recipe)
+        return float(Draws(clips_of(3)).loss(distillation, Pull(0.5)))
+
+    weighed = loss()
+    monkeypatch.setattr("svg2.training.dit._BODY_WEIGHT", 1.0)
+    assert weighed != pytest.approx(loss(), rel=1e-4)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_tell_the_same_times_from_all_noise_to_none(name):
     scheduler, other = SCHEDULERS[name](), SCHEDULERS[UNIPC]()
