@@ -63,6 +63,11 @@ class PipelineKind:
             return num_inference_steps
         return min(int(num_inference_steps * self.strength), num_inference_steps)
 
+    def branches(self, guidance_scale: float, true_cfg_scale: float = 1.0) -> int:
+        """Forwards of the transformer per step: 2 with classifier-free guidance, else 1."""
+        scale = true_cfg_scale if self.guidance == "embedded" else guidance_scale
+        return 2 if scale > 1 else 1
+
 
 _WAN = PipelineKind("WanPipeline", with_video="WanVideoToVideoPipeline")
 _HUNYUAN = PipelineKind(

@@ -13,7 +13,7 @@ from svg2.models.spec import ModelSpec
 from svg2.runs.run import Run
 
 # The built-in model's default video: a smaller model's is no measure.
-_LEAST_STEPS, _LEAST_TOKENS = 10, 5184
+_LEAST_FORWARDS, _LEAST_TOKENS = 20, 5184
 
 
 @dataclass(frozen=True)
@@ -85,23 +85,29 @@ NO_LIMITS = Limits(math.inf, 65_535, 1_000, math.inf)
 
 
 def work_of(run: Run, spec: ModelSpec) -> float:
-    """The work of a run in default videos of its model: steps times tokens, or times their pairs.
+    """The work of a run in default videos of its model: forwards times tokens or their pairs.
 
     The larger of the two counts: attention grows with the pairs, and all else with the tokens.
     """
-    steps, tokens = run.request.num_inference_steps, run.n_tokens
+    forwards, tokens = _forwards(run), run.n_tokens
+    own = spec.num_inference_steps * spec.kind.branches(spec.guidance_scale)
     default = math.prod(spec.grid(spec.num_frames, spec.height, spec.width))
     return max(
-        steps
+        forwards
         * tokens**power
-        / max(spec.num_inference_steps * default**power, _LEAST_STEPS * _LEAST_TOKENS**power)
+        / max(own * default**power, _LEAST_FORWARDS * _LEAST_TOKENS**power)
         for power in (1, 2)
     )
 
 
+def _forwards(run: Run) -> int:
+    """Forwards of the transformer in one generation."""
+    return run.request.num_inference_steps * run.branches
+
+
 @dataclass(frozen=True)
 class _Measured:
-    """A comparison that was timed: tokens, seconds per step of each side, and all the rest."""
+    """A comparison that was timed: tokens, seconds per forward of each side, and all the rest."""
 
     tokens: int
     dense: float
@@ -118,11 +124,12 @@ class Pace:
 
     def note(self, run: Run, result: Mapping[str, Any]) -> None:
         """Learn from the result of a comparison."""
-        steps = run.request.num_inference_steps
+        forwards = _forwards(run)
         dense = result["dense_seconds"] + (result["dense_stock_seconds"] or 0.0)
         totals = (result["total_seconds"], result["dense_total_seconds"])
         rest = sum(total["encode"] + total["decode"] for total in totals)
-        measured = _Measured(run.n_tokens, dense / steps, result["svg2_seconds"] / steps, rest)
+        sides = (dense / forwards, result["svg2_seconds"] / forwards)
+        measured = _Measured(run.n_tokens, *sides, rest)
         with self._lock:
             self._measured[run.request.model] = measured
 
@@ -136,9 +143,8 @@ class Pace:
         if measured is None:
             return None
         ratio = run.n_tokens / measured.tokens
-        steps = run.request.num_inference_steps
-        per_step = num_dense * measured.dense + num_sparse * measured.sparse
-        return steps * per_step * max(ratio, ratio**2) + measured.rest * ratio
+        each = num_dense * measured.dense + num_sparse * measured.sparse
+        return _forwards(run) * each * max(ratio, ratio**2) + measured.rest * ratio
 
 
 def _minutes(seconds: float) -> str:

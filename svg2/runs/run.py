@@ -79,6 +79,11 @@ class Run:
         """Number of video tokens."""
         return math.prod(self.grid)
 
+    @property
+    def branches(self) -> int:
+        """Forwards of the transformer per step: 2 with classifier-free guidance, else 1."""
+        return self.kind.branches(self.request.guidance_scale, self.request.true_cfg_scale)
+
     def with_settings(self, **settings: Any) -> Run:
         """The same video with other settings of the method.
 

@@ -22,7 +22,7 @@ from svg2.training.denoiser import Denoiser
 from svg2.training.dit import Course, draw, sample_sigma, velocity_error
 from svg2.training.latents import LatentSet
 from svg2.training.layout import Known, known
-from svg2.training.pipeline import DEFAULTS, EULER, SCHEDULERS, UNIPC, distilled_lab
+from svg2.training.pipeline import EULER, SCHEDULERS, UNIPC, distilled_lab
 from svg2.training.vae import autocast
 from svg2.training.views import Places, View
 
@@ -83,7 +83,7 @@ class Distillation:
     def __init__(self, teacher: Denoiser, recipe: Recipe) -> None:
         self.teacher, self.recipe = teacher.eval().requires_grad_(False), recipe
         scheduler = SCHEDULERS[recipe.scheduler]()
-        scheduler.set_timesteps(recipe.steps or int(DEFAULTS["num_inference_steps"]))
+        scheduler.set_timesteps(int(distilled_lab(recipe.steps)["num_inference_steps"]))
         self.sigmas: list[float] = scheduler.sigmas.tolist()
         # What the pipeline tells the transformer: whole numbers.
         self.told = [int(time) / 1000 for time in scheduler.timesteps]

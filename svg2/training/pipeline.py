@@ -62,6 +62,7 @@ DEFAULTS: dict[str, Any] = {
     "methods": METHOD_SETTINGS,
     "draft": {"num_frames": 17, "num_inference_steps": 5},
 }
+_GUIDED_STEPS = 8  # of a student of the guidance alone, which may take any number
 # In which lab.json differs after the stage `long`. Blocks and tiles keep their size in tokens.
 _LONG_BLOCKS = {"position": 17 * 64, "svg1": 17 * 36, "radial": 17 * 36}
 LONG_LAB: dict[str, Any] = {
@@ -160,10 +161,9 @@ rounds the clip to the precision of the weights after each step.
 
 
 def distilled_lab(steps: int) -> dict[str, Any]:
-    """In which lab.json differs for a student of `steps` steps; 0 leaves the number of steps."""
-    lab = LONG_LAB | {"guidance_scale": 1.0}
+    """In which lab.json differs for a student of `steps` steps; 0 for one of any number."""
+    lab = LONG_LAB | {"guidance_scale": 1.0, "num_inference_steps": steps or _GUIDED_STEPS}
     if steps:
-        lab |= {"num_inference_steps": steps}
         lab |= {"draft": DEFAULTS["draft"] | {"num_inference_steps": steps}}
     return lab
 

@@ -76,9 +76,7 @@ def seconds_for(
         return math.ceil(_START_SECONDS + _MARGIN * dense_seconds)
     assert _loaded is not None, "prepare comes first"
     request = run.request
-    is_embedded = run.kind.guidance == "embedded"
-    is_guided = (request.true_cfg_scale if is_embedded else request.guidance_scale) > 1
-    forwards = (run.kind.num_steps(request.num_inference_steps) + 1) * (2 if is_guided else 1)
+    forwards = (run.kind.num_steps(request.num_inference_steps) + 1) * run.branches
     forward = _FORWARD_SECONDS + _loaded.forward_operations(run.n_tokens) / _OPERATIONS_PER_SECOND
     decoding = request.num_frames * request.height * request.width / _PIXELS_PER_SECOND
     runs = 2 if run.kind.joint_text and not is_sparse else 1

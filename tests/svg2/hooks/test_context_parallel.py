@@ -177,7 +177,7 @@ def test_what_cannot_be_split_is_refused():
 
 
 def test_a_video_whose_tokens_cannot_be_shared_evenly_is_refused():
-    run = Run.of(Request("a red ball"))  # 9 x 24 x 24 = 5,184 tokens
+    run = Run.of(Request("a red ball", num_frames=17))  # 9 x 24 x 24 = 5,184 tokens
     Processes(0, 4, 0).check_tokens(run.n_tokens)
     with pytest.raises(RequestError, match=r"5,184 tokens .* 5 processes"):
         Processes(0, 5, 0).check_tokens(run.n_tokens)

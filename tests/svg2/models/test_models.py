@@ -265,6 +265,8 @@ def test_a_draft_is_shorter_or_has_fewer_steps(model, frames, steps):
     spec = model_spec(model)
     draft = spec.preset("draft")
     assert (draft.num_frames, draft.num_inference_steps) == (frames, steps)
+    assert frames <= spec.num_frames
+    assert steps < spec.num_inference_steps
     assert draft.config == spec.config
     assert draft.resolve(Request("a red ball", model=model)).num_frames == frames
 

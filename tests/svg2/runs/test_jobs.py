@@ -441,9 +441,9 @@ def test_k_means_iterations_are_limited() -> None:
 def test_what_was_measured_foretells_what_another_takes() -> None:
     pace, spec = Pace(), model_spec("builtin")
 
-    def sized(side: int, steps: int) -> Run:
-        fields = {"width": side, "height": side, "num_inference_steps": steps}
-        return Run.of(Request("a ball", **fields), spec=spec)
+    def sized(side: int, steps: int, guidance_scale: float = 2.0) -> Run:
+        fields = {"width": side, "height": side, "num_frames": 17, "num_inference_steps": steps}
+        return Run.of(Request("a ball", guidance_scale=guidance_scale, **fields), spec=spec)
 
     assert pace.seconds(sized(192, 10)) is None
     totals = {"encode": 1.0, "decode": 2.0}
@@ -454,6 +454,9 @@ def test_what_was_measured_foretells_what_another_takes() -> None:
     assert pace.seconds(sized(192, 10), num_dense=0) == pytest.approx(26)
     assert pace.seconds(sized(384, 10)) == pytest.approx(16 * 60 + 4 * 6)
     assert pace.seconds(sized(96, 10)) == pytest.approx(60 / 4 + 6 / 4)
+    assert pace.seconds(sized(192, 10, guidance_scale=1.0)) == pytest.approx(30 + 6)
+    unguided, guided = sized(192, 10, guidance_scale=1.0), sized(192, 10, guidance_scale=3.0)
+    assert work_of(guided, spec) == pytest.approx(2 * work_of(unguided, spec))
     limits = Limits(work=1e9, seconds=600)
     with pytest.raises(RequestError, match="about 16 minutes here, and a run may take 10"):
         limits.check(sized(384, 10), spec, seconds=pace.seconds(sized(384, 10)))
@@ -463,7 +466,7 @@ def test_a_run_that_takes_too_long_is_stopped_and_says_so(studio: Studio, monkey
     limited = Studio(studio.model, Limits(work=1e9, seconds=0.0))
     values = {"prompt": "a red ball", "num_inference_steps": 50}
     monkeypatch.setattr("svg2.runs.limits._LEAST_TOKENS", 1)
-    monkeypatch.setattr("svg2.runs.limits._LEAST_STEPS", 1)
+    monkeypatch.setattr("svg2.runs.limits._LEAST_FORWARDS", 1)
     with pytest.raises(RequestError, match="The run was stopped, since it takes longer"):
         limited.compare(limited.run(values), lambda progress: None, lambda: False)
     with pytest.raises(Cancelled):  # by who asked for it

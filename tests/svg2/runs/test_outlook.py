@@ -22,7 +22,7 @@ CHIP = "AMD EPYC, 2 cores"
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return Run.of(Request("a red ball"))
+    return Run.of(Request("a red ball", num_frames=17))
 
 
 def row(speedup: float, **changes) -> Measured:
