@@ -24,6 +24,7 @@ KEPT_RGB = (47, 86, 208)
 SKIPPED_RGB = (236, 238, 242)
 
 _BAND_PX = 128
+_FADE = 0.6  # as the page draws masks: a few per cent of kept pairs are seen too
 
 
 def middle_frames(num_frames: int, num_latent: int) -> list[int]:
@@ -119,10 +120,15 @@ def contact_sheet(tiles: list[Image], captions: list[str]) -> Image:
 def mask_image(
     record: Record, kept: Bool[ndarray, "Q K"], order: Order, side_px: int = 768
 ) -> Image:
-    """The N×N mask as a square picture: full colour is kept, empty is skipped."""
+    """The N×N mask as a square picture: full colour is kept, empty is skipped.
+
+    In between, where a pixel is many pairs, the colour grows faster than the kept share.
+    """
     bins = min(side_px, len(record.q_labels))
-    share: Float[ndarray, "Y X 1"] = block_density(record, kept, bins, order)[..., None]
-    image = np.asarray(SKIPPED_RGB) * (1 - share) + np.asarray(KEPT_RGB) * share
+    strength: Float[ndarray, "Y X 1"] = (
+        block_density(record, kept, bins, order)[..., None] ** _FADE
+    )
+    image = np.asarray(SKIPPED_RGB) * (1 - strength) + np.asarray(KEPT_RGB) * strength
     image = image.round().astype(np.uint8)
     return cv2.resize(image, (side_px, side_px), interpolation=cv2.INTER_NEAREST)
 

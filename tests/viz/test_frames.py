@@ -10,7 +10,9 @@ from svg2.trace.video import decode_mp4
 from viz import frames
 from viz.frames import (
     CELL_PX,
+    KEPT_RGB,
     SHEET_PX,
+    SKIPPED_RGB,
     cell_px,
     cluster_overlay,
     cluster_sheet,
@@ -67,6 +69,17 @@ def test_a_mask_picture_is_the_block_density(trace):
     assert set(np.unique(share)) <= {0.0, 1.0}
     blue = picture[..., 2] == 208
     np.testing.assert_array_equal(blue, share == 1)
+
+
+def test_a_few_kept_pairs_of_a_pixel_are_seen(trace):
+    """In token order they lie scattered, so that each pixel has few."""
+    record, bins = trace.records[0], 8
+    share = block_density(record, record.kept, bins, "original")
+    some = (share > 0) & (share < 1)
+    assert some.any()
+    drop = SKIPPED_RGB[0] - mask_image(record, record.kept, "original", side_px=bins)[..., 0]
+    assert (drop[some] > share[some] * (SKIPPED_RGB[0] - KEPT_RGB[0]) + 1).all()
+    assert (np.diff(drop[some][np.argsort(share[some])].astype(int)) >= 0).all()
 
 
 def test_png_round_trip():

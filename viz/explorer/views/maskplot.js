@@ -8,6 +8,7 @@ import { clusterAt, drawMaskLines } from "./masklines.js";
 
 const MAX_BINS = 256; // at 300×1000 clusters one redraw then stays within a tick
 const SHADES = 255;
+const FADE = 0.6; // a few per cent of kept pairs, as in token order, are seen too
 const LEAST_KEPT = 40; // the palest kept block is still told from a skipped one
 const LINES_PX = 380; // until the page is laid out
 
@@ -198,7 +199,8 @@ function blockUnder(plot, event) {
 function shadesOf({ accentRgb: on, maskRgb: off }) {
   const shades = new Uint8ClampedArray(4 * (SHADES + 1));
   for (let i = 0; i <= SHADES; i += 1) {
-    for (let c = 0; c < 3; c += 1) shades[4 * i + c] = off[c] + ((on[c] - off[c]) * i) / SHADES;
+    const strength = (i / SHADES) ** FADE;
+    for (let c = 0; c < 3; c += 1) shades[4 * i + c] = off[c] + (on[c] - off[c]) * strength;
     shades[4 * i + 3] = 255;
   }
   return new Uint32Array(shades.buffer);
