@@ -22,9 +22,9 @@ GAP_PX = 8
 CAPTION_PX = 24
 KEPT_RGB = (47, 86, 208)
 SKIPPED_RGB = (236, 238, 242)
+FADE = 0.6  # power of a kept share, as on the page: a few per cent are seen too
 
 _BAND_PX = 128
-_FADE = 0.6  # as the page draws masks: a few per cent of kept pairs are seen too
 
 
 def middle_frames(num_frames: int, num_latent: int) -> list[int]:
@@ -125,9 +125,7 @@ def mask_image(
     In between, where a pixel is many pairs, the colour grows faster than the kept share.
     """
     bins = min(side_px, len(record.q_labels))
-    strength: Float[ndarray, "Y X 1"] = (
-        block_density(record, kept, bins, order)[..., None] ** _FADE
-    )
+    strength: Float[ndarray, "Y X 1"] = block_density(record, kept, bins, order)[..., None] ** FADE
     image = np.asarray(SKIPPED_RGB) * (1 - strength) + np.asarray(KEPT_RGB) * strength
     image = image.round().astype(np.uint8)
     return cv2.resize(image, (side_px, side_px), interpolation=cv2.INTER_NEAREST)

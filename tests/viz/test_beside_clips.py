@@ -10,6 +10,7 @@ import pytest
 from svg2.trace.file import load_trace
 from svg2.trace.video import decode_mp4
 from tests.viz.conftest import wait_for_clips
+from viz.frames import FADE, KEPT_RGB, SKIPPED_RGB
 
 READY_MADE = Path(__file__).parents[2] / "assets" / "traces"
 # Hues of the objects, as OpenCV counts them: 180 round the circle.
@@ -41,13 +42,14 @@ def test_the_small_masks_are_the_large_ones(trace, open_page):
     settle(page)
     small = page.locator("canvas.minimask")
     assert small.count() == 2
+    reach = SKIPPED_RGB[0] - KEPT_RGB[0]
     for i, large in enumerate(page.locator("canvas.mask").all()):
-        # 378 tokens fill at most 256 pixels there and 128 here: the means agree
-        means = [
-            sum(data[0::4]) / len(data[0::4])
+        # 378 tokens fill at most 256 pixels there and 128 here: the mean kept shares agree
+        shares = [
+            np.mean(((SKIPPED_RGB[0] - np.array(data[0::4])) / reach).clip(0) ** (1 / FADE))
             for data in (small.nth(i).evaluate(PIXELS), large.evaluate(PIXELS))
         ]
-        assert means[0] == pytest.approx(means[1], abs=6)
+        assert shares[0] == pytest.approx(shares[1], abs=0.03)
     before = small.first.evaluate(PIXELS)
     page.evaluate("() => explorer.select({ top_p: 0.3 })")
     page.wait_for_function(

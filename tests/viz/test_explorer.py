@@ -14,6 +14,7 @@ from svg2.trace.records import Record, Trace, selection_at
 from svg2.trace.video import decode_mp4
 from tests.traces import make_synthetic_trace
 from tests.viz.conftest import wait_for_clips
+from viz.frames import FADE
 from viz.masks import block_density, density, tile_waste
 
 pytestmark = pytest.mark.browser
@@ -155,9 +156,9 @@ def test_the_masks_on_the_canvas_are_the_block_densities(top_p, trace, open_page
     kept = record.kept if top_p == 0.9 else selection_at(record, top_p, 0.1)
     for place, order in ((1, "original"), (2, "permuted")):
         share = block_density(record, kept, MAX_BINS, order)[..., None]
-        expected = SKIPPED + (ACCENT - SKIPPED) * share
+        expected = SKIPPED + (ACCENT - SKIPPED) * share**FADE
         drawn = pixels(page, f".maskbox:nth-child({place}) canvas.mask", MAX_BINS)
-        np.testing.assert_allclose(drawn, expected, atol=1)
+        np.testing.assert_allclose(drawn, expected, atol=1.5)
         tiles = tile_waste(record, kept, 64, order)
         row = page.locator(f".tiletable [data-row={'original' if place == 1 else 'fixed'}]")
         assert f"{tiles.touched:,} of {tiles.total:,} tiles" in row.inner_text()

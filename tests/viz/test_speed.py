@@ -11,6 +11,7 @@ from svg2.trace.records import selection_at
 from tests.viz.big import TOP_P, make_720p_trace
 from tests.viz.pace import LOOP, slowdown
 from tests.viz.test_explorer import ACCENT, MAX_BINS, SKIPPED, pixels
+from viz.frames import FADE
 from viz.masks import block_density
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -97,4 +98,5 @@ def test_at_this_size_the_masks_are_still_pythons(big, open_page):
             for place, order in ((1, "original"), (2, "permuted")):
                 share = block_density(record, kept, MAX_BINS, order)[..., None]
                 drawn = pixels(page, f".maskbox:nth-child({place}) canvas.mask", MAX_BINS)
-                np.testing.assert_allclose(drawn, SKIPPED + (ACCENT - SKIPPED) * share, atol=1)
+                expected = SKIPPED + (ACCENT - SKIPPED) * share**FADE
+                np.testing.assert_allclose(drawn, expected, atol=1.5)

@@ -7,7 +7,7 @@ import { enlarged } from "../picture.js";
 import { clusterAt, drawMaskLines } from "./masklines.js";
 
 const MAX_BINS = 256; // at 300×1000 clusters one redraw then stays within a tick
-const SHADES = 255;
+const SHADES = 4095;
 const FADE = 0.6; // a few per cent of kept pairs, as in token order, are seen too
 const LEAST_KEPT = 40; // the palest kept block is still told from a skipped one
 const LINES_PX = 380; // until the page is laid out
