@@ -64,6 +64,7 @@ def test_density_maps_name_layers_steps_and_colours(trace, open_page):
 def test_a_mask_in_token_order_names_its_latent_frames(trace, open_page):
     page = open_page(trace, "#run=1", reduced_motion="reduce")
     frames = [str(t + 1) for t in range(trace.grid[0])]
+    page.locator(".maskbox:nth-child(1) .axisrows span").first.wait_for()  # it is drawn
     assert texts(page, ".maskbox:nth-child(1) .axisrows span") == frames
     assert texts(page, ".maskbox:nth-child(1) .axiscolumns span") == frames
     assert "by latent frame" in page.locator(".maskbox:nth-child(1) .axisbelow").inner_text()
