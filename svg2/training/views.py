@@ -84,8 +84,8 @@ _LONG = {
 # A teacher's velocity has little noise, so that fewer clips a step suffice.
 _DISTIL = {
     "cpu": (
-        Lesson(0.5, (View(0.75, 17, 2, 2), View(0.1, 17, 1, 1), View(0.15, 9, 2, 4)), 0.3),
-        Lesson(1.0, (View(0.5, 17, 2, 2), View(0.35, 17, 1, 1), View(0.15, 9, 1, 2)), 0.3),
+        Lesson(0.5, (View(0.85, 17, 2, 2), View(0.15, 9, 2, 4)), 0.3),
+        Lesson(1.0, (View(0.6, 17, 2, 2), View(0.25, 17, 1, 1), View(0.15, 9, 1, 2)), 0.3),
     ),
     "cuda": (
         Lesson(0.15, (View(0.8, 17, 2, 16), View(0.2, 9, 1, 8)), 0.3),
