@@ -20,8 +20,6 @@ from svg2.training.distil import Recipe
 from svg2.training.pipeline import SCHEDULERS
 from svg2.training.stages import DENOISERS, STAGES, Training
 
-_PARCEL = BUILTIN_FOLDER.with_name("long.safetensors")
-
 _UNLIMITED = math.inf
 _IN_ONE_CALL = {
     "all": "render to decoder, ship and evaluate, within --minutes",
@@ -99,8 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         *("--parcel",),
         type=Path,
-        default=_PARCEL,
-        help="file of `pack` and `unpack` (default: beside the built-in model)",
+        help="file of `pack` and `unpack` (default: beside the built-in model, by its stage)",
     )
     parser.add_argument(
         "--vae-clips", type=_above_0(int), default=1000, help="clips for the autoencoder"

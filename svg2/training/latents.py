@@ -192,10 +192,15 @@ def load_latents(store: Store, device: str = "cpu") -> LatentSet:
 def load_vae(source: Path, latents: Store) -> AutoencoderKLWan:
     """The trained VAE, with mean and standard deviation of the latents in its config.
 
+    A shipped one has them already, and needs no latents.
+
     Raises:
         TrainingError: another VAE made the latents.
     """
-    vae, about = open_vae(source), latents.about
+    vae = open_vae(source)
+    if source.is_dir() and not len(latents):
+        return vae.eval()
+    about = latents.about
     if fingerprint(vae) != about["vae"]:
         raise TrainingError(
             f"{source} is not the autoencoder of {latents.folder}: encode, dit and decoder have "

@@ -196,6 +196,10 @@ def ship(pipeline: WanPipeline, folder: Path, record: Mapping[str, Any]) -> None
         old.unlink()  # a model with fewer shards would leave shards of an earlier one
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(folder, max_shard_size="9MB", safe_serialization=True)
+    for path in folder.glob("*/config.json"):  # without the folder that a part was read from
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     told = {name: record[name] for name in ("max_sequence_length", "rule")}
     lab = DEFAULTS | record.get("lab", {}) | told
     (folder / "lab.json").write_text(json.dumps(lab, indent=2) + "\n")

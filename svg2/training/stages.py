@@ -44,7 +44,7 @@ class Training:
         self.long_latents = Store(work / "latents33")
         self.common = {"seed": args.seed, "device": args.device}
         self.pretrained: Path | None = args.pretrained
-        goes_on = args.stage in _LONGER or self.checkpoint("long").exists()
+        goes_on = args.stage in _LONGER or any(self.checkpoint(s).exists() for s in DENOISERS[1:])
         if self.pretrained is None and goes_on and not self.checkpoint("vae").exists():
             self.pretrained = BUILTIN_FOLDER
         if self.pretrained is not None:
@@ -172,12 +172,18 @@ class Training:
         self._train(LONG, [self.latents, self.long_latents], self.beginning, minutes)
 
     def pack(self, minutes: float) -> None:
-        stage = self.args.weights or "long"
-        pack(_made(self.checkpoint(stage), stage), self._shipped, self.args.parcel)
+        stage, parcel = self._parcel
+        pack(_made(self.checkpoint(stage), stage), self._shipped, parcel)
 
     def unpack(self, minutes: float) -> None:
+        stage, parcel = self._parcel
+        unpack(parcel, self._shipped, self.checkpoint(stage))
+
+    @property
+    def _parcel(self) -> tuple[str, Path]:
+        """The stage whose training is packed or unpacked, and the file for it."""
         stage = self.args.weights or "long"
-        unpack(self.args.parcel, self._shipped, self.checkpoint(stage))
+        return stage, self.args.parcel or BUILTIN_FOLDER.with_name(f"{stage}.zip")
 
     @property
     def _shipped(self) -> Path:
@@ -355,7 +361,7 @@ STAGES: Mapping[str, Stage] = {
         **_TRAINED,
     ),
     "pack": Stage(
-        "write what `long` (--weights) moved of the shipped weights, in 6 MB", Training.pack
+        "write what `long` (--weights) moved of the shipped weights, in 7 MB", Training.pack
     ),
     "unpack": Stage("read it back, for `long` to go on elsewhere", Training.unpack),
     "distil": Stage(
