@@ -71,6 +71,8 @@ def test_ties_go_to_the_first_and_empty_clusters_keep_their_centroids(dtype):
 def test_the_nearest_after_each_tile_is_the_nearest_of_all(size, kind, dtype):
     n, num = size
     x = tokens(n, heads=2, dim=64).to(dtype)
+    if kind == "ties":
+        x = (8 * x).round() / 8  # no product is rounded, wherever a tile has it
     before = start(x, num)
     if kind == "ties":  # each centroid twice: in one tile, and in the next
         before = before[:, :, torch.arange(num) // 2 % 9 % num]
