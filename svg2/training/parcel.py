@@ -45,13 +45,15 @@ def unpack(parcel: Path, shipped: Path, checkpoint: Path) -> None:
     """Write the checkpoint that `parcel` was made of, its averaged weights as the weights too.
 
     Raises:
-        TrainingError: there is a checkpoint already, no parcel, or one that counts from others
-            than the weights of `shipped`.
+        TrainingError: there is a checkpoint already, no parcel, another file in its place, or a
+            parcel that counts from others than the weights of `shipped`.
     """
     if checkpoint.exists():
         raise TrainingError(f"{checkpoint} exists: remove it first, or go on from it.")
     if not parcel.exists():
         raise TrainingError(f"{parcel} does not exist: run `pack` where the training is.")
+    if not zipfile.is_zipfile(parcel):
+        raise TrainingError(f"{parcel} is no whole parcel: name a file that `pack` wrote.")
     model, base = load_shipped(shipped), _base(shipped)
     model.load_state_dict(base)
     with zipfile.ZipFile(parcel) as file:

@@ -50,6 +50,9 @@ def test_no_parcel_and_a_checkpoint_in_the_way_are_refused(trained, tmp_path):
     parcel = tmp_path / "long.zip"
     with pytest.raises(TrainingError, match="run `pack`"):
         unpack(parcel, BUILTIN_FOLDER, tmp_path / "long.pt")
+    parcel.write_bytes(b"PK of an earlier kind")
+    with pytest.raises(TrainingError, match="is no whole parcel"):
+        unpack(parcel, BUILTIN_FOLDER, tmp_path / "long.pt")
     pack(trained, BUILTIN_FOLDER, parcel)
     with pytest.raises(TrainingError, match="remove it first"):
         unpack(parcel, BUILTIN_FOLDER, trained)
