@@ -74,10 +74,12 @@ def _builtin_model(report: dict[str, Any] | None) -> str:
             ]
         lines.append(f"| {' | '.join(row)} |")
     if report["fidelity"]:
-        top_p = next(iter(report["fidelity"].values()))["top_p"]
+        budgets = ", ".join(
+            f"{close['top_p']} ({method})" for method, close in report["fidelity"].items()
+        )
         lines += [
             "",
-            f"top-p {top_p}, default size and steps. The last row is the same judge on perfect "
+            f"top-p {budgets}, default size and steps. The last row is the same judge on perfect "
             "clips. White objects are not judged, and grounds, skies and cameras neither.",
         ]
     return "\n".join([*lines, *_looked_closer(report), ""])
@@ -109,6 +111,9 @@ def _looked_closer(report: dict[str, Any]) -> list[str]:
             f"median one; of the key cluster, {keys['best']:.0%} and {keys['median']:.0%} "
             f"({followed['clips']} clips)."
         )
+        last = queries.get("median_of_last_layers")
+        if last is not None:
+            told.append(f"In the median of the last two layers it is {last:.0%} of the queries'.")
     return told
 
 

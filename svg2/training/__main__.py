@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from svg2.errors import ModelUnavailable, RequestError
-from svg2.method.selection import COMPENSATED_METHOD, METHODS, PAPER_METHOD
+from svg2.method.selection import METHODS
 from svg2.models.finding import BUILTIN_FOLDER
 from svg2.models.request import MAX_GUIDANCE, MAX_STEPS
 from svg2.runs.distributed import Processes, process_group, processes
@@ -114,8 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         *("--methods",),
         nargs="*",
         choices=METHODS,
-        default=[PAPER_METHOD, COMPENSATED_METHOD],
-        help="sparse methods to evaluate beside dense",
+        help="sparse methods to evaluate beside dense (default: the model's own and the paper's)",
     )
     parser.add_argument(
         *("--sparse-prompts",),

@@ -9,7 +9,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from svg2.method.selection import COMPENSATED_METHOD, PAPER_METHOD
+from svg2.method.selection import PAPER_METHOD
 from svg2.models.finding import BUILTIN_FOLDER, model_spec
 from svg2.models.loading import load_pipeline
 from svg2.models.prompts import (
@@ -33,7 +33,7 @@ from svg2.models.prompts import (
 )
 from svg2.models.request import Request
 from svg2.models.spec import ModelSpec
-from svg2.runs.compare import compare
+from svg2.runs.compare import Comparison, compare
 from svg2.runs.dense_sparse import DenseRun, generate_dense
 from svg2.runs.provenance import provenance
 from svg2.runs.run import Run
@@ -49,7 +49,13 @@ from svg2.training.shape_classifier import ShapeNet, load_or_train
 from svg2.training.vae import psnr_of, to_model
 
 _FOLLOWED = 8  # prompts whose clusters are followed, and clips that the VAE reconstructs
+_LAST_LAYERS = 2  # whose clusters are also reported by themselves
 _IDENTICAL_DB = 99.0
+_MEASURED = (
+    *("density", "compute_density", "psnr_db", "speedup", "order", "is_disturbed"),
+    *("attention_share", "attention_speedup", "peak_memory_bytes", "dense_peak_memory_bytes"),
+)
+"""Fields of result.json that a report has of each prompt and method."""
 
 
 def held_out_prompts(count: int, known: Knowledge, seed: int = 0) -> tuple[tuple[Scene, str], ...]:
@@ -98,7 +104,7 @@ def evaluate_model(
     num_frames: int | None = None,
     teacher: Path | None = None,
     teacher_prompts: int | None = None,
-    methods: Sequence[str] = (PAPER_METHOD, COMPENSATED_METHOD),
+    methods: Sequence[str] | None = None,
     sparse_prompts: int | None = None,
     shapes: Path,
     training: dict[str, Any] | None = None,
@@ -117,7 +123,9 @@ def evaluate_model(
         teacher: folder of another pipeline, whose dense clips of the same prompts and seeds are
             judged too, with its own steps and guidance.
         teacher_prompts: how many of the first prompts the teacher gets; None gives it all.
-        methods: sparse methods to run beside dense.
+        methods: sparse methods to run beside dense. The first takes turns with dense, so that its
+            speedup is of paired runs, and its clusters are followed. None runs the model's default
+            method and the paper's.
         sparse_prompts: how many of the first prompts to run with `methods`; None runs all.
         shapes: file of the shape classifier; it is trained if there is none.
         training: records of the compute spent, for the report.
@@ -132,6 +140,8 @@ def evaluate_model(
     end = time.monotonic() + 60 * minutes
     model = model_id(folder)
     spec = model_spec(model)
+    if methods is None:
+        methods = tuple(dict.fromkeys((spec.config.method, PAPER_METHOD)))
     asked = prompts_for(Path(spec.source), prompts)
     num_frames = num_frames or spec.num_frames
     size = {"height": spec.height, "width": spec.width, "num_frames": num_frames}
@@ -148,7 +158,6 @@ def evaluate_model(
         "teacher_prompts": teacher_prompts,
         "num_frames": num_frames,
         "judge": _judge_hash(),
-        "top_p": spec.config.top_p,
         "methods": list(methods),
         "sparse_prompts": sparse_prompts,
         "classifier_accuracy": round(accuracy, 4),
@@ -160,9 +169,9 @@ def evaluate_model(
         if time.monotonic() > end and rows:
             break
         scene, run = asked[i][0], runs[i]
-        dense = generate_dense(pipe, run)
         wanted = methods if sparse_prompts is None or i < sparse_prompts else ()
-        row = _row(run, scene, pipe, dense, wanted, classifier)
+        dense, compared = _generate(run, pipe, wanted)
+        row = _row(run, scene, dense, compared, classifier)
         if other is not None and (teacher_prompts is None or i < teacher_prompts):
             frames = other.frames(requests[i])
             row["teacher"] = judge(frames, scene, classifier)
@@ -211,37 +220,47 @@ def prompts_for(folder: Path, count: int, seed: int = 0) -> tuple[tuple[Scene, s
     return held_out_prompts(count, knowledge_of(folder), seed)
 
 
+def _generate(
+    run: Run, pipe: Any, methods: Sequence[str]
+) -> tuple[DenseRun, dict[str, Comparison]]:
+    """The dense run, and a comparison with it by method. The first method takes turns with it."""
+    compared: dict[str, Comparison] = {}
+    dense = None if methods else generate_dense(pipe, run)
+    for method in methods:
+        policy = RecordingPolicy(steps=(), layers=(), heads=())
+        if dense is None and run.request.seed < _FOLLOWED:
+            steps = run.request.num_inference_steps
+            heads = tuple(range(pipe.transformer.config.num_attention_heads))
+            policy = RecordingPolicy(steps=(steps // 2, steps - 1), heads=heads)
+        done = compare(run.with_settings(method=method), pipe, dense=dense, policy=policy)
+        compared[method], dense = done, done.dense
+    assert dense is not None
+    return dense, compared
+
+
 def _row(
     run: Run,
     scene: Scene,
-    pipe: Any,
     dense: DenseRun,
-    methods: Sequence[str],
+    compared: Mapping[str, Comparison],
     classifier: ShapeNet,
 ) -> dict[str, Any]:
     """The measurements of one prompt."""
     frames, i = dense.frames, run.request.seed
     rendered = render_one(scene, len(frames), frames.shape[1], random.Random(i)).frames[0].numpy()
+    shown = judge(frames, scene, classifier)
     row: dict[str, Any] = {
         "prompt": run.request.prompt,
         "seed": i,
         "bodies": len(scene.bodies),
         "motions": [body.motion for body in scene.bodies],
         "rendered": judge(rendered, scene, classifier),
-        "dense": judge(frames, scene, classifier),
+        "dense": shown | {"seconds": round(dense.seconds["denoise"], 2)},
     }
-    steps = run.request.num_inference_steps
-    for method in methods:
-        policy = RecordingPolicy(steps=(), layers=(), heads=())
-        if method == PAPER_METHOD and i < _FOLLOWED:
-            heads = tuple(range(pipe.transformer.config.num_attention_heads))
-            policy = RecordingPolicy(steps=(steps // 2, steps - 1), heads=heads)
-        done = compare(run.with_settings(method=method), pipe, dense=dense, policy=policy)
-        row[method] = judge(done.sparse.frames, scene, classifier) | {
-            "density": done.result["density"],
-            "psnr_db": done.result["psnr_db"],
-            "speedup": done.result["speedup"],
-        }
+    for method, done in compared.items():
+        measured = {name: done.result[name] for name in _MEASURED}
+        row[method] = judge(done.sparse.frames, scene, classifier) | measured
+        row[method]["top_p"] = done.sparse.run.config.top_p
         followed = cluster_following(done.trace, done.sparse.frames, scene)
         if followed:
             row["following"] = followed
@@ -276,7 +295,7 @@ def _report(
         report["teacher"] = _shares(shared, "teacher")
         report["beside_teacher"] = _shares(shared, "dense")
         report["to_teacher_db"] = _median(_finite(row["to_teacher_db"]) for row in shared)
-    report["fidelity"] = {m: _fidelity(rows, m, about["top_p"]) for m in methods}
+    report["fidelity"] = {m: _fidelity(rows, m) for m in methods}
     report["following"] = _following(rows)
     return report | {"rows": rows}
 
@@ -304,21 +323,30 @@ def _shares(rows: list[dict], method: str) -> dict[str, Any]:
     }
 
 
-def _fidelity(rows: list[dict], method: str, top_p: float) -> dict[str, float | None]:
+def _fidelity(rows: list[dict], method: str) -> dict[str, float | None]:
+    """A method's medians, and its worst prompt.
+
+    The speedup's bound is what attention that takes no time would give.
+    """
     results = [row[method] for row in rows if method in row]
     psnrs = [_finite(r["psnr_db"]) for r in results]
+    shares = [r["attention_share"] for r in results]
+    bounds = [1 / (1 - share) for share in shares if share is not None]
     return {
-        "top_p": top_p,
+        "top_p": results[0]["top_p"] if results else None,
         "density_median": _median(r["density"] for r in results),
         "density_worst": max((r["density"] for r in results), default=None),
+        "compute_density_median": _median(r["compute_density"] for r in results),
         "psnr_db_median": _median(psnrs),
         "psnr_db_worst": min(psnrs, default=None),
         "speedup_median": _median(r["speedup"] for r in results),
+        "speedup_bound_median": _median(bounds),
+        "disturbed": sum(bool(r["is_disturbed"]) for r in results),
     }
 
 
 def _following(rows: list[dict]) -> dict[str, Any]:
-    """Per side, over the means of each step, layer and head: the best and the median."""
+    """Per side, over the means of each step, layer and head: the best and the medians."""
     followed = [row["following"] for row in rows if "following" in row]
     report: dict[str, Any] = {"clips": len(followed)}
     for side, word in (("q", "queries"), ("k", "keys")):
@@ -329,12 +357,21 @@ def _following(rows: list[dict]) -> dict[str, Any]:
         }
         if means:
             best = max(means, key=lambda place: means[place])
+            last = max(map(_layer_of, means)) - _LAST_LAYERS
             report[word] = {
                 "best": round(means[best], 3),
                 "best_at": best,
                 "median": _median(means.values()),
+                "median_of_last_layers": _median(
+                    share for place, share in means.items() if _layer_of(place) > last
+                ),
             }
     return report
+
+
+def _layer_of(place: str) -> int:
+    """The layer in "step/layer/head/side"."""
+    return int(place.split("/")[1])
 
 
 def _earlier_rows(path: Path, about: dict[str, Any], prompts: Sequence[str]) -> list[dict]:

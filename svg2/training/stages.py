@@ -254,7 +254,7 @@ class Training:
             num_frames=args.frames,
             teacher=args.teacher,
             teacher_prompts=args.teacher_prompts,
-            methods=tuple(args.methods),
+            methods=args.methods,
             sparse_prompts=args.sparse_prompts,
             shapes=args.work / "shapes.pt",
             training=self._records(),

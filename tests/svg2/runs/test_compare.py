@@ -69,7 +69,8 @@ def test_result_numbers_belong_together(comparison):
     assert len(result["psnr_per_frame"]) == 5
     times = result["step_seconds"]
     assert [len(steps) for steps in times.values()] == [4, 4]
-    assert sum(times["dense"]) == pytest.approx(result["dense_seconds"], rel=0.1)
+    steps = sum(times["dense"])  # a busy machine may stop between two of these short steps
+    assert result["dense_seconds"] / 2 < steps <= result["dense_seconds"] + 1e-6
     assert result["flop_ratio"] == 1 / result["compute_density"]
     assert 0 < result["density"] < 1
     warmup = 1 / 4  # of the steps, and a dense call counts as 1

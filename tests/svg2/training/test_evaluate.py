@@ -78,7 +78,7 @@ def test_an_interrupted_evaluation_goes_on_and_a_whole_one_is_kept(
     def run(prompts: int, **more) -> dict:
         return evaluate_model(untrained, path, prompts, shapes=classifier, target=target, **more)
 
-    generate, calls = evaluate.generate_dense, []
+    generate, calls = evaluate._generate, []
 
     def interrupted(*args):
         calls.append(args)
@@ -86,7 +86,7 @@ def test_an_interrupted_evaluation_goes_on_and_a_whole_one_is_kept(
             raise KeyboardInterrupt
         return generate(*args)
 
-    monkeypatch.setattr(evaluate, "generate_dense", interrupted)
+    monkeypatch.setattr(evaluate, "_generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(2)
     partial = json.loads(path.read_text())
@@ -99,8 +99,14 @@ def test_an_interrupted_evaluation_goes_on_and_a_whole_one_is_kept(
     assert report["complete"]
     assert report["checkpoint"] == checkpoint_hash(untrained)
     assert json.loads(target.read_text()) == json.loads(path.read_text())
-    assert set(report["shares"]) == {"dense", "svg2", "svg2-comp"}
-    assert report["fidelity"]["svg2"]["psnr_db_median"] > 10
+    assert set(report["shares"]) == {"dense", "svg2-routed", "svg2"}
+    fidelity = report["fidelity"]
+    assert fidelity["svg2"]["psnr_db_median"] > 10
+    assert fidelity["svg2"]["top_p"] == 0.9
+    assert fidelity["svg2-routed"]["top_p"] == 0.3
+    assert fidelity["svg2-routed"]["speedup_bound_median"] > 1
+    assert report["rows"][0]["svg2-routed"]["order"] == "in turns"
+    assert report["rows"][0]["svg2"]["order"] == "dense earlier"
     assert report["reconstruction_db"] > 0
 
     shares = run(2, sparse_prompts=1)["shares"]
@@ -146,8 +152,14 @@ def test_clusters_of_queries_and_of_keys_are_followed_apart():
     ]
     assert evaluate._following(rows) == {
         "clips": 2,
-        "queries": {"best": 0.9, "best_at": "3/1/0/q", "median": 0.5},
-        "keys": {"best": 0.1, "best_at": "3/0/0/k", "median": 0.1},
+        "queries": {
+            **{"best": 0.9, "best_at": "3/1/0/q"},
+            **{"median": 0.5, "median_of_last_layers": 0.7},
+        },
+        "keys": {
+            **{"best": 0.1, "best_at": "3/0/0/k"},
+            **{"median": 0.1, "median_of_last_layers": 0.1},
+        },
     }
     assert evaluate._following(rows[2:]) == {"clips": 0}
 
