@@ -11,6 +11,12 @@ from svg2.errors import UsageError
 from svg2.method.selection import COMPENSATED_METHOD, METHODS, PAPER_METHOD, ROUTED_METHOD
 from svg2.models.request import DTYPES
 
+TOP_PS = ("0.5", "0.7", "0.8", "0.9", "0.95")
+BUDGETS = (0.08, 0.12, 0.15, 0.2, 0.3, 0.4)
+"""Budgets of a sweep: `--top-p` of one prompt, and `--compute-density` of many."""
+
+_COMPARED = (PAPER_METHOD, COMPENSATED_METHOD, ROUTED_METHOD)
+
 
 class _Parser(argparse.ArgumentParser):
     """Parser that raises `UsageError` in place of printing its usage and exiting."""
@@ -84,7 +90,13 @@ def _parser(like: Mapping[str, Any]) -> argparse.ArgumentParser:
     models.set_defaults(command="models")
 
     bench = commands.add_parser("bench", help="compare the attention kernels with dense attention")
-    bench.add_argument("--suite", choices=["cpu", "calls", "timings", "gpu", "e2e"], default="cpu")
+    bench.add_argument(
+        *("--suite",),
+        choices=["cpu", "calls", "timings", "gpu", "e2e"],
+        default="cpu",
+        help="single ops, whole calls or whole runs on a CPU; kernels or whole models on a GPU "
+        "(default: cpu)",
+    )
     bench.add_argument(
         *("--toy",),
         action="store_true",
@@ -111,32 +123,34 @@ def _add_sweep(commands: Any) -> None:
         nargs="+",
         type=_between(0.001, 1),
         metavar="D",
-        help="with --prompts: shares of the pairs to compute, stand-ins and routing included",
+        help="with --prompts: shares of the pairs to compute, stand-ins and routing included "
+        f"(default: {' '.join(map(str, BUDGETS))})",
     )
     sweep.add_argument(
         *("--methods",),
         nargs="+",
-        default=[PAPER_METHOD, COMPENSATED_METHOD, ROUTED_METHOD],
+        default=_COMPARED,
         metavar="METHOD",
-        help=f"of {', '.join(METHODS)}",
+        help=f"of {', '.join(METHODS)} (default: {' '.join(_COMPARED)})",
     )
     sweep.add_argument(
         *("--top-p",),
         dest="top_ps",
         nargs="+",
         metavar="P",
-        default=["0.5", "0.7", "0.8", "0.9", "0.95"],
+        help=f"with --prompt: attention masses to keep, in (0, 1] (default: {' '.join(TOP_PS)})",
     )
     sweep.add_argument(
         *("--trace-mb",),
         type=_between(0.1, 1000, " megabytes"),
         metavar="MB",
-        help="drop records to keep trace.npz under this size",
+        help="with --prompt: drop records to keep trace.npz under this size",
     )
     sweep.add_argument(
         *("--in-turns",),
         action="store_true",
-        help="each run takes turns with a dense run of its own: twice the time, surer speedups",
+        help="with --prompt: each run takes turns with a dense run of its own, twice the time and "
+        "surer speedups",
     )
     sweep.set_defaults(command="sweep")
 
@@ -149,7 +163,11 @@ def _add_request(parser: argparse.ArgumentParser, prompt_required: bool = True) 
         default="builtin",
         help="a name that `models` lists, or a pipeline's folder or hub id (default: builtin)",
     )
-    parser.add_argument("--preset", default="published", help="published, fast, faithful or draft")
+    parser.add_argument(
+        *("--preset",),
+        default="published",
+        help="published, fast, faithful or draft (default: published)",
+    )
     parser.add_argument(
         "--image", metavar="FILE", help="image to start from, if the model takes one"
     )

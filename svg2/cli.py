@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svg2.arguments import parse_arguments
+from svg2.arguments import BUDGETS, TOP_PS, parse_arguments
 from svg2.config import parse_settings
 from svg2.errors import Cancelled, InputError, SuiteUnavailable, UsageError
 from svg2.process import keep_freed_memory
@@ -25,8 +25,6 @@ from svg2.trace.scratch import is_full
 
 if TYPE_CHECKING:
     from svg2.runs.run import Run
-
-_BUDGETS = (0.08, 0.12, 0.15, 0.2, 0.3, 0.4)
 
 DISK_FULL = "The disk is full: free some space and run the same command again."
 OUTPUTS = ("dense.mp4", "svg2.mp4", "compare.mp4", "trace.npz", "result.json")
@@ -188,13 +186,15 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if (arguments.prompt is None) == (arguments.prompts is None):
         raise UsageError("Give either --prompt or --prompts, and not both.")
     if arguments.prompts is not None:
-        if arguments.in_turns:
-            raise UsageError("--in-turns goes with --prompt: leave it out with --prompts.")
+        for name in ("in_turns", "top_ps", "trace_mb"):
+            if getattr(arguments, name):
+                option = "--top-p" if name == "top_ps" else f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} goes with --prompt: leave it out with --prompts.")
         return _sweep_prompts(arguments)
     if arguments.budgets is not None:
         raise UsageError("--compute-density goes with --prompts: give --top-p with --prompt.")
     run = _run_of(arguments)
-    top_ps = [parse_settings([f"top_p={text}"])["top_p"] for text in arguments.top_ps]
+    top_ps = [parse_settings([f"top_p={text}"])["top_p"] for text in arguments.top_ps or TOP_PS]
 
     from svg2.runs.sweep import SweepPlan, sweep
 
@@ -222,7 +222,7 @@ def _sweep_prompts(arguments: argparse.Namespace) -> int:
     arguments.prompt = prompts[0]
     run = _run_of(arguments)
     seeded = tuple((prompt, arguments.seed + i) for i, prompt in enumerate(prompts))
-    budgets = tuple(arguments.budgets or _BUDGETS)
+    budgets = tuple(arguments.budgets or BUDGETS)
     grid = Grid(run, seeded, tuple(arguments.methods), budgets)
     grid.points(*seeded[0])  # checks the methods
     folder = _output_folder(arguments.out)

@@ -104,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--clips", type=_above_0(int), default=2000, help="clips for the denoiser")
     parser.add_argument(
-        "--minutes", type=_above_0(float), default=30, help="wall time of the stage, or of all"
+        *("--minutes",),
+        type=_above_0(float),
+        default=30,
+        help="wall time of a stage that trains, earlier calls included (of `text`: of this call), "
+        "or of `all` and `extend`",
     )
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument(

@@ -91,6 +91,16 @@ def test_an_unwritable_folder_is_refused(folder, tmp_path, capsys, nothing_heavy
         assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", [["--in-turns"], ["--top-p", "0.3"], ["--trace-mb", "2"]])
+def test_what_a_sweep_over_prompts_does_not_heed_is_refused(option, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ball\n")
+    out = tmp_path / "out"
+    assert cli.main(["sweep", "--prompts", str(prompts), "--out", str(out), *option]) == 2
+    assert f"{option[0]} goes with --prompt: leave it out" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_missing_commands_and_arguments_are_refused(capsys):
     out = ["--out", "nowhere"]
     for argv in (
