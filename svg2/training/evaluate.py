@@ -159,6 +159,7 @@ def evaluate_model(
         "num_frames": num_frames,
         "judge": _judge_hash(),
         "methods": list(methods),
+        "measured": list(_MEASURED),
         "sparse_prompts": sparse_prompts,
         "classifier_accuracy": round(accuracy, 4),
         "training": training or {},
@@ -379,7 +380,7 @@ def _earlier_rows(path: Path, about: dict[str, Any], prompts: Sequence[str]) -> 
     if not path.exists():
         return []
     report = json.loads(path.read_text())
-    same = ("checkpoint", "teacher_checkpoint", "num_frames", "judge", "methods")
+    same = ("checkpoint", "teacher_checkpoint", "num_frames", "judge", "methods", "measured")
     same = (*same, "sparse_prompts", "teacher_prompts", "classifier_accuracy")
     if any(report.get(k) != about[k] for k in same):
         return []

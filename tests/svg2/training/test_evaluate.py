@@ -109,8 +109,12 @@ def test_an_interrupted_evaluation_goes_on_and_a_whole_one_is_kept(
     assert report["rows"][0]["svg2"]["order"] == "dense earlier"
     assert report["reconstruction_db"] > 0
 
+    path.write_text(json.dumps(report | {"measured": ["psnr_db"]}))
+    run(2)
+    assert len(calls) == 5  # rows with fewer measures are made anew
+
     shares = run(2, sparse_prompts=1)["shares"]
-    assert len(calls) == 5  # by other measures, all are judged anew
+    assert len(calls) == 7  # by other measures, all are judged anew
     assert (shares["dense"]["prompts"], shares["svg2"]["prompts"]) == (2, 1)
 
 
