@@ -58,11 +58,7 @@ class Recipe:
 
 def distilling(teacher: Denoiser, recipe: Recipe) -> Course:
     """The course of a student of `teacher`, which stays as it is."""
-    notes = {
-        "recipe": asdict(recipe),
-        "scheduler": recipe.scheduler,
-        "lab": distilled_lab(recipe.steps),
-    }
+    notes = {"recipe": asdict(recipe), "scheduler": recipe.scheduler}
     return Course("distil", Distillation(teacher, recipe), {"loss": 1.0}, notes)
 
 

@@ -26,7 +26,7 @@ from svg2.training.denoiser import Denoiser, check_rule, load_training, open_den
 from svg2.training.latents import LatentSet, load_latents
 from svg2.training.layout import Known, known
 from svg2.training.muon import build_optimizers, set_rate
-from svg2.training.pipeline import LONG_LAB, TEXT_LENGTH
+from svg2.training.pipeline import TEXT_LENGTH
 from svg2.training.ranks import average_gradients, shared_clock
 from svg2.training.text import load_text_encoder, write
 from svg2.training.vae import autocast
@@ -57,8 +57,8 @@ class Course:
         stage: its name, by which `CURRICULA` has its lessons.
         losses: of a step.
         weights: of these losses in their sum, by the name under which they are logged.
-        notes: what its record says of the weights: settings for lab.json as `lab`, and the name of
-            a `scheduler`.
+        notes: what its record says of the weights: the `recipe` and the name of the `scheduler` of
+            a student.
     """
 
     stage: str
@@ -328,4 +328,4 @@ def sample_sigma(batch: int, tokens: int, generator: torch.Generator) -> Float[T
 
 _WEIGHTS = {"loss": 1.0, "guide": 0.5}
 DIT = Course("dit", _losses, _WEIGHTS)
-LONG = Course("long", _losses, _WEIGHTS, {"lab": LONG_LAB})
+LONG = Course("long", _losses, _WEIGHTS)

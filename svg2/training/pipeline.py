@@ -162,10 +162,22 @@ rounds the clip to the precision of the weights after each step.
 
 def distilled_lab(steps: int) -> dict[str, Any]:
     """In which lab.json differs for a student of `steps` steps; 0 for one of any number."""
-    lab = LONG_LAB | {"guidance_scale": 1.0, "num_inference_steps": steps or _GUIDED_STEPS}
-    if steps:
-        lab |= {"draft": DEFAULTS["draft"] | {"num_inference_steps": steps}}
-    return lab
+    told = {"num_inference_steps": steps or _GUIDED_STEPS}
+    return LONG_LAB | {"guidance_scale": 1.0, "draft": DEFAULTS["draft"] | told} | told
+
+
+def lab_of(stage: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """lab.json of weights: the settings for `stage`, and what the `record` of its training adds.
+
+    That is the length of prompts, and the rule of the held-out combinations, which an evaluation
+    must know.
+    """
+    settings = {
+        "long": LONG_LAB,
+        "distil": distilled_lab(record.get("recipe", {}).get("steps", 0)),
+    }
+    told = {name: record[name] for name in ("max_sequence_length", "rule")}
+    return DEFAULTS | settings.get(stage, {}) | told
 
 
 def assemble(
@@ -185,13 +197,8 @@ def assemble(
     )
 
 
-def ship(pipeline: WanPipeline, folder: Path, record: Mapping[str, Any]) -> None:
-    """Save `pipeline` in bf16 with shards below 10 MB, and lab.json beside it.
-
-    lab.json holds the defaults, and from the `record` of the training the length of prompts, the
-    rule of the held-out combinations, which an evaluation must know, and as `lab` the settings
-    that the weights were trained for.
-    """
+def ship(pipeline: WanPipeline, folder: Path, lab: Mapping[str, Any]) -> None:
+    """Save `pipeline` in bf16 with shards below 10 MB, and `lab` beside it as lab.json."""
     for old in folder.glob("*/*.safetensors*"):
         old.unlink()  # a model with fewer shards would leave shards of an earlier one
     pipeline.to(torch.bfloat16)
@@ -200,6 +207,4 @@ def ship(pipeline: WanPipeline, folder: Path, record: Mapping[str, Any]) -> None
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    told = {name: record[name] for name in ("max_sequence_length", "rule")}
-    lab = DEFAULTS | record.get("lab", {}) | told
     (folder / "lab.json").write_text(json.dumps(lab, indent=2) + "\n")

@@ -22,7 +22,7 @@ from svg2.training.dit import DIT, LONG, Course, compile_blocks, train_denoiser
 from svg2.training.evaluate import evaluate_model
 from svg2.training.latents import encode_clips, load_vae
 from svg2.training.parcel import pack, unpack
-from svg2.training.pipeline import DEFAULTS, LONG_LAB, UNIPC, assemble, ship
+from svg2.training.pipeline import DEFAULTS, LONG_LAB, UNIPC, assemble, lab_of, ship
 from svg2.training.text import train_text
 from svg2.training.vae import train_vae
 
@@ -237,7 +237,7 @@ class Training:
         autoencoder = load_vae(decoder if decoder.exists() else self.encoder, self.latents)
         scheduler = self.args.scheduler or record.get("scheduler", UNIPC)
         parts = (autoencoder, model.transformer, model.text_encoder, model.tokenizer)
-        ship(assemble(*parts, scheduler), out, record)
+        ship(assemble(*parts, scheduler), out, lab_of(stage, record))
 
     def evaluate(self, minutes: float) -> None:
         args = self.args

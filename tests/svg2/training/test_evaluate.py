@@ -16,7 +16,7 @@ from svg2.training.clip_reader import track_bodies
 from svg2.training.data import TrainingError
 from svg2.training.denoiser import Denoiser
 from svg2.training.evaluate import checkpoint_hash, evaluate_model, held_out_prompts, judge
-from svg2.training.pipeline import assemble, build_transformer, ship
+from svg2.training.pipeline import assemble, build_transformer, lab_of, ship
 from svg2.training.render import render_one
 from svg2.training.shape_classifier import ShapeNet, crop, load_or_train, rendered_crops, train
 from svg2.training.vae import build_vae
@@ -31,10 +31,9 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = Denoiser(transformer=build_transformer(1, num_layers=2, ffn_dim=64))
     pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
-    ship(pipe, folder, {"max_sequence_length": 48, "rule": rule()})
-    lab = json.loads((folder / "lab.json").read_text())
-    lab |= {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
-    (folder / "lab.json").write_text(json.dumps(lab | {"num_q_clusters": 8, "num_k_clusters": 16}))
+    small = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
+    small |= {"num_q_clusters": 8, "num_k_clusters": 16}
+    ship(pipe, folder, lab_of("dit", {"max_sequence_length": 48, "rule": rule()}) | small)
     return folder
 
 

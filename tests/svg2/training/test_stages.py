@@ -37,10 +37,9 @@ from svg2.training.latents import LatentSet, encode_clips, fingerprint, load_lat
 from svg2.training.muon import orthogonalise
 from svg2.training.pipeline import (
     DEFAULTS,
-    LONG_LAB,
     assemble,
     build_transformer,
-    distilled_lab,
+    lab_of,
     ship,
 )
 from svg2.training.render import render_one
@@ -243,12 +242,24 @@ def test_clips_that_are_encoded_suffice(tmp_path, monkeypatch):
 def test_weights_ship_with_the_settings_of_their_stage(tmp_path):
     model = Denoiser()
     pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
-    ship(pipe, tmp_path, {"max_sequence_length": 48, "rule": rule(), "seconds": 1.0, "log": []})
-    lab, shipped = (
-        json.loads((folder / "lab.json").read_text()) for folder in (tmp_path, BUILTIN_FOLDER)
-    )
-    stages_ = [{}, LONG_LAB, *(distilled_lab(steps) for steps in (0, 4, 8))]
-    assert shipped in [lab | settings for settings in stages_]
+    record = {"max_sequence_length": 48, "rule": rule(), "seconds": 1.0, "log": []}
+    students = [record | {"recipe": {"steps": steps}} for steps in (0, 4)]
+    labs = [
+        lab_of("dit", record),
+        lab_of("long", record),
+        *(lab_of("distil", r) for r in students),
+    ]
+    assert json.loads((BUILTIN_FOLDER / "lab.json").read_text()) in labs
+    told = ("num_frames", "guidance_scale", "num_inference_steps", "draft", "rule")
+    draft = {"num_frames": 17}
+    assert [[lab[name] for name in told] for lab in labs] == [
+        [17, 2.0, 10, draft | {"num_inference_steps": 5}, rule()],
+        [33, 2.0, 10, draft | {"num_inference_steps": 5}, rule()],
+        [33, 1.0, 8, draft | {"num_inference_steps": 8}, rule()],
+        [33, 1.0, 4, draft | {"num_inference_steps": 4}, rule()],
+    ]
+    ship(pipe, tmp_path, labs[1])
+    assert json.loads((tmp_path / "lab.json").read_text()) == labs[1]
     theirs = json.loads((BUILTIN_FOLDER / "scheduler" / "scheduler_config.json").read_text())
     mine = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
     assert mine.pop("_diffusers_version")
@@ -282,7 +293,6 @@ def test_a_call_that_is_broken_off_is_gone_on_from(tmp_path, latents, monkeypatc
         record = checkpoint_record(checkpoint)
         assert record is not None
         assert record["steps"] == steps
-        assert record["lab"]["num_frames"] == 33
 
 
 def test_stores_of_two_autoencoders_are_not_read_together(tmp_path, latents):
@@ -398,7 +408,7 @@ def test_weights_that_do_not_fit_are_not_gone_on_from(tmp_path, latents, changed
     if "vae" in changed:
         return  # pipelines bring their own
     pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
-    ship(pipe, tmp_path / "shipped", {"max_sequence_length": 48} | record)
+    ship(pipe, tmp_path / "shipped", lab_of("dit", {"max_sequence_length": 48} | record))
     with pytest.raises(TrainingError, match=problem):
         train_denoiser(
             *(DIT, [latents], tmp_path / "none.pt", 1),
@@ -421,7 +431,7 @@ def test_a_student_is_not_gone_on_with_by_another_recipe(tmp_path, latents, chan
 def test_a_shipped_pipeline_is_gone_on_from_with_all_that_it_read(tmp_path):
     model = Denoiser()
     pipe = assemble(build_vae(base_dim=8), model.transformer, model.text_encoder, model.tokenizer)
-    ship(pipe, tmp_path, {"max_sequence_length": 48, "rule": rule()})
+    ship(pipe, tmp_path, lab_of("dit", {"max_sequence_length": 48, "rule": rule()}))
     started = load_shipped(tmp_path)
     assert started.words == vocabulary()
     with torch.no_grad():
