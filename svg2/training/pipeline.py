@@ -68,6 +68,7 @@ _LONG_BLOCKS = {"position": 17 * 64, "svg1": 17 * 36, "radial": 17 * 36}
 LONG_LAB: dict[str, Any] = {
     "num_frames": 33,
     "methods": METHOD_SETTINGS
+    | {ROUTED_METHOD: METHOD_SETTINGS[ROUTED_METHOD] | {"top_p": 0.35}}
     | {
         method: {"num_q_clusters": count, "num_k_clusters": count}
         for method, count in _LONG_BLOCKS.items()
