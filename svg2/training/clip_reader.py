@@ -39,7 +39,7 @@ _TURNED = 7.0  # change inside a turning body in that time, of 255
 _STEADILY = 0.25  # quantile of the change: a passing shadow is brief, a turn lasts
 _PATCH = 32
 _WHOLE = 0.8  # of its largest size: a smaller body beside another is partly hidden by it
-_TOUCHING = 2  # pixels between bodies that touch
+_TOUCHING = 0.026  # of the width, between bodies that touch: decoded outlines blend over as much
 _FEWEST = 5  # frames from which a movement can be read
 
 
@@ -116,7 +116,7 @@ def _body_track(
 
 def _touch(masks: ndarray, others: ndarray) -> Bool[ndarray, " F"]:
     """Frames in which two bodies touch."""
-    reach = np.ones((2 * _TOUCHING + 1,) * 2, dtype=np.uint8)
+    reach = np.ones((2 * round(_TOUCHING * masks.shape[2]) + 1,) * 2, dtype=np.uint8)
     wider = np.stack([cv2.dilate(mask.astype(np.uint8), reach) > 0 for mask in masks])
     return np.asarray((wider & others).any(axis=(1, 2)))
 

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -266,6 +267,18 @@ def test_a_body_that_another_hides_for_a_while_is_not_said_to_move():
     assert moves_as(beside, cube, scene)
     for motion in ("spin", "bounce"):
         assert not moves_as(beside, Body("red", "cube", motion), scene)
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_where_outlines_blend_a_hidden_body_is_not_said_to_move(seed):
+    """Between two bodies a decoded clip has pixels of neither colour."""
+    scene = parse("a green ball sliding to the right and a red cube resting over a grassy field")
+    sharp = clip(scene, seed, size=192, num_frames=17)
+    soft = np.stack([cv2.GaussianBlur(frame, (0, 0), 2.5) for frame in sharp])
+    for frames in (sharp, soft):
+        cube = track_bodies(frames, ["red", "green"])[0]
+        assert 5 <= cube.is_whole.sum() < 10
+        assert moves_as(cube, scene.bodies[1], scene)
 
 
 def test_a_blue_cube_is_seen_to_turn():
