@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -19,6 +20,10 @@ SHAPED_MODULES = (
     *(f"svg2.hooks.{name}" for name in ("session", "families")),
 )
 install_import_hook(SHAPED_MODULES, typechecker="tests.shapes.check_once")
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 WORDS = (
     "a",

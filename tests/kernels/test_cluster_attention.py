@@ -191,7 +191,7 @@ def test_inside_inference_mode(mode):
         assert torch.equal(run(case), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 90),
     n_keys=st.integers(1, 90),
@@ -215,7 +215,7 @@ def test_law_any_shape_is_masked_attention(n, n_keys, num_q, num_k, kept_share, 
     check(case, compensate=compensate)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(kept_share=st.floats(0, 1), seed=st.integers(0, 2**16))
 def test_law_output_is_an_average_of_values(kept_share, seed):
     case = make_case(n=80, kept_share=kept_share, seed=seed)

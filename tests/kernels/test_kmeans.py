@@ -165,7 +165,7 @@ def test_inputs_stay_as_they_were():
     assert torch.equal(before, kept_before)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 120),
     share=st.floats(0, 1),

@@ -29,7 +29,7 @@ def test_stable_sort(n, num):
                 assert order.sizes[b, h].tolist() == sizes
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     n=st.integers(1, 80),
     num=st.integers(1, 20),

@@ -53,7 +53,7 @@ records = st.builds(
 orders = st.sampled_from(["original", "permuted"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(record=records, order=orders, share=st.floats(0.01, 1))
 def test_block_density_is_the_mean_of_the_full_mask(record, order, share):
     n = len(record.q_labels)
@@ -64,7 +64,7 @@ def test_block_density_is_the_mean_of_the_full_mask(record, order, share):
     np.testing.assert_allclose(block_density(record, record.kept, bins, order), truth, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(record=records, order=orders, tile=st.integers(1, 100))
 def test_tiles_are_those_of_the_full_mask(record, order, tile):
     n = len(record.q_labels)
@@ -79,7 +79,7 @@ def test_tiles_are_those_of_the_full_mask(record, order, tile):
     assert found.touched_pairs == sum(block.size for block in blocks if block.any())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(record=records)
 def test_density_is_the_mean_of_the_full_mask(record):
     assert density(record, record.kept) == pytest.approx(full_mask(record, "original").mean())
@@ -91,7 +91,7 @@ def test_a_mask_that_keeps_nothing_wastes_nothing():
     assert (tiles.touched, tiles.share, tiles.waste) == (0, 0.0, 0.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(record=records, n_text=st.integers(0, 40))
 def test_prompt_tokens_see_all_and_are_seen_by_all(record, n_text):
     mask = np.pad(full_mask(record, "original"), (0, n_text), constant_values=True)

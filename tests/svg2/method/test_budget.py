@@ -48,7 +48,7 @@ def _plain(gain, tokens, density, always):
     return kept
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 2**16), density=st.floats(0, 1), levels=st.sampled_from([0, 1, 3, 1000])
 )

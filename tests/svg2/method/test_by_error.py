@@ -36,7 +36,7 @@ def _pairs(plan):
     return plan.q_clusters.sizes[..., None] * plan.k_clusters.sizes[..., None, :]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(density=st.floats(0.02, 1), seed=st.integers(0, 2**16), batch=st.integers(1, 2))
 def test_law_the_budget_of_a_layer_is_not_passed(density, seed, batch):
     result = _attend(_tokens(seed=seed, batch=batch), density=density)
@@ -56,7 +56,7 @@ def test_law_the_budget_of_a_layer_is_not_passed(density, seed, batch):
             assert spent[sample] + pairs[sample].flatten()[best] > budget
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(low=st.floats(0.02, 1), high=st.floats(0.02, 1), seed=st.integers(0, 2**16))
 def test_law_kept_sets_grow_with_the_budget(low, high, seed):
     tokens = _tokens(seed=seed)

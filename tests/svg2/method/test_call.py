@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -205,7 +205,6 @@ def plan_of(q_labels, k_labels, num_q, num_k, kept):
     return Plan(clusters(q_labels, num_q), clusters(k_labels, num_k), P, kept)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 8), st.integers(0, 2**31))
 def test_density_counts_pairs(n, num_q, num_k, seed):
     generator = torch.Generator().manual_seed(seed)

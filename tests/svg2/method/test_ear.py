@@ -67,7 +67,7 @@ def test_the_error_is_the_sum_of_squared_deviations_and_the_mass_exact():
     )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.floats(0.05, 0.95), st.booleans(), st.integers(0, 50))
 def test_a_row_gets_what_top_p_gives_it_a_part_by_mass_and_the_rest_by_error(budget, dense, seed):
     qkv = tokens(seed=seed)
@@ -118,7 +118,7 @@ def test_the_whole_budget_is_dense(method, whole):
     torch.testing.assert_close(result.out, dense, rtol=0, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.floats(0.02, 1.0), st.integers(0, 50))
 def test_random_blocks_spend_the_budget_and_each_row_keeps_its_heaviest(density, seed):
     plan = attend("random", tokens(seed=seed), density=density).plan

@@ -33,7 +33,7 @@ def top_p_slowly(P, top_p, ratio):
     return kept
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.floats(0.05, 0.99), st.sampled_from([0.0, 0.1]), st.integers(0, 99))
 def test_top_p_is_masked_attention(n, top_p, ratio, seed):
     q, k, v = tokens(n, seed=seed)
@@ -51,7 +51,7 @@ def test_top_p_is_masked_attention(n, top_p, ratio, seed):
     torch.testing.assert_close(result.plan.kept_mass(), mass, rtol=0, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 60), st.floats(0.02, 0.999), st.integers(0, 99))
 def test_a_density_is_one_p_for_all_heads_and_is_not_passed(n, density, seed):
     q, k, v = tokens(n, heads=3, seed=seed)

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from svg2.method.selection import COMPENSATED_METHOD, METHODS, PAPER_METHOD, ROUTED_METHOD
@@ -46,7 +46,6 @@ def select_slowly(P, sizes, top_p, min_keep_ratio):
     return kept
 
 
-@settings(deadline=None)
 @given(masses(), budgets, ratios)
 def test_follows_its_definition(mass, top_p, ratio):
     P, sizes = mass
@@ -59,7 +58,6 @@ def test_follows_its_definition(mass, top_p, ratio):
         assert (sums - top_p).abs().min() < 1e-5
 
 
-@settings(deadline=None)
 @given(masses(), budgets, budgets, ratios)
 def test_a_larger_budget_keeps_all_that_a_smaller_one_does(mass, one, other, ratio):
     low, high = sorted((one, other))
@@ -67,7 +65,6 @@ def test_a_larger_budget_keeps_all_that_a_smaller_one_does(mass, one, other, rat
     assert not (less & ~more).any()
 
 
-@settings(deadline=None)
 @given(masses(), budgets, ratios)
 def test_laws(mass, top_p, ratio):
     P, sizes = mass
@@ -81,7 +78,6 @@ def test_laws(mass, top_p, ratio):
     assert ((P * kept).sum(-1) >= top_p - 1e-5).all(), "the mass is reached"
 
 
-@settings(deadline=None)
 @given(masses(), ratios)
 def test_the_whole_budget_keeps_every_filled_cluster(mass, ratio):
     P, sizes = mass

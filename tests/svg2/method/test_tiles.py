@@ -48,7 +48,6 @@ def by_token(plan):
     ]
 
 
-@settings(deadline=None)
 @given(grids, st.integers(1, 200))
 def test_a_tiling_is_a_partition_into_boxes_of_nearly_equal_sides(grid, most):
     tiling = Tiling.of(grid, most)
@@ -101,7 +100,7 @@ def test_the_whole_budget_is_dense(method, whole):
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(BY_PLACE), grids, st.integers(1, 60), st.integers(1, 60), st.floats(0.01, 1.0)
 )

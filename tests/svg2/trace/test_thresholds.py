@@ -26,7 +26,7 @@ def _pairs_kept(gain, thresholds, P, q_sizes, k_sizes, tick):
     return (pairs * kept).sum()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**16), tick=st.integers(1, TICKS))
 def test_law_a_layer_stays_within_what_top_p_keeps(seed, tick):
     gain, P, q_sizes, k_sizes = _case(seed)

@@ -29,7 +29,6 @@ from viz.page.visit import Visit
 
 many = settings(
     max_examples=int(os.environ.get("SVG2_EXAMPLES", "100")),
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
