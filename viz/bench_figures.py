@@ -201,14 +201,13 @@ def themed(figure: go.Figure, theme: Theme) -> go.Figure:
 
 
 def where(content: Mapping[str, Any]) -> str:
-    """Hardware, torch and day of a measurement, and how many prompts it is over."""
+    """Hardware, torch and day of a measurement, and how many prompts of what length it is over."""
     rows = content.get("statistics") or ()
     counts = sorted({row["prompts"] for row in rows})
     told = [content["hardware"], f"torch {content['versions']['torch']}", content["date"][:10]]
     if counts:
-        told.insert(
-            0, f"{'–'.join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))} prompts"
-        )
+        some = "–".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
+        told.insert(0, f"{some} prompts of {content['num_frames']} frames")
     return ", ".join(told)
 
 

@@ -145,7 +145,8 @@ def _sweep(record: dict[str, Any] | None) -> str:
     prompts = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     lines += [
         "",
-        f"Over {prompts} prompts; kept pairs, stand-ins and routing count as computed.",
+        f"Over {prompts} prompts of {record['num_frames']} frames; kept pairs, stand-ins and "
+        "routing count as computed.",
         "",
     ]
     return "\n".join([*lines, *_paired(record["points"], budgets)])

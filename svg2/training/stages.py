@@ -30,6 +30,7 @@ BENCH = Path(__file__).parents[2] / "assets" / "bench"
 _UNLIMITED = math.inf
 _SHORT_SHARE = 4  # of so many clips of 33 frames, there is one of 17
 DENOISERS = ("dit", "long", "distil")  # stages that train the transformer, in their order
+_TEACHER = "teacher"  # checkpoint of the weights that the shipped student learned from
 _LONGER = ("encode-long", "long", "distil", "extend")  # go on from the built-in model by default
 
 
@@ -126,6 +127,7 @@ class Training:
 
     def before_long(self) -> None:
         """Check that there are weights to start from, then encode clips if there are none."""
+        self._unpack_teacher()
         _ = self.beginning
         self._encode_first()
 
@@ -136,20 +138,57 @@ class Training:
 
     def before_distil(self) -> None:
         """Check that there is a teacher, then encode clips if there are none."""
+        self._unpack_teacher()
         _ = self.teacher
         self._encode_first()
 
-    @property
-    def teacher(self) -> Path:
-        """The weights that a student starts from and learns from.
+    def _unpack_teacher(self) -> None:
+        """Unpack the teacher of the student to go on from, where there is nothing later.
 
         Raises:
-            TrainingError: there are none, or they have guidance in them.
+            TrainingError: it is not there.
+        """
+        made = [self.checkpoint(name).exists() for name in ("dit", "long", _TEACHER)]
+        if self.pretrained is None or not _is_student(self.pretrained) or any(made):
+            return
+        parcel = self.pretrained.with_name("long.zip")
+        if not parcel.exists():
+            raise TrainingError(
+                f"{self.pretrained} holds a student, whose guidance would count twice, and "
+                f"{parcel.name} with its teacher is not beside it: name the folder of its teacher "
+                "with --pretrained."
+            )
+        share = processes()
+        if share.is_first:
+            unpack(parcel, self.pretrained, self.checkpoint(_TEACHER))
+        if share.world > 1:
+            dist.barrier()
+
+    def _unguided(self, folder: Path) -> Path:
+        """Weights of a shipped pipeline without guidance in them: of a student, its teacher's."""
+        return self.checkpoint(_TEACHER) if _is_student(folder) else folder
+
+    @property
+    def teacher(self) -> Path:
+        """The weights that a student learns from.
+
+        Raises:
+            TrainingError: there are none.
         """
         long: Path = self.checkpoint("long")
-        if not long.exists() and self.args.pretrained is not None:
-            return _unguided(self.args.pretrained)
+        if not long.exists() and (self.args.pretrained or self.checkpoint(_TEACHER).exists()):
+            return self._unguided(self.args.pretrained or self.pretrained)
         return _made(long, "long")
+
+    @property
+    def student(self) -> Path:
+        """The weights that a student starts from: those of the student shipped, or its teacher's.
+
+        Raises:
+            TrainingError: there are none.
+        """
+        is_own = self.pretrained is None or self.checkpoint("dit").exists()
+        return self.teacher if is_own or not _is_student(self.pretrained) else self.pretrained
 
     def dit(self, minutes: float) -> None:
         self._train(DIT, [self.latents], self.pretrained, minutes, text=self.checkpoint("text"))
@@ -159,13 +198,13 @@ class Training:
         """The weights that `long` starts from; None where it is under way.
 
         Raises:
-            TrainingError: there are none, or they have guidance in them.
+            TrainingError: there are none.
         """
         dit = self.checkpoint("dit")
         if self.checkpoint("long").exists():
             return None
         if not dit.exists() and self.pretrained:
-            return _unguided(self.pretrained)
+            return self._unguided(self.pretrained)
         return _made(dit, "dit")
 
     def long(self, minutes: float) -> None:
@@ -197,7 +236,7 @@ class Training:
             compile_blocks(teacher)
         recipe = Recipe(args.guidance, args.steps, args.on_policy, args.substeps)
         course = distilling(teacher.to(args.device), recipe)
-        self._train(course, [self.latents, self.long_latents], self.teacher, minutes)
+        self._train(course, [self.latents, self.long_latents], self.student, minutes)
 
     def _train(
         self, course: Course, stores: list[Store], start: Path | None, minutes: float, **more: Path
@@ -285,6 +324,7 @@ class Training:
         The teacher is shipped into the work folder, to judge the student against it.
         """
         end = time.monotonic() + 60 * minutes
+        self._unpack_teacher()
         self._in_turn(PLANS["extend"], end)
         self.args.teacher, self.args.methods = self.args.work / "teacher", []
         self._ship("long", self.args.teacher)
@@ -414,18 +454,10 @@ def _check_pipeline(folder: Path, otherwise: str) -> None:
         raise TrainingError(f"{folder} holds no shipped pipeline: {otherwise}.")
 
 
-def _unguided(folder: Path) -> Path:
-    """`folder`, of a shipped pipeline whose weights have no guidance in them yet.
-
-    Raises:
-        TrainingError: they are a student's.
-    """
-    if json.loads((folder / "lab.json").read_text()).get("guidance_scale", math.inf) <= 1:
-        raise TrainingError(
-            f"{folder} holds a student, whose guidance would count twice: name the folder of its "
-            "teacher with --pretrained."
-        )
-    return folder
+def _is_student(folder: Path) -> bool:
+    """Whether the weights of a shipped pipeline have guidance in them."""
+    lab = json.loads((folder / "lab.json").read_text())
+    return bool(lab.get("guidance_scale", math.inf) <= 1)
 
 
 def _spent(checkpoint: Path) -> float:

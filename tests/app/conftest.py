@@ -64,12 +64,12 @@ def opener(window, address: str) -> Iterator[Callable]:
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=theme)
         page.set_default_timeout(90_000)
-        page.on(
-            "console",
-            lambda m: (
-                troubles.append(m.text) if checked and m.type in ("error", "warning") else None
-            ),
-        )
+
+        def complain(message) -> None:
+            if checked and message.type in ("error", "warning"):
+                troubles.append(f"{message.text} at {message.location['url']}")
+
+        page.on("console", complain)
         # A page that is loaded again cuts off Gradio's own stream, which says so.
         cut_off = ("AbortError", "Connection errored out") if not checked else ()
         page.on(

@@ -63,7 +63,7 @@ def failing(page, times: int, status: int | None):
     left = [times]
 
     def answer(route) -> None:
-        if left[0] <= 0 or route.request.method == "HEAD":
+        if left[0] <= 0:
             route.continue_()
         elif status is None:
             left[0] -= 1

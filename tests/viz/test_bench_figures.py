@@ -38,11 +38,12 @@ def row(method, budget, psnr, computed, **more):
 
 
 SWEEP = WHERE | {
+    "num_frames": 33,
     "statistics": [
         row("svg2-routed", 0.2, 40, 0.2, attention_speedup=2.5),
         row("svg2-routed", 0.1, 36, 0.1, attention_speedup=3.5),
         row("svg2", 0.1, 20, 0.1, attention_speedup=2),
-    ]
+    ],
 }
 
 
@@ -107,14 +108,16 @@ def test_every_figure_of_a_committed_result_is_drawn(figure: BenchFigure):
         assert figure.path(theme).read_text().startswith("<svg")
 
 
-def test_a_caption_says_over_how_many_prompts_and_where(tmp_path):
+def test_a_caption_says_over_how_many_prompts_of_what_length_and_where(tmp_path):
     (tmp_path / "sweep_builtin.json").write_text(json.dumps(SWEEP))
-    assert "(16 prompts, a chip, torch 2.13, 2026-11-28)." in caption(FIGURES[0], tmp_path)
+    assert "(16 prompts of 33 frames, a chip, torch 2.13, 2026-11-28)." in caption(
+        FIGURES[0], tmp_path
+    )
     SOME = SWEEP | {
         "statistics": [*SWEEP["statistics"], row("svg2", 0.2, 20, 0.2) | {"prompts": 8}]
     }
     (tmp_path / "sweep_builtin.json").write_text(json.dumps(SOME))
-    assert "(8–16 prompts, a chip" in caption(FIGURES[0], tmp_path)
+    assert "(8–16 prompts of 33 frames, a chip" in caption(FIGURES[0], tmp_path)
 
 
 def test_readme_and_page_say_what_is_missing(tmp_path):

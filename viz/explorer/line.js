@@ -26,7 +26,8 @@ export function watchLine(sourceOf) {
     const src = sourceOf();
     if (src && document.visibilityState === "visible") {
       const signal = AbortSignal.timeout(MAX_WAIT_MS);
-      const answer = await fetch(src, { method: "HEAD", cache: "no-store", signal }).catch(() => null);
+      const held = src.replace(/[^/]*$/, "held"); // asking for the trace itself would log a 404 once it is replaced
+      const answer = await fetch(held, { cache: "no-store", signal }).catch(() => null);
       if (!answer || answer.status >= 500) {
         lostAt ??= new Date();
         say(
@@ -34,7 +35,8 @@ export function watchLine(sourceOf) {
         );
       } else if (lostAt) {
         lostAt = null;
-        const gone = answer.status === 404 ? " It no longer holds this trace, which stays until the page is reloaded." : "";
+        const isGone = answer.ok && (await answer.json().catch(() => true)) === false;
+        const gone = isGone ? " It no longer holds this trace, which stays until the page is reloaded." : "";
         say(`The server answers again.${gone} Reload the page to find a run that was under way.`);
       }
     }

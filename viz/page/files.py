@@ -11,7 +11,7 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -51,12 +51,19 @@ class Downloads:
         """`lab/KEY/payload` for the explorer, `trace.npz` and `export.zip` to keep, and
         `export-RUN.zip` with the pictures of one run.
 
+        `lab/KEY/held` says whether the trace is still open: true or false.
         `motion/KEY/compare-LEFT-RIGHT.gif` or `.webp`: runs by number from 1, or `dense` left.
         """
         return [
+            Route("/lab/{key}/held", self.held),
             Route("/lab/{key}/{name}", self.answer),
             Route("/motion/{key}/{name}", self.animate),
         ]
+
+    async def held(self, request: Request) -> Response:
+        """Whether a trace is still open. Never an error: a page may ask before it has the next."""
+        is_open = self._traces.get(request.path_params["key"]) is not None
+        return JSONResponse(is_open, headers={"Cache-Control": "no-store"})
 
     async def answer(self, request: Request) -> Response:
         """One file of an open trace."""

@@ -221,7 +221,8 @@ def test_a_training_under_way_goes_on_after_its_student_is_shipped(tmp_path, mon
     main(call)
     (tmp_path / "long.pt").touch()
     main(call)
-    assert starts == [BUILTIN_FOLDER, None]
+    assert starts == [tmp_path / "teacher.pt", None]
+    assert checkpoint_record(tmp_path / "teacher.pt")["seconds"] > 0
 
 
 def test_clips_that_are_encoded_suffice(tmp_path, monkeypatch):

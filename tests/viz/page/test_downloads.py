@@ -327,3 +327,15 @@ def test_the_export_of_a_run_is_made_for_it_alone_and_not_kept(small):
     assert beyond.status_code == 422
     assert f"holds {len(small.runs)} runs" in beyond.text
     assert client.get("/lab/a/export-0.zip").status_code == 404
+
+
+def test_a_page_asks_whether_its_trace_is_still_open_without_an_error(small):
+    """It may ask in between: the server has made the next trace, and the page has not heard."""
+    traces = OpenTraces()
+    client = TestClient(Starlette(routes=Downloads(traces).routes()))
+    shown = traces.put(small, "live CPU")
+    asked = f"/lab/{shown.key}/held"
+    assert (client.get(asked).status_code, client.get(asked).json()) == (200, True)
+    del shown
+    gc.collect()
+    assert (client.get(asked).status_code, client.get(asked).json()) == (200, False)
