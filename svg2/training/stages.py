@@ -164,10 +164,6 @@ class Training:
         if share.world > 1:
             dist.barrier()
 
-    def _unguided(self, folder: Path) -> Path:
-        """Weights of a shipped pipeline without guidance in them: of a student, its teacher's."""
-        return self.checkpoint(_TEACHER) if _is_student(folder) else folder
-
     @property
     def teacher(self) -> Path:
         """The weights that a student learns from.
@@ -175,10 +171,12 @@ class Training:
         Raises:
             TrainingError: there are none.
         """
-        long: Path = self.checkpoint("long")
-        if not long.exists() and (self.args.pretrained or self.checkpoint(_TEACHER).exists()):
-            return self._unguided(self.args.pretrained or self.pretrained)
-        return _made(long, "long")
+        long, unpacked = self.checkpoint("long"), self.checkpoint(_TEACHER)
+        if long.exists():
+            return long
+        if unpacked.exists():
+            return unpacked
+        return self.args.pretrained or _made(long, "long")
 
     @property
     def student(self) -> Path:
@@ -187,8 +185,8 @@ class Training:
         Raises:
             TrainingError: there are none.
         """
-        is_own = self.pretrained is None or self.checkpoint("dit").exists()
-        return self.teacher if is_own or not _is_student(self.pretrained) else self.pretrained
+        shipped = None if self.checkpoint("dit").exists() else self.pretrained
+        return shipped if shipped is not None and _is_student(shipped) else self.teacher
 
     def dit(self, minutes: float) -> None:
         self._train(DIT, [self.latents], self.pretrained, minutes, text=self.checkpoint("text"))
@@ -204,7 +202,8 @@ class Training:
         if self.checkpoint("long").exists():
             return None
         if not dit.exists() and self.pretrained:
-            return self._unguided(self.pretrained)
+            unpacked = self.checkpoint(_TEACHER)
+            return unpacked if unpacked.exists() else self.pretrained
         return _made(dit, "dit")
 
     def long(self, minutes: float) -> None:
