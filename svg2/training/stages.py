@@ -148,19 +148,17 @@ class Training:
         Raises:
             TrainingError: it is not there.
         """
-        made = [self.checkpoint(name).exists() for name in ("dit", "long", _TEACHER)]
-        if self.pretrained is None or not _is_student(self.pretrained) or any(made):
-            return
-        parcel = self.pretrained.with_name("long.zip")
-        if not parcel.exists():
-            raise TrainingError(
-                f"{self.pretrained} holds a student, whose guidance would count twice, and "
-                f"{parcel.name} with its teacher is not beside it: name the folder of its teacher "
-                "with --pretrained."
-            )
-        share = processes()
-        if share.is_first:
-            unpack(parcel, self.pretrained, self.checkpoint(_TEACHER))
+        share, folder = processes(), self.pretrained
+        made = (self.checkpoint(name).exists() for name in ("dit", "long", _TEACHER))
+        if share.is_first and folder is not None and _is_student(folder) and not any(made):
+            parcel = folder.with_name("long.zip")
+            if not parcel.exists():
+                raise TrainingError(
+                    f"{folder} holds a student, whose guidance would count twice, and its teacher "
+                    f"is not beside it as {parcel.name}: name the folder of its teacher with "
+                    "--pretrained."
+                )
+            unpack(parcel, folder, self.checkpoint(_TEACHER))
         if share.world > 1:
             dist.barrier()
 
