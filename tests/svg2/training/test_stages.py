@@ -225,6 +225,25 @@ def test_a_training_under_way_goes_on_after_its_student_is_shipped(tmp_path, mon
     assert checkpoint_record(tmp_path / "teacher.pt")["seconds"] > 0
 
 
+def test_a_student_starts_from_the_shipped_one_unless_its_teacher_is_of_another_training(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stages.Training, "encode_long", lambda self, _: None)
+    starts = []
+    monkeypatch.setattr(stages.Training, "_train", lambda self, *args: starts.append(args[2]))
+    call = ["distil", "--device", "cpu", "--work"]
+    main([*call, str(tmp_path)])
+    assert (tmp_path / "teacher.pt").exists()
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "dit.pt").touch()
+    with pytest.raises(SystemExit, match="run `long` first"):
+        main([*call, str(own)])
+    (tmp_path / "teacher.pt").rename(own / "long.pt")
+    main([*call, str(own)])
+    assert starts == [BUILTIN_FOLDER, own / "long.pt"]
+
+
 def test_clips_that_are_encoded_suffice(tmp_path, monkeypatch):
     """`long` does not first fill the stores up to the usual number of clips."""
     encoded = []
@@ -459,7 +478,6 @@ def test_an_autoencoder_is_not_shipped_with_the_denoiser_of_another(latents):
         (["sheet", "--out", "nowhere"], "holds no shipped pipeline"),
         (["dit", "--pretrained", "nowhere"], "holds no shipped pipeline"),
         (["long", "--pretrained", "nowhere"], "holds no shipped pipeline"),
-        (["distil"], "run `long` first"),
         (["ship", "--weights", "distil"], "run `distil` first"),
         (["evaluate", "--teacher", "nowhere"], "nowhere holds no shipped pipeline"),
         (["evaluate", "--frames", "18", "--prompts", "1"], "frames"),
