@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         *("--pretrained",),
         type=Path,
-        help="shipped pipeline to continue from (default of `long`, `encode-long` and "
+        help="shipped pipeline to continue from (default of `encode-long`, `long`, `distil` and "
         "`extend`: the built-in model)",
     )
     parser.add_argument(

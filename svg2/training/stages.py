@@ -23,6 +23,7 @@ from svg2.training.evaluate import evaluate_model
 from svg2.training.latents import encode_clips, load_vae
 from svg2.training.parcel import pack, unpack
 from svg2.training.pipeline import DEFAULTS, LONG_LAB, UNIPC, assemble, lab_of, ship
+from svg2.training.starts import Starts, made
 from svg2.training.text import train_text
 from svg2.training.vae import train_vae
 
@@ -30,7 +31,6 @@ BENCH = Path(__file__).parents[2] / "assets" / "bench"
 _UNLIMITED = math.inf
 _SHORT_SHARE = 4  # of so many clips of 33 frames, there is one of 17
 DENOISERS = ("dit", "long", "distil")  # stages that train the transformer, in their order
-_TEACHER = "teacher"  # checkpoint of the weights that the shipped student learned from
 _LONGER = ("encode-long", "long", "distil", "extend")  # go on from the built-in model by default
 
 
@@ -50,6 +50,7 @@ class Training:
             self.pretrained = BUILTIN_FOLDER
         if self.pretrained is not None:
             _check_pipeline(self.pretrained, "name the folder of a shipped one with --pretrained")
+        self.starts = Starts(work, self.pretrained)
 
     def checkpoint(self, stage: str) -> Path:
         """Where a stage writes its weights."""
@@ -64,7 +65,7 @@ class Training:
         """
         if self.pretrained and not self.checkpoint("vae").exists():
             return self.pretrained
-        return _made(self.checkpoint("vae"), "vae")
+        return made(self.checkpoint("vae"), "vae")
 
     @property
     def needs_text(self) -> bool:
@@ -73,15 +74,15 @@ class Training:
 
     def last_of(self, stages: Sequence[str]) -> str:
         """The last of `stages` that has a checkpoint; the first if none has."""
-        made = [stage for stage in stages if self.checkpoint(stage).exists()]
-        return made[-1] if made else stages[0]
+        found = [stage for stage in stages if self.checkpoint(stage).exists()]
+        return found[-1] if found else stages[0]
 
     def render(self, minutes: float) -> None:
         frames, size = int(DEFAULTS["num_frames"]), int(DEFAULTS["height"])
         render_clips(self.clips, self.args.vae_clips, frames, size, minutes=minutes, **self.common)
 
     def vae(self, minutes: float) -> None:
-        _made(self.clips.folder, "render")
+        made(self.clips.folder, "render")
         train_vae(
             *(self.clips, self.checkpoint("vae"), minutes),
             start=self.pretrained,
@@ -127,8 +128,8 @@ class Training:
 
     def before_long(self) -> None:
         """Check that there are weights to start from, then encode clips if there are none."""
-        self._unpack_teacher()
-        _ = self.beginning
+        self.starts.unpack_teacher()
+        _ = self.starts.long
         self._encode_first()
 
     def _encode_first(self) -> None:
@@ -138,78 +139,19 @@ class Training:
 
     def before_distil(self) -> None:
         """Check that there is a teacher, then encode clips if there are none."""
-        self._unpack_teacher()
-        _ = self.teacher
+        self.starts.unpack_teacher()
+        _ = self.starts.teacher
         self._encode_first()
-
-    def _unpack_teacher(self) -> None:
-        """Unpack the teacher of the student to go on from, where there is nothing later.
-
-        Raises:
-            TrainingError: it is not there.
-        """
-        share, folder = processes(), self.pretrained
-        made = (self.checkpoint(name).exists() for name in ("dit", "long", _TEACHER))
-        if share.is_first and folder is not None and _is_student(folder) and not any(made):
-            parcel = folder.with_name("long.zip")
-            if not parcel.exists():
-                raise TrainingError(
-                    f"{folder} holds a student, whose guidance would count twice, and its teacher "
-                    f"is not beside it as {parcel.name}: name the folder of its teacher with "
-                    "--pretrained."
-                )
-            unpack(parcel, folder, self.checkpoint(_TEACHER))
-        if share.world > 1:
-            dist.barrier()
-
-    @property
-    def teacher(self) -> Path:
-        """The weights that a student learns from.
-
-        Raises:
-            TrainingError: there are none.
-        """
-        long, unpacked = self.checkpoint("long"), self.checkpoint(_TEACHER)
-        if long.exists():
-            return long
-        if unpacked.exists():
-            return unpacked
-        return self.args.pretrained or _made(long, "long")
-
-    @property
-    def student(self) -> Path:
-        """The weights that a student starts from: those of the student shipped, or its teacher's.
-
-        Raises:
-            TrainingError: there are none.
-        """
-        shipped = None if self.checkpoint("dit").exists() else self.pretrained
-        return shipped if shipped is not None and _is_student(shipped) else self.teacher
 
     def dit(self, minutes: float) -> None:
         self._train(DIT, [self.latents], self.pretrained, minutes, text=self.checkpoint("text"))
 
-    @property
-    def beginning(self) -> Path | None:
-        """The weights that `long` starts from; None where it is under way.
-
-        Raises:
-            TrainingError: there are none.
-        """
-        dit = self.checkpoint("dit")
-        if self.checkpoint("long").exists():
-            return None
-        if not dit.exists() and self.pretrained:
-            unpacked = self.checkpoint(_TEACHER)
-            return unpacked if unpacked.exists() else self.pretrained
-        return _made(dit, "dit")
-
     def long(self, minutes: float) -> None:
-        self._train(LONG, [self.latents, self.long_latents], self.beginning, minutes)
+        self._train(LONG, [self.latents, self.long_latents], self.starts.long, minutes)
 
     def pack(self, minutes: float) -> None:
         stage, parcel = self._parcel
-        pack(_made(self.checkpoint(stage), stage), self._shipped, parcel)
+        pack(made(self.checkpoint(stage), stage), self._shipped, parcel)
 
     def unpack(self, minutes: float) -> None:
         stage, parcel = self._parcel
@@ -228,12 +170,12 @@ class Training:
 
     def distil(self, minutes: float) -> None:
         args = self.args
-        teacher, _ = open_denoiser(self.teacher)
+        teacher, _ = open_denoiser(self.starts.teacher)
         if args.compile:
             compile_blocks(teacher)
         recipe = Recipe(args.guidance, args.steps, args.on_policy, args.substeps)
         course = distilling(teacher.to(args.device), recipe)
-        self._train(course, [self.latents, self.long_latents], self.student, minutes)
+        self._train(course, [self.latents, self.long_latents], self.starts.student, minutes)
 
     def _train(
         self, course: Course, stores: list[Store], start: Path | None, minutes: float, **more: Path
@@ -247,7 +189,7 @@ class Training:
         )
 
     def decoder(self, minutes: float) -> None:
-        _made(self.clips.folder, "render")
+        made(self.clips.folder, "render")
         redraw = None
         # A student of few steps knows only the noise levels of its schedule.
         denoiser = self.checkpoint(self.last_of(("dit", "long")))
@@ -268,7 +210,7 @@ class Training:
         self._ship(self.args.weights or self.last_of(DENOISERS), self.args.out)
 
     def _ship(self, stage: str, out: Path) -> None:
-        model, record = load_denoiser(_made(self.checkpoint(stage), stage))
+        model, record = load_denoiser(made(self.checkpoint(stage), stage))
         decoder = self.checkpoint("decoder")
         autoencoder = load_vae(decoder if decoder.exists() else self.encoder, self.latents)
         scheduler = self.args.scheduler or record.get("scheduler", UNIPC)
@@ -321,7 +263,7 @@ class Training:
         The teacher is shipped into the work folder, to judge the student against it.
         """
         end = time.monotonic() + 60 * minutes
-        self._unpack_teacher()
+        self.starts.unpack_teacher()
         self._in_turn(PLANS["extend"], end)
         self.args.teacher, self.args.methods = self.args.work / "teacher", []
         self._ship("long", self.args.teacher)
@@ -430,17 +372,6 @@ def _minutes_to(end: float) -> float:
     return max(0.0, end - time.monotonic()) / 60
 
 
-def _made(path: Path, stage: str) -> Path:
-    """`path`, the output of an earlier stage.
-
-    Raises:
-        TrainingError: it does not exist.
-    """
-    if not path.exists():
-        raise TrainingError(f"{path} does not exist: run `{stage}` first.")
-    return path
-
-
 def _check_pipeline(folder: Path, otherwise: str) -> None:
     """Check that `folder` holds a shipped pipeline.
 
@@ -449,12 +380,6 @@ def _check_pipeline(folder: Path, otherwise: str) -> None:
     """
     if not all((folder / name).is_file() for name in ("model_index.json", "lab.json")):
         raise TrainingError(f"{folder} holds no shipped pipeline: {otherwise}.")
-
-
-def _is_student(folder: Path) -> bool:
-    """Whether the weights of a shipped pipeline have guidance in them."""
-    lab = json.loads((folder / "lab.json").read_text())
-    return bool(lab.get("guidance_scale", math.inf) <= 1)
 
 
 def _spent(checkpoint: Path) -> float:
