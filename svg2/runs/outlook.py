@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 
 from svg2.errors import TraceError
 from svg2.method.selection import METHODS
+from svg2.models.finding import model_spec
 from svg2.models.spec import capitalised
 from svg2.runs.run import Run
 from svg2.trace.file import load_trace
@@ -64,6 +66,17 @@ def measured(folder: Path = BENCH) -> tuple[Measured, ...]:
             if row["speedup"] is not None:
                 speedup, date = row["speedup"]["median"], record["date"][:10]
                 found.append(Measured(*where, row["method"], speedup, date))
+    path = folder / "builtin_model.json"
+    if path.is_file():
+        record, spec = json.loads(path.read_text()), model_spec("builtin")
+        tokens = math.prod(spec.grid(record["num_frames"], spec.height, spec.width))
+        for method, row in record["fidelity"].items():
+            if row["speedup_median"] is not None:
+                where, of = (
+                    ("builtin", tokens, record["hardware"]),
+                    (method, row["speedup_median"]),
+                )
+                found.append(Measured(*where, *of, record["date"][:10]))
     for path in sorted(folder.glob("e2e*.json")):
         record = json.loads(path.read_text())
         for row in record["runs"]:

@@ -66,6 +66,10 @@ def test_the_projects_own_records_are_read() -> None:
     said = forecast(wan, e2e["hardware"])
     assert f"{e2e['runs'][0]['speedup']:.2f} times" in said
     assert "with random weights" in said
+    evaluation = json.loads((outlook.BENCH / "builtin_model.json").read_text())
+    default = Run.of(Request("a red ball"))
+    median = evaluation["fidelity"][default.method.name]["speedup_median"]
+    assert f"{median:.2f} times" in forecast(default, evaluation["hardware"])
 
 
 def test_a_folder_without_records_measures_nothing(tmp_path) -> None:
