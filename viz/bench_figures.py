@@ -158,13 +158,13 @@ FIGURES = (
     ),
     BenchFigure(
         "attention-time",
-        "sweep_quiet.json",
+        "sweep_builtin.json",
         "How close each method stays to dense, by what attention gains on a CPU",
         fidelity_in_attention_time,
     ),
     BenchFigure(
         "loop-time",
-        "sweep_quiet.json",
+        "sweep_builtin.json",
         "How close each method stays to dense, by what the whole loop gains on a CPU",
         fidelity_in_loop_time,
     ),

@@ -69,3 +69,21 @@ def test_arrow_keys_pass_from_layer_to_layer_through_heads_of_their_own(uneven, 
     assert state(page)["head"] == 0
     page.locator(".tiles").press("h")
     assert state(page)["head"] == 1
+
+
+def test_a_run_and_a_layer_asked_from_outside_are_shown_at_the_nearest_recorded_head(
+    uneven, open_page
+):
+    other = max(r.run for r in uneven.records)
+    records = tuple(r for r in uneven.records if r.run != other or r.head == 0)
+    thinner = dataclasses.replace(uneven, records=records)
+    page = open_page(thinner, "#run=1")
+    last = max(r.step for r in records)
+    page.evaluate("(step) => explorer.select({ step, layer: 0 })", last)
+    assert state(page)["head"] == 1
+    page.evaluate("() => explorer.select({ layer: 1 })")
+    assert (state(page)["layer"], state(page)["head"]) == (1, 0)
+    page.evaluate("() => explorer.select({ layer: 0 })")
+    page.evaluate("(run) => explorer.select({ run })", other)
+    shown = state(page)
+    assert shown["head"] in heads_of(thinner, other, shown["step"], shown["layer"])

@@ -129,6 +129,13 @@ export function makeMoves(data, store, current) {
         top_p: measuredBudget(data, index),
       });
     },
+    /** What is asked from outside: of a run and a place the nearest that was recorded, all else as it is. */
+    select(patch) {
+      const asked = { ...store.get(), ...patch };
+      const from = recordedRun(data, asked.run);
+      const place = from < 0 ? {} : nearestPlace(data, asked, from);
+      store.set({ ...patch, ...Object.fromEntries(PLACE.filter((n) => n in place).map((n) => [n, place[n]])) });
+    },
     selectPlace(patch) {
       const state = store.get();
       const next = nearestPlace(data, { ...state, ...patch }, source());

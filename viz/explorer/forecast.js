@@ -9,7 +9,7 @@ import { TICKS } from "./select.js";
 const SLOPE = 0.75;
 // Chosen to hold nine in ten of the runs of held-out prompts, each foretold from one other: assets/bench/forecast.json.
 const LEAST_DB = 1.5;
-const DB_PER_DB = 0.4;
+const DB_PER_DB = 0.45;
 // Beyond the measured runs no more is foretold than this far from the nearest.
 const FARTHEST_DB = 15;
 // Of the speedup, for nine in ten of those; known only where the runs' own times were paired or scaled.

@@ -46,7 +46,7 @@ export function mount(host, options) {
       const state = page.workspace.app.store.get();
       return Object.fromEntries([...SELECTION, ...LOOKS, "tour"].map((n) => [n, state[n]]));
     },
-    select: (patch) => page.workspace.app.store.set(patch),
+    select: (patch) => page.workspace.app.select(patch),
     selectBudget: (top_p) => page.workspace?.app.selectBudget(top_p),
     link: () => address(page),
     /** What is drawn, as numbers, and which frames are decoded: for tests and for reading out. */
