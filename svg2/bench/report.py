@@ -221,8 +221,9 @@ def _timings(record: dict[str, Any] | None) -> str:
     if record is None:
         return f"{title}: {_NOT_MEASURED}\n"
     lines = [
-        f"{title}: {record['method']} on the same prompt, {record['repeats']} times "
-        f"({_where(record)}). A disturbed run is shown without a number.",
+        f"{title}: {record['method']} on the same prompt of {record['request']['num_frames']} "
+        f"frames, {record['repeats']} times ({_where(record)}). "
+        "A disturbed run is shown without a number.",
         "",
         "| dense and sparse | busy processes beside | speedup, median (least to greatest) "
         "| spread | of the middle half | disturbed | by the stopwatch alone |",
