@@ -47,7 +47,7 @@ def test_between_two_runs_psnr_goes_with_what_is_missed(forecast):
     told = forecast(0.4, run(0.2, 30), run(0.6, 38))
     assert told["psnr_db"] == pytest.approx(34)
     assert told["density"] == pytest.approx(0.2)
-    assert told["off_db"] == pytest.approx(1.5 + 0.4 * 3)
+    assert told["off_db"] == pytest.approx(1.5 + 0.45 * 3)
 
 
 def test_beyond_the_runs_it_follows_three_quarters_of_what_is_missed(forecast):
