@@ -1,6 +1,7 @@
 """Clusterings and the plain dense arithmetic that the ops are held against."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any
@@ -14,13 +15,20 @@ from torch import Tensor
 import kernels
 
 
-def grid(*axes: tuple) -> list:
+def grid(*axes: Sequence, at_night: Sequence = ()) -> list:
     """Parameters for `parametrize`: all combinations of the values of the axes.
 
-    A few, in which any two values of any two axes meet, always run; the others are `nightly`.
+    A few, in which any two values of any two axes meet, always run; the others are `nightly`, as
+    are all that hold a value of `at_night`.
     """
     rows = list(product(*(range(len(axis)) for axis in axes)))
-    chosen = _meeting(rows)
+    chosen = _meeting(
+        [
+            row
+            for row in rows
+            if not any(axis[place] in at_night for axis, place in zip(axes, row, strict=True))
+        ]
+    )
     return [
         pytest.param(
             *(axis[place] for axis, place in zip(axes, row, strict=True)),

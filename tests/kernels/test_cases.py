@@ -14,6 +14,11 @@ def test_a_grid_always_runs_each_pair_of_values_and_leaves_the_rest_to_the_night
     assert [mark.name for p in params for mark in p.marks] == ["nightly"] * 4
 
 
+def test_what_takes_long_is_left_to_the_night():
+    params = grid("abc", "de", at_night="c")
+    assert ["".join(p.values) for p in params if p.marks] == ["cd", "ce"]
+
+
 def test_a_grid_of_two_axes_is_full():
     assert ["".join(p.values) for p in grid("ab", "cd") if not p.marks] == ["ac", "ad", "bc", "bd"]
 
