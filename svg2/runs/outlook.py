@@ -72,11 +72,8 @@ def measured(folder: Path = BENCH) -> tuple[Measured, ...]:
         tokens = math.prod(spec.grid(record["num_frames"], spec.height, spec.width))
         for method, row in record["fidelity"].items():
             if row["speedup_median"] is not None:
-                where, of = (
-                    ("builtin", tokens, record["hardware"]),
-                    (method, row["speedup_median"]),
-                )
-                found.append(Measured(*where, *of, record["date"][:10]))
+                where = "builtin", tokens, record["hardware"]
+                found.append(Measured(*where, method, row["speedup_median"], record["date"][:10]))
     for path in sorted(folder.glob("e2e*.json")):
         record = json.loads(path.read_text())
         for row in record["runs"]:

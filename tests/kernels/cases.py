@@ -14,6 +14,10 @@ from torch import Tensor
 
 import kernels
 
+LENGTHS = (1, 17, 63, 64, 257, 1000)
+AT_NIGHT = (63, 1000)
+"""Of these lengths those that the day's do without: 17 and 257 leave a tile part empty too."""
+
 
 def grid(*axes: Sequence, at_night: Sequence = ()) -> list:
     """Parameters for `parametrize`: all combinations of the values of the axes.

@@ -7,6 +7,8 @@ import kernels
 from kernels.cluster_attention import fused
 from kernels.cluster_attention.fused import lists
 from tests.kernels.cases import (
+    AT_NIGHT,
+    LENGTHS,
     assert_as_exact_as,
     compensated_attention,
     grid,
@@ -17,8 +19,6 @@ from tests.kernels.cases import (
 )
 
 FP32, FP16 = torch.float32, torch.float16
-LONG = (63, 1000)
-"""Sizes between or beyond others that the day has: 64, and several tiles with a rest."""
 
 
 def check(case, *, compensate=False):
@@ -37,7 +37,7 @@ def with_first(case, q_cluster):
 
 @pytest.mark.parametrize(
     ("n", "dim", "dtype", "compensate"),
-    grid((1, 17, 63, 64, 257, 1000), (64, 128), (FP32, FP16), (False, True), at_night=LONG),
+    grid(LENGTHS, (64, 128), (FP32, FP16), (False, True), at_night=AT_NIGHT),
 )
 def test_any_map(n, dim, dtype, compensate, poisoned_memory):
     heads = 1 if n == 1000 else 2

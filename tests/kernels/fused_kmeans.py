@@ -5,12 +5,10 @@ import torch
 
 import kernels
 from kernels.kmeans import fused
-from tests.kernels.cases import cluster_means, grid
+from tests.kernels.cases import AT_NIGHT, LENGTHS, cluster_means, grid
 from tests.kernels.test_kmeans import distances, start, tokens
 
 FP32, FP16 = torch.float32, torch.float16
-LONG = (63, 1000)
-"""Sizes between or beyond others that the day has: 64, and several tiles with a rest."""
 
 
 def assert_consistent(x, before, result):
@@ -31,7 +29,7 @@ def assert_consistent(x, before, result):
 
 
 @pytest.mark.parametrize(
-    ("n", "dim", "dtype"), grid((1, 17, 63, 64, 257, 1000), (64, 128), (FP32, FP16), at_night=LONG)
+    ("n", "dim", "dtype"), grid(LENGTHS, (64, 128), (FP32, FP16), at_night=AT_NIGHT)
 )
 def test_one_step_is_assign_then_update(n, dim, dtype, poisoned_memory):
     batch, heads = (2, 2) if n == 17 else (1, 1)

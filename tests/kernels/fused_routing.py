@@ -5,19 +5,15 @@ import torch
 
 import kernels
 from kernels.routing import fused
-from tests.kernels.cases import grid, make_case
+from tests.kernels.cases import AT_NIGHT, LENGTHS, grid, make_case
 from tests.kernels.routing_cases import arguments, check, check_exact_at_the_centroid
 
 FP32, FP16 = torch.float32, torch.float16
-LONG = (63, 1000)
-"""Sizes between or beyond others that the day has: 64, and several tiles with a rest."""
 
 
 @pytest.mark.parametrize(
     ("n", "dim", "dtype", "per_pair", "num_q"),
-    grid(
-        (1, 17, 63, 64, 257, 1000), (64, 128), (FP32, FP16), (False, True), (1, 17), at_night=LONG
-    ),
+    grid(LENGTHS, (64, 128), (FP32, FP16), (False, True), (1, 17), at_night=AT_NIGHT),
 )
 def test_any_clusters(n, dim, dtype, per_pair, num_q, poisoned_memory):
     heads = 1 if n == 1000 else 2

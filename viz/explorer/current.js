@@ -134,7 +134,7 @@ export function makeMoves(data, store, current) {
       const asked = { ...store.get(), ...patch };
       const from = recordedRun(data, asked.run);
       const place = from < 0 ? {} : nearestPlace(data, asked, from);
-      store.set({ ...patch, ...Object.fromEntries(PLACE.filter((n) => n in place).map((n) => [n, place[n]])) });
+      store.set({ ...patch, ...place, run: asked.run });
     },
     selectPlace(patch) {
       const state = store.get();
